@@ -1,0 +1,9 @@
+// Bytes and bits for comparing exactly: -0 differs from 0, and NaN equals itself.
+
+export function fromHex(hex: string): Uint8Array {
+  return Uint8Array.from(hex.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
+}
+
+export function bitsOf(values: Float32Array): number[] {
+  return [...new Uint32Array(values.buffer, values.byteOffset, values.length)];
+}
