@@ -1,0 +1,131 @@
+import type { DType } from "./dtype.ts";
+import type { Shape, Tensor, TensorView } from "./tensor.ts";
+
+/**
+ * Consecutive tokens of one sequence inside a step: rows `row … row + length - 1` hold the
+ * positions `position … position + length - 1` of `sequence`.
+ */
+export interface Segment {
+  readonly row: number;
+  readonly length: number;
+  readonly position: number;
+  readonly sequence: number;
+}
+
+/**
+ * What the queries of `attend` see. A query at position p of a sequence sees the keys of the same sequence at
+ * positions `[start, p]`, start = 0, or `p - p mod chunk` with a chunk; with `causal: false` it sees its whole segment.
+ *
+ * With a `cache`, the step's keys and values are first written to the slots of their positions (`p`, or `p mod chunk`),
+ * then the queries read the cache; a segment must then not cross a multiple of `chunk`. Without a cache the keys are
+ * those of the step, and every segment starts at its sequence's first visible key.
+ */
+export interface Span {
+  readonly segments: readonly Segment[];
+  readonly chunk?: number;
+  readonly causal?: boolean;
+  readonly cache?: LayerCache;
+}
+
+/**
+ * Blocks of key and value slots for several layers of one kind (chunk-local or global).
+ * Block b of a layer holds `blockSize` slots of `heads` × `headDim` keys and as many values.
+ */
+export interface KVPool {
+  readonly spec: KVPoolSpec;
+  /** Bytes of one block over all layers of the pool, keys and values. */
+  readonly blockBytes: number;
+  /** Copies block `from` over block `to` in every layer. */
+  copy(from: number, to: number): void;
+  close(): void;
+}
+
+export interface KVPoolSpec {
+  readonly layers: number;
+  readonly blocks: number;
+  /** Slots of a block. */
+  readonly blockSize: number;
+  readonly heads: number;
+  readonly headDim: number;
+  readonly dtype: DType;
+}
+
+/** One layer's part of a pool, with the block tables of the running sequences. */
+export interface LayerCache {
+  readonly pool: KVPool;
+  /** The layer's index inside the pool. */
+  readonly layer: number;
+  /** sequence -> blocks: slot s of the sequence lies in block `table[⌊s / blockSize⌋]`. Throws for an unknown sequence. */
+  table(sequence: number): Int32Array;
+}
+
+/** For each token the `topK` experts with the largest router logits, best first. */
+export interface Routes {
+  readonly topK: number;
+  /** `[T · topK]`: expert of row t's k-th choice at `t · topK + k`. */
+  readonly experts: Int32Array;
+  /** `[T, topK]`: sigmoid of the chosen logits; scales the expert's input. */
+  readonly scores: Tensor;
+}
+
+/** The routed experts of a layer: gate and up `[E, F, D]`, down `[E, D, F]`, each matrix `[out, in]`. */
+export interface ExpertBank {
+  readonly gate: Tensor;
+  readonly up: Tensor;
+  readonly down: Tensor;
+}
+
+/** The operations of the model. Arguments were checked by the free functions in ops.ts; backends trust them. */
+export interface Ops {
+  /** `[V, D]`, T ids -> `[T, D]`. */
+  embed(table: Tensor, ids: Int32Array): Tensor;
+  /** `[T, I] · [O, I]ᵀ (+ [O])` -> `[T, O]`; w may be quantized. */
+  linear(x: Tensor, w: Tensor, b?: Tensor): Tensor;
+  add(a: Tensor, b: Tensor): Tensor;
+  /** Elementwise; b may have extents of 1 where a has more. */
+  mul(a: Tensor, b: Tensor): Tensor;
+  /** `x · rsqrt(mean(x²) + eps) · w` over the last axis; w may be absent. */
+  rmsNorm(x: Tensor, w: Tensor | null, eps: number): Tensor;
+  /** `(x - mean) · rsqrt(variance + eps) · w + b` over the last axis. */
+  layerNorm(x: Tensor, w: Tensor, b: Tensor, eps: number): Tensor;
+  /** `silu(gate) ⊙ up`. */
+  swiglu(gate: Tensor, up: Tensor): Tensor;
+  /** `x · Φ(x)`, by the error function. */
+  gelu(x: Tensor): Tensor;
+  /** Rotates the pairs (2j, 2j+1) of `[T, H, d]` by `rotations` `[T, d/2, 2]` = (cos, sin). */
+  rope(x: Tensor, rotations: Tensor): Tensor;
+  /** q `[T, H, d]`, k and v `[T, K, d]` -> `[T, H, d]`; scores are scaled by `1/√d`; head h reads K/V head `⌊h·K/H⌋`. */
+  attend(q: Tensor, k: Tensor, v: Tensor, span: Span): Tensor;
+  /** `[T, E]` -> the best topK of each row; ties go to the lower expert. */
+  route(logits: Tensor, topK: number): Routes;
+  /** `Σₖ down(swiglu(gate(sₖ·x), up(sₖ·x)))` over each row's experts: `[T, D]` -> `[T, D]`. */
+  experts(x: Tensor, bank: ExpertBank, routes: Routes): Promise<Tensor>;
+  reshape(x: Tensor, shape: Shape): Tensor;
+  permute(x: Tensor, order: readonly number[]): Tensor;
+  /** The rows `at` of the first axis. */
+  rows(x: Tensor, at: Int32Array): Tensor;
+  /** x with its rows `at` replaced by `rows`, in order. */
+  splice(x: Tensor, rows: Tensor, at: Int32Array): Tensor;
+  /** Mean negative log-likelihood of `[T, V]` logits; targets below 0 do not count. Scalar `[]`. */
+  crossEntropy(logits: Tensor, targets: Int32Array): Tensor;
+}
+
+export interface LoadOptions {
+  /** Called with bytes read so far and in all. */
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface Backend extends Ops {
+  readonly name: string;
+  /** Copies numbers in. */
+  from(data: Float32Array | Float64Array | Int32Array, shape: Shape): Tensor;
+  /** Reads views of a checkpoint into memory, in the order of the file. Quantized tensors stay quantized where the backend can. */
+  load(views: readonly TensorView[], options?: LoadOptions): Promise<Tensor[]>;
+  kvPool(spec: KVPoolSpec): KVPool;
+  /** What `body` makes dies with it, but for the tensors in what it returns (a tensor, an array or a record of them). */
+  scope<T>(body: () => Promise<T>): Promise<T>;
+  /** The only way numbers come back. */
+  read(x: Tensor): Promise<Float32Array | Float64Array>;
+  close(): void;
+}
