@@ -1,4 +1,4 @@
-// Byte-pair encoding over one flat vocabulary: bytes <-> ids, and the pairs of ids that merge.
+// Byte-pair encoding over one flat vocabulary: bytes <-> ids, and which neighbours merge.
 import { CheckpointError } from "../tensor/errors.ts";
 
 /** The vocabulary as one buffer: token `id` is `bytes[offsets[id] .. offsets[id + 1]]`; special and unused ids stand in it too. */
@@ -9,11 +9,15 @@ export interface Vocabulary {
   readonly reserved: ReadonlySet<number>;
 }
 
+/** Three numbers a merge, in order of priority: left id, right id, merged id. */
+export type MergeList = Int32Array;
+
 /** Writes a vocabulary token by token, in the order of the ids. */
 export class VocabularyWriter {
   #bytes = new Uint8Array(1 << 12);
+  #offsets = new Uint32Array(1 << 10);
   #length = 0;
-  readonly #offsets: number[] = [0];
+  #count = 0;
   readonly #reserved = new Set<number>();
 
   byte(value: number): void {
@@ -30,33 +34,33 @@ export class VocabularyWriter {
   }
 
   /** Ends the token whose bytes came since the last one ended. */
-  endToken({ reserved = false } = {}): void {
-    if (reserved) this.#reserved.add(this.#offsets.length - 1);
-    this.#offsets.push(this.#length);
+  endToken(): void {
+    if (++this.#count === this.#offsets.length) {
+      const grown = new Uint32Array(2 * this.#count);
+      grown.set(this.#offsets);
+      this.#offsets = grown;
+    }
+    this.#offsets[this.#count] = this.#length;
   }
 
   /** A special token, or with no text a hole in the numbering. */
   reserve(text = ""): void {
+    this.#reserved.add(this.#count);
     this.bytes(new TextEncoder().encode(text));
-    this.endToken({ reserved: true });
+    this.endToken();
   }
 
   finish(): Vocabulary {
     return {
       bytes: this.#bytes.slice(0, this.#length),
-      offsets: Uint32Array.from(this.#offsets),
+      offsets: this.#offsets.slice(0, this.#count + 1),
       reserved: this.#reserved,
     };
   }
 }
 
-/** Three numbers a merge, in order of priority: left id, right id, merged id. */
-export type MergeList = Int32Array;
-
-const EMPTY: MergeList = new Int32Array(0);
 const NEVER = 0x7fffffff; // the rank of a pair that does not merge
-const SHORT = 96; // bytes; below it a scan for the lowest rank beats the heap (bench/tokenizer.ts)
-const SLOT = 4; // left, right, merged, rank
+const SHORT = 96; // bytes; up to here looking through all ranks for the lowest beats a heap
 
 /**
  * What turns one piece of text into ids. Without a merge list any two neighbours whose bytes together are a token
@@ -68,22 +72,26 @@ export class BytePairs {
   /** Whether a piece that is a token as a whole becomes that token without merging. */
   readonly wholePieces: boolean;
   readonly #byteIds = new Int32Array(256).fill(-1);
-  readonly #index: Int32Array; // [hash, id] a slot
-  readonly #pairs: Int32Array; // [left, right, merged, rank] a slot
+  readonly #hashes: Int32Array; // of each token's bytes
+  readonly #powers: Int32Array; // of BASE, up to the length of the longest token
+  readonly #index: Int32Array; // hash table: id + 1 of the token there, 0 where free
+  readonly #pairs: Int32Array; // hash table: place in `merges` + 1, 0 where free
   readonly #ids = new Int32Array(SHORT);
-  readonly #merged = new Int32Array(SHORT);
   readonly #ranks = new Int32Array(SHORT);
 
   constructor(vocabulary: Vocabulary, { merges, wholePieces }: { merges?: MergeList | undefined; wholePieces: boolean }) {
     this.vocabulary = vocabulary;
     this.wholePieces = wholePieces;
-    this.#index = this.#buildIndex();
+    const { offsets } = vocabulary;
+    this.#hashes = new Int32Array(offsets.length - 1);
+    this.#powers = powersOfBase(offsets);
+    this.#index = new Int32Array(powerOfTwo(2 * offsets.length));
+    this.#indexTokens();
     // A list that says no more than the ids do (Hugging Face derives such lists from tiktoken's ranks) is dropped,
     // so that all three file formats of one vocabulary break ties alike.
-    const implied = !merges || isSortedByMerged(merges) ? this.impliedMerges() : undefined;
-    const says = merges && merges.length !== implied?.length ? merges : undefined;
-    this.merges = says;
-    this.#pairs = pairTable(says ?? implied ?? EMPTY, says !== undefined);
+    if (merges && isSortedByMerged(merges) && merges.length === this.impliedMerges().length) merges = undefined;
+    this.merges = merges;
+    this.#pairs = pairTable(merges ?? new Int32Array(0));
   }
 
   /** The id of the ordinary token with these bytes, or -1. */
@@ -91,17 +99,16 @@ export class BytePairs {
     const hash = hashOf(bytes, start, end);
     const index = this.#index;
     const mask = index.length - 1;
-    for (let at = (mix(hash) << 1) & mask; ; at = (at + 2) & mask) {
-      const id = index[at + 1]! - 1;
+    for (let at = mix(hash) & mask; ; at = (at + 1) & mask) {
+      const id = index[at]! - 1;
       if (id < 0) return -1;
-      if (index[at] === hash && this.#equals(id, bytes, start, end)) return id;
+      if (this.#hashes[id] === hash && this.#equals(id, bytes, start, end)) return id;
     }
   }
 
   /** Writes the ids of the piece `bytes[start .. end]` to `out` from `at` on (at most one a byte); returns where they end. */
   encode(bytes: Uint8Array, start: number, end: number, out: Int32Array, at: number): number {
-    const length = end - start;
-    if (length === 1) {
+    if (end - start === 1) {
       out[at] = this.#byteIds[bytes[start]!]!;
       return at + 1;
     }
@@ -112,7 +119,7 @@ export class BytePairs {
         return at + 1;
       }
     }
-    return length <= SHORT ? this.#scan(bytes, start, end, out, at) : this.#heap(bytes, start, end, out, at);
+    return end - start <= SHORT ? this.#scan(bytes, start, end, out, at) : this.#heap(bytes, start, end, out, at);
   }
 
   /** The pairs that the ids alone imply: every cut of every token into two tokens, in order of the token's id. */
@@ -126,8 +133,7 @@ export class BytePairs {
       const end = offsets[id + 1]!;
       for (let cut = start + 1; cut < end; cut++) {
         const left = this.find(bytes, start, cut);
-        if (left < 0) continue;
-        const right = this.find(bytes, cut, end);
+        const right = left < 0 ? -1 : this.find(bytes, cut, end);
         if (right < 0) continue;
         if (length + 3 > merges.length) {
           const grown = new Int32Array(2 * merges.length);
@@ -142,25 +148,24 @@ export class BytePairs {
     return merges.subarray(0, length);
   }
 
-  #buildIndex(): Int32Array {
+  #indexTokens(): void {
     const { bytes, offsets, reserved } = this.vocabulary;
-    const n = offsets.length - 1;
-    const index = new Int32Array(2 * powerOfTwo(2 * n));
+    const index = this.#index;
     const mask = index.length - 1;
-    for (let id = 0; id < n; id++) {
+    for (let id = 0; id < offsets.length - 1; id++) {
       if (reserved.has(id)) continue;
       const start = offsets[id]!;
       const end = offsets[id + 1]!;
       if (end === start) throw new CheckpointError(`tokenizer: token ${id} is empty; expected at least one byte`);
       const hash = hashOf(bytes, start, end);
-      let at = (mix(hash) << 1) & mask;
-      for (; index[at + 1] !== 0; at = (at + 2) & mask) {
-        const other = index[at + 1]! - 1;
-        if (index[at] === hash && this.#equals(other, bytes, start, end))
+      let at = mix(hash) & mask;
+      for (; index[at] !== 0; at = (at + 1) & mask) {
+        const other = index[at]! - 1;
+        if (this.#hashes[other] === hash && this.#equals(other, bytes, start, end))
           throw new CheckpointError(`tokenizer: tokens ${other} and ${id} have the same bytes; expected every token once`);
       }
-      index[at] = hash;
-      index[at + 1] = id + 1;
+      index[at] = id + 1;
+      this.#hashes[id] = hash;
       if (end - start === 1) this.#byteIds[bytes[start]!] = id;
     }
     const missing = this.#byteIds.indexOf(-1);
@@ -168,7 +173,6 @@ export class BytePairs {
       throw new CheckpointError(
         `tokenizer: no token for the single byte 0x${missing.toString(16).padStart(2, "0")}; expected a byte-level vocabulary, which has all 256`,
       );
-    return index;
   }
 
   #equals(id: number, bytes: Uint8Array, start: number, end: number): boolean {
@@ -179,52 +183,67 @@ export class BytePairs {
     return true;
   }
 
-  /** The slot of a pair, or -1. */
-  #pair(left: number, right: number): number {
+  /** The rank of a pair of neighbours, NEVER where they do not merge. */
+  #rank(left: number, right: number): number {
+    return this.merges ? this.#listedRank(this.merges, left, right) : this.#impliedRank(left, right);
+  }
+
+  #merged(rank: number): number {
+    return this.merges ? this.merges[3 * rank + 2]! : rank;
+  }
+
+  #listedRank(merges: MergeList, left: number, right: number): number {
     const pairs = this.#pairs;
     const mask = pairs.length - 1;
-    for (let at = (mixPair(left, right) << 2) & mask; ; at = (at + SLOT) & mask) {
-      if (pairs[at] === left && pairs[at + 1] === right) return at;
-      if (pairs[at + 3] === 0) return -1;
+    for (let at = mixPair(left, right) & mask; ; at = (at + 1) & mask) {
+      const rank = pairs[at]! - 1;
+      if (rank < 0) return NEVER;
+      if (merges[3 * rank] === left && merges[3 * rank + 1] === right) return rank;
+    }
+  }
+
+  // The id of the token whose bytes are the two tokens' together: the hash of a concatenation follows from the parts'.
+  #impliedRank(left: number, right: number): number {
+    const { bytes, offsets } = this.vocabulary;
+    const start = offsets[right]!;
+    const rightLength = offsets[right + 1]! - start;
+    const leftLength = offsets[left + 1]! - offsets[left]!;
+    if (leftLength + rightLength >= this.#powers.length) return NEVER;
+    const hash = (Math.imul(this.#hashes[left]!, this.#powers[rightLength]!) + this.#hashes[right]!) | 0;
+    const index = this.#index;
+    const mask = index.length - 1;
+    for (let at = mix(hash) & mask; ; at = (at + 1) & mask) {
+      const id = index[at]! - 1;
+      if (id < 0) return NEVER;
+      if (this.#hashes[id] !== hash) continue;
+      const cut = offsets[id]! + leftLength;
+      if (offsets[id + 1]! - cut !== rightLength) continue;
+      if (this.#equals(left, bytes, offsets[id]!, cut) && this.#equals(right, bytes, cut, cut + rightLength)) return id;
     }
   }
 
   // Short pieces: look for the lowest rank, merge there, look again.
   #scan(bytes: Uint8Array, start: number, end: number, out: Int32Array, at: number): number {
     const ids = this.#ids;
-    const merged = this.#merged; // of token i and the next
     const ranks = this.#ranks; // of token i and the next
     let n = end - start;
     for (let i = 0; i < n; i++) ids[i] = this.#byteIds[bytes[start + i]!]!;
-    for (let i = 0; i < n; i++) this.#rankAt(i, n);
+    for (let i = 0; i < n - 1; i++) ranks[i] = this.#rank(ids[i]!, ids[i + 1]!);
     while (n > 1) {
       let best = 0;
-      let lowest = NEVER;
-      for (let i = 0; i < n - 1; i++) {
-        if (ranks[i]! < lowest) {
-          lowest = ranks[i]!;
-          best = i;
-        }
-      }
-      if (lowest === NEVER) break;
-      ids[best] = merged[best]!;
+      for (let i = 1; i < n - 1; i++) if (ranks[i]! < ranks[best]!) best = i;
+      if (ranks[best] === NEVER) break;
+      ids[best] = this.#merged(ranks[best]!);
       n--;
       for (let i = best + 1; i < n; i++) {
         ids[i] = ids[i + 1]!;
-        merged[i] = merged[i + 1]!;
         ranks[i] = ranks[i + 1]!;
       }
-      this.#rankAt(best, n);
-      if (best > 0) this.#rankAt(best - 1, n);
+      if (best < n - 1) ranks[best] = this.#rank(ids[best]!, ids[best + 1]!);
+      if (best > 0) ranks[best - 1] = this.#rank(ids[best - 1]!, ids[best]!);
     }
     for (let i = 0; i < n; i++) out[at + i] = ids[i]!;
     return at + n;
-  }
-
-  #rankAt(i: number, n: number): void {
-    const slot = i + 1 < n ? this.#pair(this.#ids[i]!, this.#ids[i + 1]!) : -1;
-    this.#ranks[i] = slot < 0 ? NEVER : this.#pairs[slot + 3]! - 1;
-    this.#merged[i] = slot < 0 ? -1 : this.#pairs[slot + 2]!;
   }
 
   // Long pieces: a linked list of tokens and a heap of (rank, place), n log n whatever the text. An entry of the heap
@@ -234,17 +253,12 @@ export class BytePairs {
     const ids = new Int32Array(n);
     const next = new Int32Array(n);
     const previous = new Int32Array(n);
-    const ranks = new Int32Array(n).fill(NEVER);
-    const merged = new Int32Array(n);
+    const ranks = new Int32Array(n);
     const heap = new Float64Array(3 * n); // n pairs at first, two more a merge
     let size = 0;
     const rankAt = (i: number) => {
-      const j = next[i]!;
-      const slot = j < n ? this.#pair(ids[i]!, ids[j]!) : -1;
-      ranks[i] = slot < 0 ? NEVER : this.#pairs[slot + 3]! - 1;
-      if (slot < 0) return;
-      merged[i] = this.#pairs[slot + 2]!;
-      size = push(heap, size, ranks[i]! * PLACES + i);
+      ranks[i] = next[i]! < n ? this.#rank(ids[i]!, ids[next[i]!]!) : NEVER;
+      if (ranks[i] !== NEVER) size = push(heap, size, ranks[i]! * PLACES + i);
     };
     for (let i = 0; i < n; i++) {
       ids[i] = this.#byteIds[bytes[start + i]!]!;
@@ -258,7 +272,7 @@ export class BytePairs {
       const i = key % PLACES;
       if (ranks[i] !== (key - i) / PLACES) continue;
       const gone = next[i]!;
-      ids[i] = merged[i]!;
+      ids[i] = this.#merged(ranks[i]!);
       ranks[gone] = NEVER;
       next[i] = next[gone]!;
       if (next[i]! < n) previous[next[i]!] = i;
@@ -297,19 +311,19 @@ function pop(heap: Float64Array, size: number): number {
   return size;
 }
 
-function pairTable(merges: MergeList, ranked: boolean): Int32Array {
-  const pairs = new Int32Array(SLOT * powerOfTwo((2 * merges.length) / 3));
+function pairTable(merges: MergeList): Int32Array {
+  const pairs = new Int32Array(powerOfTwo((2 * merges.length) / 3));
   const mask = pairs.length - 1;
-  for (let i = 0; i < merges.length; i += 3) {
-    const left = merges[i]!;
-    const right = merges[i + 1]!;
-    let at = (mixPair(left, right) << 2) & mask;
-    while (pairs[at + 3] !== 0 && !(pairs[at] === left && pairs[at + 1] === right)) at = (at + SLOT) & mask;
-    if (pairs[at + 3] !== 0) throw new CheckpointError(`tokenizer: merge ${i / 3} repeats an earlier pair; expected every pair once`);
-    pairs[at] = left;
-    pairs[at + 1] = right;
-    pairs[at + 2] = merges[i + 2]!;
-    pairs[at + 3] = 1 + (ranked ? i / 3 : merges[i + 2]!); // 0 marks a free slot
+  for (let rank = 0; rank < merges.length / 3; rank++) {
+    const left = merges[3 * rank]!;
+    const right = merges[3 * rank + 1]!;
+    let at = mixPair(left, right) & mask;
+    for (; pairs[at] !== 0; at = (at + 1) & mask) {
+      const other = pairs[at]! - 1;
+      if (merges[3 * other] === left && merges[3 * other + 1] === right)
+        throw new CheckpointError(`tokenizer: merges ${other} and ${rank} are the same pair; expected every pair once`);
+    }
+    pairs[at] = rank + 1;
   }
   return pairs;
 }
@@ -321,16 +335,28 @@ function isSortedByMerged(merges: MergeList): boolean {
 
 const powerOfTwo = (atLeast: number): number => 2 ** Math.ceil(Math.log2(Math.max(2, atLeast)));
 
+// A polynomial in BASE modulo 2³², so that hash(left + right) = hash(left) · BASE^length(right) + hash(right).
+const BASE = 0x01000193;
+
 function hashOf(bytes: Uint8Array, start: number, end: number): number {
-  let hash = 0x811c9dc5 | 0; // FNV-1a
-  for (let i = start; i < end; i++) hash = Math.imul(hash ^ bytes[i]!, 0x01000193);
+  let hash = 0;
+  for (let i = start; i < end; i++) hash = (Math.imul(hash, BASE) + bytes[i]! + 1) | 0;
   return hash;
 }
 
-// Murmur3's last steps: FNV's low bits alone cluster.
+function powersOfBase(offsets: Uint32Array): Int32Array {
+  let longest = 0;
+  for (let id = 0; id < offsets.length - 1; id++) longest = Math.max(longest, offsets[id + 1]! - offsets[id]!);
+  const powers = new Int32Array(longest + 1).fill(1);
+  for (let i = 1; i <= longest; i++) powers[i] = Math.imul(powers[i - 1]!, BASE);
+  return powers;
+}
+
+// Murmur3's last steps: the polynomial's low bits alone cluster.
 function mix(hash: number): number {
   hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
-  return hash ^ (hash >>> 13);
+  hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35);
+  return hash ^ (hash >>> 16);
 }
 
 const mixPair = (left: number, right: number): number => mix(Math.imul(left, 0x9e3779b1) ^ Math.imul(right, 0x85ebca77));
