@@ -123,8 +123,11 @@ export interface Backend extends Ops {
   /** Reads views of a checkpoint into memory, in the order of the file. Quantized tensors stay quantized where the backend can. */
   load(views: readonly TensorView[], options?: LoadOptions): Promise<Tensor[]>;
   kvPool(spec: KVPoolSpec): KVPool;
-  /** What `body` makes dies with it, but for the tensors in what it returns (a tensor, an array or a record of them). */
-  scope<T>(body: () => Promise<T>): Promise<T>;
+  /**
+   * What `body` makes dies with it, but for the tensors in what it returns (a tensor, an array or a record of them).
+   * `spent` dies too, once body is done, unless it is returned: a loop hands its state through without keeping every turn's.
+   */
+  scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T>;
   /** The only way numbers come back. */
   read(x: Tensor): Promise<Float32Array | Float64Array>;
   close(): void;

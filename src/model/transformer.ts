@@ -1,0 +1,136 @@
+// The text decoder: one forward for prefill, decode, mixed batches and training (specification §§3-5).
+//
+// T tokens in the step · V vocabulary · D dim · H query heads · K key/value heads · d head dim
+
+import type { LayerCache, Segment } from "../tensor/backend.ts";
+import {
+  add,
+  attend,
+  embed,
+  experts,
+  linear,
+  mul,
+  reshape,
+  rmsNorm,
+  rope,
+  route,
+  rows,
+  splice,
+  swiglu,
+} from "../tensor/ops.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import type { LayerKind, Llama4Config } from "./config.ts";
+import type { Block, FeedForward, MoE, Parameters } from "./parameters.ts";
+import { ropeRotations } from "./rope.ts";
+
+/** What one forward pass computes: tokens of one or several sequences, flat. */
+export interface Step {
+  readonly tokens: Int32Array; // [T]
+  /** Whose the tokens are and where they stand; together they cover every row. */
+  readonly segments: readonly Segment[];
+  /** Rows whose logits are wanted. */
+  readonly wanted: Int32Array;
+  /** Image features and the rows whose embeddings they replace (early fusion, specification §7). */
+  readonly images?: { readonly rows: Tensor; readonly at: Int32Array };
+  /** One for each layer; without it the step sees only itself. */
+  readonly cache?: readonly LayerCache[];
+}
+
+/** Sees the residual stream `[T, D]`: of the embeddings (layer 0), then after each layer, at last after the final norm. */
+export type Observer = (layer: number, h: Tensor) => Promise<void>;
+
+/** The logits `[wanted, V]` of a step. */
+export async function forward(p: Parameters, c: Llama4Config, step: Step, observe?: Observer): Promise<Tensor> {
+  const { backend } = p.tokEmbeddings;
+  return backend.scope(async () => {
+    const place = placeTokens(p, c, step);
+    let h = embed(p.tokEmbeddings, step.tokens); // [T, D]
+    if (step.images) h = splice(h, step.images.rows, step.images.at);
+    await observe?.(0, h);
+    for (const [i, block] of p.layers.entries()) {
+      h = await backend.scope(() => layer(h, block, c, i, place), h);
+      await observe?.(i + 1, h);
+    }
+    const last = rmsNorm(rows(h, step.wanted), p.norm, c.normEps); // [wanted, D]
+    await observe?.(p.layers.length + 1, last);
+    return linear(last, p.output); // [wanted, V]
+  });
+}
+
+async function layer(x: Tensor, block: Block, c: Llama4Config, i: number, place: Place): Promise<Tensor> {
+  const h = add(x, attention(rmsNorm(x, block.attentionNorm, c.normEps), block, c, i, place));
+  const normed = rmsNorm(h, block.ffnNorm, c.normEps);
+  return add(h, "router" in block.ffn ? await moe(normed, block.ffn, c) : feedForward(normed, block.ffn));
+}
+
+function attention(x: Tensor, w: Block, c: Llama4Config, i: number, place: Place): Tensor {
+  const [T] = x.shape as [number];
+  const kind = c.layers[i]!;
+  let q = reshape(linear(x, w.wq), [T, c.nHeads, c.headDim]); // [T, H, d]
+  let k = reshape(linear(x, w.wk), [T, c.nKvHeads, c.headDim]); // [T, K, d]
+  const v = reshape(linear(x, w.wv), [T, c.nKvHeads, c.headDim]); // [T, K, d]
+  if (kind.rope) {
+    const rotations = place.rotations(kind);
+    q = rope(q, rotations);
+    k = rope(k, rotations);
+    if (c.qkNorm) {
+      // Per head, after the rotation, without a learned weight (params.json `use_qk_norm`).
+      q = rmsNorm(q, null, c.normEps);
+      k = rmsNorm(k, null, c.normEps);
+    }
+  } else if (place.temperatures) {
+    // Longer contexts sharpen the queries of layers without positions: after Nakanishi 2025, arXiv:2501.19399.
+    q = mul(q, place.temperatures);
+  }
+  const cache = place.cache?.[i];
+  const span = { segments: place.segments, ...(kind.chunked && { chunk: c.attentionChunk }), ...(cache && { cache }) };
+  return linear(reshape(attend(q, k, v, span), [T, c.nHeads * c.headDim]), w.wo); // [T, D]
+}
+
+function feedForward(x: Tensor, { w1, w2, w3 }: FeedForward): Tensor {
+  return linear(swiglu(linear(x, w1), linear(x, w3)), w2);
+}
+
+/** The router's sigmoid scores scale the experts' inputs, not their outputs; the shared expert sees x as it is. */
+async function moe(x: Tensor, w: MoE, c: Llama4Config): Promise<Tensor> {
+  const routes = route(linear(x, w.router), c.topK);
+  return add(feedForward(x, w.shared), await experts(x, w.experts, routes));
+}
+
+/** What the tokens' places mean to the layers, worked out once a step. */
+interface Place extends Pick<Step, "segments" | "cache"> {
+  rotations(kind: LayerKind): Tensor; // [T, d/2, 2]
+  readonly temperatures?: Tensor; // [T, 1, 1]
+}
+
+function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache }: Step): Place {
+  const { backend } = p.tokEmbeddings;
+  const T = tokens.length;
+  const positions = new Int32Array(T).fill(-1);
+  for (const { row, length, position } of segments) {
+    for (let t = 0; t < length; t++) positions[row + t] = position + t;
+  }
+  const orphan = positions.indexOf(-1);
+  if (orphan >= 0)
+    throw new RangeError(`forward: row ${orphan} of ${T} is in no segment; expected segments to cover every row`);
+  // Made before any layer's scope opens, so that every layer shares them.
+  const rotate = (chunked: boolean) => {
+    const used = c.layers.some((kind) => kind.rope && kind.chunked === chunked);
+    return used ? backend.from(ropeRotations(c, positions, chunked), [T, c.headDim / 2, 2]) : undefined;
+  };
+  const local = rotate(true);
+  const absolute = rotate(false);
+  const tuned = c.temperature && c.layers.some((kind) => !kind.rope);
+  return {
+    segments,
+    ...(cache && { cache }),
+    rotations: (kind) => (kind.chunked ? local : absolute)!,
+    ...(tuned && { temperatures: backend.from(temperatures(c, positions), [T, 1, 1]) }),
+  };
+}
+
+/** `1 + scale · ln(⌊(p + 1) / floor⌋ + 1)` at each position: 1 up to floor − 2, and slowly more beyond. */
+export function temperatures({ temperature }: Llama4Config, positions: Int32Array): Float64Array {
+  const { floor, scale } = temperature ?? { floor: 1, scale: 0 };
+  return Float64Array.from(positions, (p) => 1 + scale * Math.log(Math.floor((p + 1) / floor) + 1));
+}
