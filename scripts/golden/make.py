@@ -127,7 +127,8 @@ def config_json(config, style, dtype):
     c["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     c["torch_dtype"] = c.pop("dtype")
     c.pop("layer_types")
-    c.pop("moe_layers")
+    if c["moe_layers"]:
+        c.pop("moe_layers")
     c["no_rope_layers"] = []
     if style == "nested":
         c.pop("architectures")
@@ -171,7 +172,8 @@ def make(name):
         generator = torch.Generator().manual_seed(seed)
         model = build(config)
         randomize(model, generator)
-        model.to(dtype).float()  # the truth is what float32 computes from the stored weights
+        for p in model.parameters():  # the truth is what float32 computes from the stored weights; buffers (frequencies) stay float32
+            p.data = p.data.to(dtype).float()
         ids = torch.randint(2, 48, (files.get("tokens", 27),), generator=generator).tolist()
         hidden, logits, margin = run(model, ids)
         if margin > MARGIN:
