@@ -79,7 +79,10 @@ export class BytePairs {
   readonly #ids = new Int32Array(SHORT);
   readonly #ranks = new Int32Array(SHORT);
 
-  constructor(vocabulary: Vocabulary, { merges, wholePieces }: { merges?: MergeList | undefined; wholePieces: boolean }) {
+  constructor(
+    vocabulary: Vocabulary,
+    { merges, wholePieces }: { merges?: MergeList | undefined; wholePieces: boolean },
+  ) {
     this.vocabulary = vocabulary;
     this.wholePieces = wholePieces;
     const { offsets } = vocabulary;
@@ -162,7 +165,9 @@ export class BytePairs {
       for (; index[at] !== 0; at = (at + 1) & mask) {
         const other = index[at]! - 1;
         if (this.#hashes[other] === hash && this.#equals(other, bytes, start, end))
-          throw new CheckpointError(`tokenizer: tokens ${other} and ${id} have the same bytes; expected every token once`);
+          throw new CheckpointError(
+            `tokenizer: tokens ${other} and ${id} have the same bytes; expected every token once`,
+          );
       }
       index[at] = id + 1;
       this.#hashes[id] = hash;
@@ -359,4 +364,5 @@ function mix(hash: number): number {
   return hash ^ (hash >>> 16);
 }
 
-const mixPair = (left: number, right: number): number => mix(Math.imul(left, 0x9e3779b1) ^ Math.imul(right, 0x85ebca77));
+const mixPair = (left: number, right: number): number =>
+  mix(Math.imul(left, 0x9e3779b1) ^ Math.imul(right, 0x85ebca77));

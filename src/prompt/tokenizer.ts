@@ -80,7 +80,10 @@ export class Tokenizer {
     const parts: Int32Array[] = [];
     if (bos) parts.push(Int32Array.of(this.#begin()));
     if (allowSpecial === false) this.#encodeOrdinary(text, parts);
-    else this.#encodeWithSpecial(text, allowSpecial, parts);
+    else
+      for (const segment of this.segments(text, allowSpecial))
+        if (typeof segment === "string") this.#encodeOrdinary(segment, parts);
+        else parts.push(Int32Array.of(segment));
     if (parts.length === 1) return parts[0]!;
     const ids = new Int32Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
@@ -89,6 +92,37 @@ export class Tokenizer {
       at += part.length;
     }
     return ids;
+  }
+
+  /** A text cut at the special tokens in it: strings between them, ids for them. */
+  *segments(text: string, allowed: true | ReadonlySet<string> = true): Generator<string | number> {
+    let done = 0;
+    for (let i = 0; i < text.length; ) {
+      const match = longestIn(this.#specialTrie, text, i, allowed);
+      if (match === undefined) {
+        i++;
+        continue;
+      }
+      if (i > done) yield text.slice(done, i);
+      yield match.id;
+      i += match.length;
+      done = i;
+    }
+    if (done < text.length) yield text.slice(done);
+  }
+
+  /** Where in a text the string of a special token starts, whole or cut off by the text's end (or the blanks there). */
+  *specialStarts(text: string): Generator<number> {
+    const end = text.trimEnd().length;
+    for (let i = 0; i < end; i++) {
+      let node: TrieNode | undefined = this.#specialTrie;
+      for (let j = i; node; node = node.next.get(text.charCodeAt(j++))) {
+        if (node.word || (j === end && j > i)) {
+          yield i;
+          break;
+        }
+      }
+    }
   }
 
   /** The text of ids; bytes that are not UTF-8 become U+FFFD. */
@@ -150,24 +184,10 @@ export class Tokenizer {
 
   #begin(): number {
     if (this.bos === undefined)
-      throw new CheckpointError("tokenizer: no begin-of-text token; expected `<|begin_of_text|>` or one that the checkpoint names");
+      throw new CheckpointError(
+        "tokenizer: no begin-of-text token; expected `<|begin_of_text|>` or one that the checkpoint names",
+      );
     return this.bos;
-  }
-
-  #encodeWithSpecial(text: string, allowed: true | ReadonlySet<string>, parts: Int32Array[]): void {
-    let done = 0;
-    for (let i = 0; i < text.length; ) {
-      const match = longestIn(this.#specialTrie, text, i, allowed);
-      if (match === undefined) {
-        i++;
-        continue;
-      }
-      this.#encodeOrdinary(text.slice(done, i), parts);
-      parts.push(Int32Array.of(match.id));
-      i += match.length;
-      done = i;
-    }
-    this.#encodeOrdinary(text.slice(done), parts);
   }
 
   #encodeOrdinary(text: string, parts: Int32Array[]): void {
