@@ -128,16 +128,16 @@ static inline float f16_to_f32(f16_bits h) {
 }
 
 static inline f16_bits f32_to_f16(float value) {
-  const uint32_t bits = bits_of_float(value);
-  const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-  const uint32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const int32_t bits = int32_t(bits_of_float(value));
+  const int32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  const int32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   // Near 0.5 float32's spacing is that of float16's subnormals, so that this addition rounds.
-  const uint32_t subnormal = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000;
-  const uint32_t nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
-  const uint32_t half = magnitude > 0x7f800000    ? nan
-                        : magnitude >= 0x477ff000 ? 0x7c00
-                        : magnitude >= 0x38800000 ? normal
-                                                  : subnormal;
+  const int32_t subnormal = int32_t(bits_of_float(float_of_bits(uint32_t(magnitude)) + 0.5f)) - 0x3f000000;
+  const int32_t nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
+  const int32_t half = magnitude > 0x7f800000    ? nan
+                       : magnitude >= 0x477ff000 ? 0x7c00
+                       : magnitude >= 0x38800000 ? normal
+                                                 : subnormal;
   return f16_bits(sign | half);
 }
 
