@@ -424,9 +424,9 @@ void encode_blocks(const float* x, uint8_t* out, int64_t n, int elements) {
 // The first element that float16 could not hold (65,520 and more, infinite, NaN), or −1.
 int64_t first_too_large(const float* x, int64_t n) {
   constexpr int32_t limit = 0x477ff000;
-  constexpr int64_t kStretchOfRow = 4096;
-  for (int64_t start = 0; start < n; start += kStretchOfRow) {
-    const int64_t end = start + kStretchOfRow < n ? start + kStretchOfRow : n;
+  constexpr int64_t kPiece = 4096;
+  for (int64_t start = 0; start < n; start += kPiece) {
+    const int64_t end = start + kPiece < n ? start + kPiece : n;
     int32_t most = 0;
     for (int64_t i = start; i < end; i++) {
       const int32_t magnitude = int32_t(bits_of_float(x[i]) & 0x7fffffff);
