@@ -1,0 +1,103 @@
+// Who computes what in the next step: continuous batching as pure functions over what is running.
+
+import type { Segment } from "../tensor/backend.ts";
+import type { KVCache } from "./kv-cache.ts";
+
+/** A sequence as the scheduler sees it. */
+export interface Running {
+  readonly sequence: number;
+  /** Its tokens so far: the prompt and what was sampled. */
+  readonly length: number;
+  /** How many of them have been computed; always fewer than `length`. */
+  readonly position: number;
+}
+
+export interface Budget {
+  /** Most tokens in a step. */
+  readonly tokens: number;
+  /** Positions of an attention chunk, Infinity without: no segment crosses a multiple of it. */
+  readonly chunk: number;
+}
+
+/**
+ * The segments of the next step. Sequences that need one token come first, in the given order; a quarter of the budget
+ * stays for prompts where there are any. Prompts share what is left evenly; what a short one does not need goes to the longer.
+ */
+export function plan(running: readonly Running[], { tokens, chunk }: Budget): Segment[] {
+  const pending = (r: Running) => r.length - r.position;
+  const decodes = running.filter((r) => pending(r) === 1);
+  const prefills = running.filter((r) => pending(r) > 1);
+  const slice = (r: Running) => Math.min(pending(r), chunk - (r.position % chunk));
+
+  const kept = prefills.length > 0 ? Math.floor(tokens / 4) : 0;
+  const taken = decodes.slice(0, tokens - kept).map((r) => ({ r, length: 1 }));
+  let left = tokens - taken.length;
+  const shortFirst = prefills.slice(0, left).sort((a, b) => slice(a) - slice(b));
+  for (const [i, r] of shortFirst.entries()) {
+    const share = Math.ceil(left / (shortFirst.length - i));
+    const length = Math.min(slice(r), share);
+    taken.push({ r, length });
+    left -= length;
+  }
+
+  let row = 0;
+  return taken.map(({ r, length }) => {
+    const segment = { row, length, position: r.position, sequence: r.sequence };
+    row += length;
+    return segment;
+  });
+}
+
+/** A sequence that can be put back into the queue: its tokens stay, what was computed is given up. */
+export interface Schedulable extends Running {
+  readonly tokens: ArrayLike<number>;
+  position: number;
+}
+
+export interface Queues<R extends Schedulable> {
+  /** Not in the cache, the next first. */
+  readonly waiting: R[];
+  /** In the cache, the longest unserved first. */
+  readonly running: R[];
+}
+
+/**
+ * Plans a step with room in the cache for all of it. Admits from `waiting` while everything known of everyone fits;
+ * when sampled tokens outgrow the cache, the sequence that was admitted last goes back to the head of `waiting`.
+ * Served sequences move to the end of `running`.
+ */
+export function schedule<R extends Schedulable>(
+  queues: Queues<R>,
+  cache: KVCache,
+  budget: Budget & { sequences: number },
+): Segment[] {
+  const { waiting, running } = queues;
+  while (waiting.length > 0 && running.length < budget.sequences && admit(waiting[0]!, running, cache))
+    running.push(waiting.shift()!);
+
+  for (;;) {
+    const segments = plan(running, budget);
+    if (segments.every((s) => cache.reserve(s.sequence, s.position + s.length))) {
+      const served = new Set(segments.map((s) => s.sequence));
+      running.sort((a, b) => Number(served.has(a.sequence)) - Number(served.has(b.sequence)));
+      return segments;
+    }
+    const last = running.reduce((a, b) => (b.sequence > a.sequence ? b : a));
+    if (running.length === 1)
+      throw new RangeError(`sequence ${last.sequence} of ${last.length} tokens does not fit into the empty cache`);
+    running.splice(running.indexOf(last), 1);
+    cache.close(last.sequence);
+    last.position = 0;
+    waiting.unshift(last);
+  }
+}
+
+/** Opens the sequence if it and all that run fit to their known lengths, with a block to grow for each. */
+function admit(r: Schedulable, running: readonly Running[], cache: KVCache): boolean {
+  r.position = cache.open(r.sequence, r.tokens);
+  const lengths = [...running, r].map((x) => [x.sequence, x.length] as const);
+  if (cache.fits(lengths, running.length)) return true;
+  cache.close(r.sequence);
+  r.position = 0;
+  return false;
+}
