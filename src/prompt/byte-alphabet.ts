@@ -9,7 +9,11 @@ const CHARACTERS: readonly string[] = (() => {
   return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(isPrintable(byte) ? byte : next++));
 })();
 
-const BYTES = new Map(CHARACTERS.map((character, byte) => [character.charCodeAt(0), byte]));
+const BYTES = new Int16Array(0x200).fill(-1); // the byte of each code unit, -1 for those not in the alphabet
+for (const [byte, character] of CHARACTERS.entries()) BYTES[character.charCodeAt(0)] = byte;
+
+/** The byte that a character of the alphabet stands for, -1 for any other character. */
+export const byteOf = (codeUnit: number): number => BYTES[codeUnit] ?? -1;
 
 /** Bytes in the alphabet. */
 export function toAlphabet(bytes: Uint8Array): string {
@@ -21,8 +25,8 @@ export function toAlphabet(bytes: Uint8Array): string {
 /** Writes the bytes that a token in the alphabet stands for; false where a character is not of the alphabet. */
 export function writeAlphabet(token: string, writer: VocabularyWriter): boolean {
   for (let i = 0; i < token.length; i++) {
-    const byte = BYTES.get(token.charCodeAt(i));
-    if (byte === undefined) return false;
+    const byte = byteOf(token.charCodeAt(i));
+    if (byte < 0) return false;
     writer.byte(byte);
   }
   return true;

@@ -12,6 +12,9 @@ export interface Vocabulary {
 /** Three numbers a merge, in order of priority: left id, right id, merged id. */
 export type MergeList = Int32Array;
 
+/** Reads a merge list that names tokens by their bytes, once these can be looked up. */
+export type MergeReader = (tokens: BytePairs) => MergeList;
+
 /** Writes a vocabulary token by token, in the order of the ids. */
 export class VocabularyWriter {
   #bytes = new Uint8Array(1 << 12);
@@ -81,7 +84,7 @@ export class BytePairs {
 
   constructor(
     vocabulary: Vocabulary,
-    { merges, wholePieces }: { merges?: MergeList | undefined; wholePieces: boolean },
+    { merges: source, wholePieces }: { merges?: MergeList | MergeReader | undefined; wholePieces: boolean },
   ) {
     this.vocabulary = vocabulary;
     this.wholePieces = wholePieces;
@@ -90,6 +93,7 @@ export class BytePairs {
     this.#powers = powersOfBase(offsets);
     this.#index = new Int32Array(powerOfTwo(2 * offsets.length));
     this.#indexTokens();
+    let merges = typeof source === "function" ? source(this) : source;
     // A list that says no more than the ids do (Hugging Face derives such lists from tiktoken's ranks) is dropped,
     // so that all three file formats of one vocabulary break ties alike.
     if (merges && isSortedByMerged(merges) && merges.length === this.impliedMerges().length) merges = undefined;
@@ -99,14 +103,7 @@ export class BytePairs {
 
   /** The id of the ordinary token with these bytes, or -1. */
   find(bytes: Uint8Array, start: number, end: number): number {
-    const hash = hashOf(bytes, start, end);
-    const index = this.#index;
-    const mask = index.length - 1;
-    for (let at = mix(hash) & mask; ; at = (at + 1) & mask) {
-      const id = index[at]! - 1;
-      if (id < 0) return -1;
-      if (this.#hashes[id] === hash && this.#equals(id, bytes, start, end)) return id;
-    }
+    return this.#findHashed(hashOf(bytes, start, end), bytes, start, end);
   }
 
   /** Writes the ids of the piece `bytes[start .. end]` to `out` from `at` on (at most one a byte); returns where they end. */
@@ -134,9 +131,13 @@ export class BytePairs {
       if (reserved.has(id)) continue;
       const start = offsets[id]!;
       const end = offsets[id + 1]!;
+      let prefix = 0; // the hash of what is left of the cut
       for (let cut = start + 1; cut < end; cut++) {
-        const left = this.find(bytes, start, cut);
-        const right = left < 0 ? -1 : this.find(bytes, cut, end);
+        prefix = (Math.imul(prefix, BASE) + bytes[cut - 1]! + 1) | 0;
+        const left = this.#findHashed(prefix, bytes, start, cut);
+        if (left < 0) continue;
+        const suffix = (this.#hashes[id]! - Math.imul(prefix, this.#powers[end - cut]!)) | 0;
+        const right = this.#findHashed(suffix, bytes, cut, end);
         if (right < 0) continue;
         if (length + 3 > merges.length) {
           const grown = new Int32Array(2 * merges.length);
@@ -178,6 +179,16 @@ export class BytePairs {
       throw new CheckpointError(
         `tokenizer: no token for the single byte 0x${missing.toString(16).padStart(2, "0")}; expected a byte-level vocabulary, which has all 256`,
       );
+  }
+
+  #findHashed(hash: number, bytes: Uint8Array, start: number, end: number): number {
+    const index = this.#index;
+    const mask = index.length - 1;
+    for (let at = mix(hash) & mask; ; at = (at + 1) & mask) {
+      const id = index[at]! - 1;
+      if (id < 0) return -1;
+      if (this.#hashes[id] === hash && this.#equals(id, bytes, start, end)) return id;
+    }
   }
 
   #equals(id: number, bytes: Uint8Array, start: number, end: number): boolean {

@@ -2,7 +2,7 @@
 import { CheckpointError } from "../tensor/errors.ts";
 import { writeAlphabet } from "./byte-alphabet.ts";
 import { VocabularyWriter } from "./byte-pairs.ts";
-import { mergesByName } from "./merges.ts";
+import { namedMerges } from "./merges.ts";
 import { GPT2_PATTERN, LLAMA3_PATTERN, LLAMA4_PATTERN } from "./pre-tokenizer.ts";
 import { Tokenizer, type TokenizerOptions } from "./tokenizer.ts";
 import { ordinaryNames } from "./tokenizer-json.ts";
@@ -51,7 +51,6 @@ export function fromGguf(
       `one for each of ${tokens.length} tokens`,
     );
   const special = new Map<string, number>();
-  const ids = new Map<string, number>();
   const writer = new VocabularyWriter();
   for (const [id, token] of tokens.entries()) {
     const type = tokenTypes[id]!;
@@ -62,14 +61,18 @@ export function fromGguf(
       special.set(token, id);
       writer.reserve(token);
     } else {
-      ids.set(token, id);
       if (!writeAlphabet(token, writer)) throw unusable(`token ${id}`, token, "characters of GPT-2's byte alphabet");
       writer.endToken();
     }
   }
-  const list = merges && mergesByName(merges.map(readMerge), ids);
   return new Tokenizer(
-    { vocabulary: writer.finish(), special, merges: list, wholePieces: pre !== "gpt-2", pattern },
+    {
+      vocabulary: writer.finish(),
+      special,
+      merges: merges && namedMerges(merges),
+      wholePieces: pre !== "gpt-2",
+      pattern,
+    },
     options,
   );
 }
@@ -102,9 +105,3 @@ export function toGguf(tokenizer: Tokenizer) {
 
 const unusable = (key: string, found: unknown, expected: string) =>
   new CheckpointError(`GGUF vocabulary: ${key} is ${JSON.stringify(found).slice(0, 80)}; expected ${expected}`);
-
-function readMerge(merge: string, rank: number): readonly [string, string] {
-  const [left, right, ...rest] = merge.split(" ");
-  if (!left || !right || rest.length > 0) throw unusable(`merge ${rank}`, merge, "two tokens with a space between");
-  return [left, right];
-}

@@ -2,7 +2,7 @@
 import { CheckpointError } from "../tensor/errors.ts";
 import { toAlphabet, writeAlphabet } from "./byte-alphabet.ts";
 import { VocabularyWriter } from "./byte-pairs.ts";
-import { mergesByName } from "./merges.ts";
+import { namedMerges } from "./merges.ts";
 import { GPT2_PATTERN } from "./pre-tokenizer.ts";
 import { Tokenizer, type TokenizerOptions } from "./tokenizer.ts";
 
@@ -20,15 +20,13 @@ export function fromHuggingFace(file: unknown, options: TokenizerOptions = {}): 
   if (!isIdentity(root["normalizer"])) throw unusable("normalizer", root["normalizer"], "none");
 
   const special = readAddedTokens(root["added_tokens"]);
-  const ids = readVocabulary(model["vocab"]);
-  for (const text of special.keys()) ids.delete(text);
   const writer = new VocabularyWriter();
-  writeTokens(ids, special, writer);
+  writeTokens(object(model["vocab"], "model.vocab"), special, writer);
   return new Tokenizer(
     {
       vocabulary: writer.finish(),
       special,
-      merges: mergesByName(readMerges(model["merges"]), ids),
+      merges: namedMerges(array(model["merges"], "model.merges")),
       wholePieces: model["ignore_merges"] === true,
       pattern: readPattern(root["pre_tokenizer"]),
     },
@@ -153,45 +151,27 @@ function readAddedTokens(value: unknown): Map<string, number> {
   return special;
 }
 
-function readVocabulary(value: unknown): Map<string, number> {
-  const ids = new Map<string, number>();
-  for (const [token, id] of Object.entries(object(value, "model.vocab"))) {
-    if (!isId(id)) throw unusable(`model.vocab[${JSON.stringify(token.slice(0, 40))}]`, id, "a token id");
-    ids.set(token, id);
-  }
-  return ids;
-}
-
 const MAX_VOCABULARY = 2 ** 22; // twenty times Llama 4's; keeps a hostile id from sizing an array
 
 const isId = (id: unknown): id is number =>
   typeof id === "number" && Number.isInteger(id) && id >= 0 && id < MAX_VOCABULARY;
 
-function writeTokens(ids: Map<string, number>, special: Map<string, number>, writer: VocabularyWriter): void {
+// Puts the tokens in the order of their ids. A special token may stand in the vocabulary as well.
+function writeTokens(vocab: Json, special: ReadonlyMap<string, number>, writer: VocabularyWriter): void {
   const names: (string | undefined)[] = [];
-  for (const [token, id] of [...ids, ...special]) {
-    if (names[id] !== undefined)
-      throw unusable(
-        `token ${JSON.stringify(token.slice(0, 40))}`,
-        id,
-        `an id of its own, as ${JSON.stringify(names[id].slice(0, 40))} has it`,
-      );
+  const place = (token: string, id: unknown) => {
+    if (!isId(id) || (names[id] !== undefined && names[id] !== token))
+      throw unusable(`the id of ${JSON.stringify(token.slice(0, 40))}`, id, "a whole number that no other token has");
     names[id] = token;
-  }
-  for (const token of names) {
+  };
+  for (const [token, id] of special) place(token, id);
+  for (const token of Object.keys(vocab)) if (!special.has(token)) place(token, vocab[token]);
+  for (let id = 0; id < names.length; id++) {
+    const token = names[id];
     if (token === undefined || special.has(token)) writer.reserve(token);
     else if (writeAlphabet(token, writer)) writer.endToken();
     else throw unusable("model.vocab", token, "tokens in GPT-2's byte alphabet, or named among added_tokens");
   }
-}
-
-function readMerges(value: unknown): (readonly [string, string])[] {
-  return array(value, "model.merges").map((merge, i) => {
-    const pair: unknown = typeof merge === "string" ? merge.split(" ") : merge;
-    if (!Array.isArray(pair) || pair.length !== 2 || typeof pair[0] !== "string" || typeof pair[1] !== "string")
-      throw unusable(`model.merges[${i}]`, merge, "two tokens");
-    return [pair[0], pair[1]] as const;
-  });
 }
 
 // What may come before BPE: one Split by a pattern and ByteLevel, or ByteLevel alone, which then cuts as GPT-2 does.

@@ -1,6 +1,6 @@
 // Text to ids and back. tiktoken.ts, tokenizer-json.ts and gguf-vocabulary.ts make tokenizers out of files.
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
-import { BytePairs, type MergeList, type Vocabulary } from "./byte-pairs.ts";
+import { BytePairs, type MergeList, type MergeReader, type Vocabulary } from "./byte-pairs.ts";
 import { type PreTokenizer, preTokenizer, sliceEnds } from "./pre-tokenizer.ts";
 import { STOP_TOKENS } from "./special-tokens.ts";
 
@@ -8,7 +8,7 @@ export interface TokenizerParts {
   readonly vocabulary: Vocabulary;
   readonly special: ReadonlyMap<string, number>;
   /** Absent: the ids are the ranks. */
-  readonly merges?: MergeList | undefined;
+  readonly merges?: MergeList | MergeReader | undefined;
   /** Whether a piece that is a token as a whole is not merged step by step. */
   readonly wholePieces: boolean;
   /** The pre-tokeniser's regular expression. */
@@ -172,7 +172,7 @@ export class Tokenizer {
   }
 
   /** What it was made of; without a merge list where that says no more than the ids. */
-  get parts(): TokenizerParts {
+  get parts(): TokenizerParts & { readonly merges: MergeList | undefined } {
     const { vocabulary, merges, wholePieces } = this.#pairs;
     return { vocabulary, special: this.special, merges, wholePieces, pattern: this.pattern };
   }

@@ -133,8 +133,11 @@ class Input {
   /** Characters as long as they are of a set. */
   *run(set: RegExp): Generator<undefined, string> {
     const start = this.at;
-    for (let c = yield* this.peek(); c !== "" && set.test(c); c = yield* this.peek()) this.at++;
-    return this.text.slice(start, this.at);
+    for (;;) {
+      while (this.at < this.text.length && set.test(this.text[this.at]!)) this.at++;
+      if (this.at < this.text.length || this.isClosed) return this.text.slice(start, this.at);
+      yield;
+    }
   }
 
   *blanks(): Generator<undefined, void> {
@@ -355,7 +358,7 @@ function* string(input: Input): Generator<undefined, string> {
   let text = "";
   for (;;) {
     text += yield* input.run(plain);
-    if ((yield* input.next()) === "\\") text += yield* escape(input);
+    if ((yield* input.next()) === "\\") text += yield* escaped(input);
     else if (!isTriple) return text;
     else {
       if ((yield* input.peek()) === quote) {
@@ -393,7 +396,7 @@ const HEX_DIGITS: ReadonlyMap<string, number> = new Map([
 ]);
 
 // What follows a backslash; one that Python and JSON do not know stays as it is, as in Python.
-function* escape(input: Input): Generator<undefined, string> {
+function* escaped(input: Input): Generator<undefined, string> {
   const c = yield* input.next();
   const digits = HEX_DIGITS.get(c);
   if (digits === undefined) return ESCAPES.get(c) ?? `\\${c}`;
