@@ -156,19 +156,20 @@ const MAX_VOCABULARY = 2 ** 22; // twenty times Llama 4's; keeps a hostile id fr
 const isId = (id: unknown): id is number =>
   typeof id === "number" && Number.isInteger(id) && id >= 0 && id < MAX_VOCABULARY;
 
-// Puts the tokens in the order of their ids. A special token may stand in the vocabulary as well.
+// Puts the tokens in the order of their ids. A special token may stand in the vocabulary as well, under its id; under
+// another id it is an ordinary token that looks the same.
 function writeTokens(vocab: Json, special: ReadonlyMap<string, number>, writer: VocabularyWriter): void {
   const names: (string | undefined)[] = [];
   const place = (token: string, id: unknown) => {
-    if (!isId(id) || (names[id] !== undefined && names[id] !== token))
+    if (!isId(id) || names[id] !== undefined)
       throw unusable(`the id of ${JSON.stringify(token.slice(0, 40))}`, id, "a whole number that no other token has");
     names[id] = token;
   };
   for (const [token, id] of special) place(token, id);
-  for (const token of Object.keys(vocab)) if (!special.has(token)) place(token, vocab[token]);
+  for (const token of Object.keys(vocab)) if (special.get(token) !== vocab[token]) place(token, vocab[token]);
   for (let id = 0; id < names.length; id++) {
     const token = names[id];
-    if (token === undefined || special.has(token)) writer.reserve(token);
+    if (token === undefined || special.get(token) === id) writer.reserve(token);
     else if (writeAlphabet(token, writer)) writer.endToken();
     else throw unusable("model.vocab", token, "tokens in GPT-2's byte alphabet, or named among added_tokens");
   }
