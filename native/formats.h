@@ -59,7 +59,7 @@ static_assert(sizeof(IQ3_S) == 110 && sizeof(IQ1_S) == 50 && sizeof(IQ1_M) == 56
 
 // Elements and bytes of a block; {0, 0} for an id that nothing here reads.
 struct Block { int elements, bytes; };
-constexpr Block block_of(int type) {
+static constexpr Block block_of(int type) {
   switch (type) {
     case kF32: case kI32: return {1, 4};
     case kF16: case kBF16: case kI16: return {1, 2};

@@ -52,9 +52,18 @@ inline vec clamp(vec v, float low, float high) {
 #endif
 }
 
-// To the nearest whole number, ties to even, for |v| < 2^22: the sum's spacing is 1.
+// To the nearest whole number, ties to even, for |v| < 2^22; where there is no instruction for it, by a sum whose
+// spacing is 1.
 constexpr float kMagic = 12582912.0f;
-inline vec round_even(vec v) { return (v + splat(kMagic)) - splat(kMagic); }
+inline vec round_even(vec v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_roundscale_ps(0xffff, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX__)
+  return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  return (v + splat(kMagic)) - splat(kMagic);
+#endif
+}
 inline float round_even(float v) { return (v + kMagic) - kMagic; }
 inline float clamp(float v, float low, float high) {
   v = v > low ? v : low;
@@ -189,19 +198,39 @@ constexpr float kShift[kLanes] = {0, -0.5f, 0, -0.5f, 0, -0.5f, 0, -0.5f, 0, -0.
 constexpr float kScaleStep[kLanes] = {0, 0, 0, 0, 0, -1, -1, -1, -1, -1, 1, 1, 1, 1, 1, 2};
 constexpr float kMinStep[kLanes] = {0, -1, 1, -2, 2, 0, -1, 1, -2, 2, 0, -1, 1, -2, 2, 1};
 
-// One sub-block of 32: x, its weights, and t = x − low with low = min(0, least x).
+// One sub-block of 32: x, its weights, t = x − low with low = min(0, least x), and for each candidate the best scale d
+// and offset c of t ≈ d·q + c so far. `gain` is by how much Σ w·(t − d·q − c)² is less than Σ w·t²; −1: nothing yet.
 struct SubBlock {
   const float* x;
-  const float* w;
-  const float* t;
+  float w[32], t[32];
   float low, range, sum_w, sum_wt;
+  float d[kLanes], c[kLanes], gain[kLanes];
 };
 
-// Rounds with the candidates' (inverse, shift), then finds for those q the scale d and offset c of t ≈ d·q + c that
-// minimise Σ w·(t − d·q − c)², under c <= −low (a block's min cannot be negative). `gain` is by how much that sum is
-// less than Σ w·t²; −1, and d the whole range, where there is no solution.
+inline void prepare(const float* x, SubBlock& s) {
+  float sum[16];
+  s.x = x;
+  for (int j = 0; j < 16; j++) sum[j] = x[j] * x[j] + x[j + 16] * x[j + 16];
+  const float twice_rms = 2.0f * __builtin_sqrtf(tree_sum(sum) / 32.0f), least = min_of32(x);
+  s.low = least < 0 ? least : 0;
+  s.range = max_of<32>(x) - s.low;
+  for (int i = 0; i < 32; i++) s.w[i] = twice_rms + absolute(x[i]);
+  for (int i = 0; i < 32; i++) s.t[i] = x[i] - s.low;
+  for (int j = 0; j < 16; j++) sum[j] = s.w[j] + s.w[j + 16];
+  s.sum_w = tree_sum(sum);
+  for (int j = 0; j < 16; j++) sum[j] = s.w[j] * s.t[j] + s.w[j + 16] * s.t[j + 16];
+  s.sum_wt = tree_sum(sum);
+  for (int lane = 0; lane < kLanes; lane++) {
+    s.d[lane] = s.range;
+    s.c[lane] = -s.low;
+    s.gain[lane] = -1;
+  }
+}
+
+// Rounds with the candidates' (inverse, shift), finds for those q the d and c that minimise Σ w·(t − d·q − c)² under
+// c <= −low (a block's min cannot be negative), and keeps them where they are better than what the lane has.
 template <int Levels>
-inline void fit(const SubBlock& s, vec inverse, vec shift, vec& d, vec& c, vec& gain) {
+inline void fit(SubBlock& s, int lane, vec inverse, vec shift) {
   vec q1{}, q2{}, qt{};  // Σ w·q, Σ w·q², Σ w·q·t
   for (int i = 0; i < 32; i++) {
     const vec t = splat(s.t[i]);
@@ -217,55 +246,47 @@ inline void fit(const SubBlock& s, vec inverse, vec shift, vec& d, vec& c, vec& 
   const vec bound_d = (qt + low * q1) / q2;
   // 1e-5: below, q is as good as constant and the determinant rounding error.
   const auto free = (determinant > splat(1e-5f) * (w1 * q2)) & (numerator > vec{}) & (free_c + low <= vec{});
-  d = free ? free_d : bound_d;
-  c = free ? free_c : -low;
-  gain = d * (((qt + qt) - d * q2) - (c + c) * q1) + c * ((t1 + t1) - c * w1);
-  const auto solved = (d > vec{}) & (d <= splat(s.range));
-  gain = solved ? gain : splat(-1);
-  d = solved ? d : splat(s.range);
+  const vec d = free ? free_d : bound_d, c = free ? free_c : -low;
+  const vec gain = d * (((qt + qt) - d * q2) - (c + c) * q1) + c * ((t1 + t1) - c * w1);
+  const auto better = (d > vec{}) & (d <= splat(s.range)) & (gain > load(s.gain + lane));
+  store(s.d + lane, better ? d : load(s.d + lane));
+  store(s.c + lane, better ? c : load(s.c + lane));
+  store(s.gain + lane, better ? gain : load(s.gain + lane));
 }
 
-// The best real (scale, min >= 0) found for a sub-block: 16 guesses, each improved once.
+// The best real (scale, min >= 0) found for each sub-block: 16 guesses, each improved once. One loop a step, so that
+// the processor overlaps sub-blocks.
 template <int Levels>
-inline void search(const float* x, const float* w, float& scale, float& min) {
-  float t[32], sum[16];
-  SubBlock s{x, w, t, min_of32(x), 0, 0, 0};
-  s.low = s.low < 0 ? s.low : 0;
-  s.range = max_of<32>(x) - s.low;
-  scale = 0;
-  min = -s.low;
-  if (!(s.range > 1e-30f)) return;
-  for (int i = 0; i < 32; i++) t[i] = x[i] - s.low;
-  for (int j = 0; j < 16; j++) sum[j] = w[j] + w[j + 16];
-  s.sum_w = tree_sum(sum);
-  for (int j = 0; j < 16; j++) sum[j] = w[j] * t[j] + w[j + 16] * t[j + 16];
-  s.sum_wt = tree_sum(sum);
-
-  const float per_range = 1.0f / s.range;
-  float ds[kLanes], cs[kLanes], gains[kLanes];
-  for (int lane = 0; lane < kLanes; lane += W) {
-    vec d, c, gain, d2, c2, gain2;
-    const vec inverse = (splat(Levels) + load(kStretch + lane)) * splat(per_range);
-    fit<Levels>(s, inverse, load(kShift + lane), d, c, gain);
-    const vec again = splat(1) / d;
-    fit<Levels>(s, again, -c * again, d2, c2, gain2);
-    const auto better = gain2 > gain;
-    store(ds + lane, better ? d2 : d);
-    store(cs + lane, better ? c2 : c);
-    store(gains + lane, better ? gain2 : gain);
+inline void search(SubBlock* subs, float* scales, float* mins) {
+  for (int k = 0; k < 8; k++)
+    for (int lane = 0; lane < kLanes; lane += W) {
+      const vec per_range = splat(1.0f / subs[k].range);
+      fit<Levels>(subs[k], lane, (splat(Levels) + load(kStretch + lane)) * per_range, load(kShift + lane));
+    }
+  for (int k = 0; k < 8; k++)
+    for (int lane = 0; lane < kLanes; lane += W) {
+      const vec inverse = splat(1) / load(subs[k].d + lane);
+      fit<Levels>(subs[k], lane, inverse, -load(subs[k].c + lane) * inverse);
+    }
+  for (int k = 0; k < 8; k++) {
+    const SubBlock& s = subs[k];
+    const int best = first_largest(s.gain);
+    if (!(s.range > 1e-30f)) {  // flat: whatever was fitted is void
+      scales[k] = 0;
+      mins[k] = -s.low;
+    } else if (s.gain[best] > 0) {
+      scales[k] = s.d[best];
+      mins[k] = -(s.c[best] + s.low);
+    } else {
+      scales[k] = s.range / float(Levels);
+      mins[k] = -s.low;
+    }
   }
-  const int best = first_largest(gains);
-  if (!(gains[best] > 0)) {
-    scale = s.range / float(Levels);
-    return;
-  }
-  scale = ds[best];
-  min = -(cs[best] + s.low);
 }
 
 // Around (scale, min) in units of (d, dmin): the whole numbers 0–63 with the least Σ w·(value − x)².
 template <int Levels>
-inline void settle(const float* x, const float* w, float d, float dmin, float& scale, float& min) {
+inline void settle(const SubBlock& s, float d, float dmin, float& scale, float& min) {
   float scales[kLanes], mins[kLanes], gains[kLanes];
   for (int lane = 0; lane < kLanes; lane += W) {
     const vec sc = clamp(splat(scale) + load(kScaleStep + lane), 0, 63);
@@ -274,10 +295,10 @@ inline void settle(const float* x, const float* w, float d, float dmin, float& s
     const vec inverse = step > vec{} ? splat(1) / step : vec{};
     vec gain{};  // minus the error
     for (int i = 0; i < 32; i++) {
-      const vec xi = splat(x[i]);
+      const vec xi = splat(s.x[i]);
       const vec q = clamp(round_even((xi + offset) * inverse), 0, Levels);
       const vec r = (step * q - offset) - xi;
-      gain -= splat(w[i]) * (r * r);
+      gain -= splat(s.w[i]) * (r * r);
     }
     store(scales + lane, sc);
     store(mins + lane, mn);
@@ -291,15 +312,10 @@ inline void settle(const float* x, const float* w, float d, float dmin, float& s
 // A super-block of 256: d, dmin, the 6-bit scales and minima packed into s[12], and every q.
 template <int Levels>
 inline void encode_affine(const float* x, f16_bits& half_d, f16_bits& half_dmin, uint8_t* s, uint8_t* q) {
-  float w[256], scales[8], mins[8];
-  for (int k = 0; k < 8; k++) {
-    const float* xk = x + 32 * k;
-    float sum[16];
-    for (int j = 0; j < 16; j++) sum[j] = xk[j] * xk[j] + xk[j + 16] * xk[j + 16];
-    const float twice_rms = 2.0f * __builtin_sqrtf(tree_sum(sum) / 32.0f);
-    for (int i = 0; i < 32; i++) w[32 * k + i] = twice_rms + absolute(xk[i]);
-    search<Levels>(xk, w + 32 * k, scales[k], mins[k]);
-  }
+  SubBlock subs[8];
+  float scales[8], mins[8];
+  for (int k = 0; k < 8; k++) prepare(x + 32 * k, subs[k]);
+  search<Levels>(subs, scales, mins);
   float max_scale = 0, max_min = 0;
   for (int k = 0; k < 8; k++) {
     max_scale = scales[k] > max_scale ? scales[k] : max_scale;
@@ -314,7 +330,7 @@ inline void encode_affine(const float* x, f16_bits& half_d, f16_bits& half_dmin,
     const float* xk = x + 32 * k;
     float scale = d > 0 ? clamp(round_even(scales[k] / d), 0, 63) : 0;
     float min = dmin > 0 ? clamp(round_even(mins[k] / dmin), 0, 63) : 0;
-    settle<Levels>(xk, w + 32 * k, d, dmin, scale, min);
+    settle<Levels>(subs[k], d, dmin, scale, min);
     sc[k] = uint8_t(scale);
     mn[k] = uint8_t(min);
     const float step = d * scale, offset = dmin * min, inverse = step > 0 ? 1.0f / step : 0.0f;
@@ -421,6 +437,36 @@ void encode_blocks(const float* x, uint8_t* out, int64_t n, int elements) {
   }
 }
 
+void f32_row_to_f16(const float* x, uint8_t* out, int64_t n) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8) {
+    const __m128i bits = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
+    memcpy(out + 2 * i, &bits, sizeof bits);
+  }
+#endif
+  for (; i < n; i++) {
+    const f16_bits bits = f32_to_f16(x[i]);
+    memcpy(out + 2 * i, &bits, 2);
+  }
+}
+
+void f16_row_to_f32(const uint8_t* in, float* out, int64_t n) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8) {
+    __m128i bits;
+    memcpy(&bits, in + 2 * i, sizeof bits);
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(bits));
+  }
+#endif
+  for (; i < n; i++) {
+    f16_bits bits;
+    memcpy(&bits, in + 2 * i, 2);
+    out[i] = f16_to_f32(bits);
+  }
+}
+
 // The first element that float16 could not hold (65,520 and more, infinite, NaN), or −1.
 int64_t first_too_large(const float* x, int64_t n) {
   constexpr int32_t limit = 0x477ff000;
@@ -460,12 +506,7 @@ int64_t quantize_rows(int type, const float* x, uint8_t* out, int64_t rows, int6
   const int64_t bad = first_too_large(x, n);
   if (bad >= 0) return bad;
   switch (type) {
-    case kF16:
-      for (int64_t i = 0; i < n; i++) {
-        const f16_bits bits = f32_to_f16(x[i]);
-        memcpy(out + 2 * i, &bits, 2);
-      }
-      break;
+    case kF16: f32_row_to_f16(x, out, n); break;
     case kQ8_0: encode_blocks<Q8_0>(x, out, n, 32); break;
     case kQ4_0: encode_blocks<Q4_0>(x, out, n, 32); break;
     case kQ4_1: encode_blocks<Q4_1>(x, out, n, 32); break;
@@ -484,13 +525,7 @@ bool to_f32_row(int type, const void* in, float* out, int64_t n) {
   const uint8_t* bytes = static_cast<const uint8_t*>(in);
   switch (type) {
     case kF32: memcpy(out, in, size_t(n) * 4); return true;
-    case kF16:
-      for (int64_t i = 0; i < n; i++) {
-        f16_bits bits;
-        memcpy(&bits, bytes + 2 * i, 2);
-        out[i] = f16_to_f32(bits);
-      }
-      return true;
+    case kF16: f16_row_to_f32(bytes, out, n); return true;
     case kBF16:
       for (int64_t i = 0; i < n; i++) {
         uint16_t bits;
