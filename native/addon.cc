@@ -1,0 +1,583 @@
+// The border: calls on plain buffers, no policy. src/backends/native/addon.ts is its only description.
+//
+// Sizes come first, then buffers, each as an ArrayBuffer and the byte where the numbers begin. Every extent is checked
+// against its buffer, every index against its table, before a kernel sees it.
+
+#define NAPI_VERSION 8
+#include <node_api.h>
+#include <sys/mman.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "reader.h"
+
+namespace llama4 {
+
+namespace baseline { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const Kernels* kernels;
+};
+
+// What this processor has, best first. The features are those that scripts/build-native.mjs compiles for.
+std::vector<Isa> isas() {
+  std::vector<Isa> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (has2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+    found.push_back({"avx512", &avx512::kernels});
+  if (has2) found.push_back({"avx2", &avx2::kernels});
+#endif
+  found.push_back({"baseline", &baseline::kernels});
+  return found;
+}
+
+struct Engine {
+  Pool pool;
+  const Kernels* kernels;
+  const bool int8;
+};
+
+constexpr int64_t kMost = int64_t(1) << 52;  // elements or bytes; sums of a few of them cannot overflow
+
+int64_t product(std::initializer_list<int64_t> factors) {
+  int64_t n = 1;
+  for (const int64_t factor : factors)
+    if (__builtin_mul_overflow(n, factor, &n) || n > kMost) throw std::range_error("native: sizes are too large to multiply");
+  return n;
+}
+
+int64_t bytes_of(int type, int64_t rows, int64_t columns) {
+  const Block block = block_of(type);
+  if (block.elements == 0) throw std::range_error("native: " + std::to_string(type) + " is no known type of weights");
+  if (columns % block.elements)
+    throw std::range_error("native: a row has " + std::to_string(columns) + " elements; expected a multiple of " +
+                           std::to_string(block.elements));
+  return product({rows, columns / block.elements, block.bytes});
+}
+
+// The arguments of one call, taken in order.
+class Call {
+ public:
+  Call(napi_env env, napi_callback_info info) : env(env) {
+    napi_get_cb_info(env, info, &count_, args_, nullptr, nullptr);
+    if (count_ > kMostArgs) count_ = kMostArgs;
+  }
+
+  const napi_env env;
+
+  napi_value value() {
+    if (next_ == count_) throw std::range_error("native: " + std::to_string(count_) + " arguments; expected more");
+    return args_[next_++];
+  }
+
+  double number() {
+    double result;
+    if (napi_get_value_double(env, value(), &result) != napi_ok) wrong("a number");
+    return result;
+  }
+
+  int64_t size() {
+    const double result = number();
+    if (!(result >= 0) || result > double(kMost) || double(int64_t(result)) != result) wrong("a whole number from 0");
+    return int64_t(result);
+  }
+
+  int type() { return int(size()); }
+
+  bool flag() {
+    bool result;
+    if (napi_get_value_bool(env, value(), &result) != napi_ok) wrong("true or false");
+    return result;
+  }
+
+  std::string text() {
+    const napi_value v = value();
+    size_t length = 0;
+    if (napi_get_value_string_utf8(env, v, nullptr, 0, &length) != napi_ok) wrong("a string");
+    std::string result(length, '\0');
+    napi_get_value_string_utf8(env, v, result.data(), length + 1, &length);
+    return result;
+  }
+
+  // `need` bytes of a buffer from an offset: two arguments.
+  uint8_t* bytes(int64_t need) {
+    void* data;
+    size_t length;
+    if (napi_get_arraybuffer_info(env, value(), &data, &length) != napi_ok) wrong("an ArrayBuffer");
+    const int64_t offset = size();
+    if (offset > int64_t(length) || need > int64_t(length) - offset)
+      throw std::range_error("native: argument " + std::to_string(next_ - 1) + " needs " + std::to_string(need) +
+                             " bytes from " + std::to_string(offset) + "; its buffer has " + std::to_string(length));
+    return static_cast<uint8_t*>(data) + offset;
+  }
+
+  float* floats(int64_t need) { return reinterpret_cast<float*>(bytes(product({need, 4}))); }
+
+  // As floats(), or nullptr for null.
+  float* floats_or_null(int64_t need) {
+    napi_valuetype type = napi_undefined;
+    if (next_ < count_) napi_typeof(env, args_[next_], &type);
+    if (type != napi_null) return floats(need);
+    next_ += 2;
+    return nullptr;
+  }
+
+  struct Ints {
+    const int32_t* data;
+    int64_t length;
+  };
+  Ints ints() {
+    napi_typedarray_type type;
+    size_t length;
+    void* data;
+    if (napi_get_typedarray_info(env, value(), &type, &length, &data, nullptr, nullptr) != napi_ok || type != napi_int32_array)
+      wrong("an Int32Array");
+    return {static_cast<int32_t*>(data), int64_t(length)};
+  }
+
+  // As ints(), every one in [0, end).
+  Ints indices(int64_t end) {
+    const Ints all = ints();
+    for (int64_t i = 0; i < all.length; i++)
+      if (all.data[i] < 0 || all.data[i] >= end)
+        throw std::range_error("native: index " + std::to_string(all.data[i]) + "; expected 0 to " + std::to_string(end - 1));
+    return all;
+  }
+
+  Engine& engine() {
+    void* pointer = nullptr;
+    if (napi_get_value_external(env, value(), &pointer) != napi_ok) wrong("an engine");
+    Engine* engine = *static_cast<Engine**>(pointer);
+    if (!engine) throw std::range_error("native: the backend is closed");
+    return *engine;
+  }
+
+  napi_value undefined() {
+    napi_value result;
+    napi_get_undefined(env, &result);
+    return result;
+  }
+
+ private:
+  static constexpr size_t kMostArgs = 32;
+  [[noreturn]] void wrong(const char* expected) {
+    throw std::range_error("native: argument " + std::to_string(next_) + " is not " + expected);
+  }
+  size_t count_ = kMostArgs, next_ = 0;
+  napi_value args_[kMostArgs];
+};
+
+template <napi_value (*F)(Call&)>
+napi_value enter(napi_env env, napi_callback_info info) {
+  try {
+    Call call(env, info);
+    return F(call);
+  } catch (const std::exception& error) {
+    napi_throw_range_error(env, nullptr, error.what());
+    return nullptr;
+  }
+}
+
+napi_value list_isas(Call& call) {
+  const std::vector<Isa> found = isas();
+  napi_value list;
+  napi_create_array_with_length(call.env, found.size(), &list);
+  for (size_t i = 0; i < found.size(); i++) {
+    napi_value name;
+    napi_create_string_utf8(call.env, found[i].name, NAPI_AUTO_LENGTH, &name);
+    napi_set_element(call.env, list, uint32_t(i), name);
+  }
+  return list;
+}
+
+napi_value open(Call& call) {
+  const int64_t threads = call.size();
+  const std::string name = call.text();
+  const bool int8 = call.flag();
+  if (threads < 1 || threads > 1024)
+    throw std::range_error("native: " + std::to_string(threads) + " threads; expected 1 to 1024");
+  for (const Isa& isa : isas()) {
+    if (name != isa.name) continue;
+    Engine** engine = new Engine*(new Engine{Pool(int(threads)), isa.kernels, int8});
+    napi_value external;
+    napi_create_external(call.env, engine, [](napi_env, void* data, void*) {
+      delete *static_cast<Engine**>(data);
+      delete static_cast<Engine**>(data);
+    }, nullptr, &external);
+    return external;
+  }
+  throw std::range_error("native: this processor lacks the instruction set " + name);
+}
+
+napi_value close(Call& call) {
+  void* pointer = nullptr;
+  napi_get_value_external(call.env, call.value(), &pointer);
+  Engine** engine = static_cast<Engine**>(pointer);
+  if (engine) {
+    delete *engine;
+    *engine = nullptr;
+  }
+  return call.undefined();
+}
+
+struct Mapping {
+  void* memory;
+  size_t bytes;
+};
+
+// Node makes external buffers up to this size only; larger ones come from its own allocator, which maps them too.
+constexpr int64_t kLargestExternal = (int64_t(1) << 32) - 4096;
+
+napi_value allocate(Call& call) {
+  const int64_t bytes = call.size();
+  napi_value buffer = nullptr;
+  if (bytes > kLargestExternal) {
+    void* memory = nullptr;
+    if (napi_create_arraybuffer(call.env, size_t(bytes), &memory, &buffer) != napi_ok) {
+      napi_value pending;
+      napi_get_and_clear_last_exception(call.env, &pending);
+      throw std::range_error("native: the system refused " + std::to_string(bytes) + " bytes");
+    }
+#ifdef MADV_HUGEPAGE
+    uint8_t* page = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + 4095) & ~uintptr_t(4095));
+    madvise(page, size_t(bytes) - 4096, MADV_HUGEPAGE);
+#endif
+    return buffer;
+  }
+  void* memory = map_memory(size_t(bytes));
+  if (!memory) throw std::range_error("native: the system refused " + std::to_string(bytes) + " bytes");
+  const auto free = [](napi_env, void*, void* hint) {
+    Mapping* mapping = static_cast<Mapping*>(hint);
+    unmap_memory(mapping->memory, mapping->bytes);
+    delete mapping;
+  };
+  Mapping* mapping = new Mapping{memory, size_t(bytes)};
+  if (napi_create_external_arraybuffer(call.env, memory, size_t(bytes), free, mapping, &buffer) != napi_ok) {
+    free(call.env, memory, mapping);
+    throw std::range_error("native: Node refused a buffer of " + std::to_string(bytes) + " bytes");
+  }
+  return buffer;
+}
+
+// Detaches a buffer of allocate(): its memory is given back now, its addresses when Node lets go of them.
+napi_value release(Call& call) {
+  const napi_value buffer = call.value();
+  void* memory;
+  size_t bytes;
+  if (napi_get_arraybuffer_info(call.env, buffer, &memory, &bytes) != napi_ok)
+    throw std::range_error("native: release needs an ArrayBuffer");
+  if (bytes > 0 && int64_t(bytes) <= kLargestExternal) madvise(memory, bytes, MADV_DONTNEED);
+  napi_detach_arraybuffer(call.env, buffer);
+  return call.undefined();
+}
+
+napi_value linear(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t T = call.size(), I = call.size(), O = call.size();
+  Linear l{};
+  l.type = call.type();
+  l.x = call.floats(product({T, I}));
+  const uint8_t* w = call.bytes(bytes_of(l.type, O, I));
+  l.b = call.floats_or_null(O);
+  const Product only{0, T, w, call.floats(product({T, O}))};
+  l.N = T;
+  l.products = &only;
+  l.count = T > 0 && I > 0 ? 1 : 0;
+  l.I = I;
+  l.O = O;
+  l.int8 = engine.int8;
+  engine.kernels->linear(engine.pool, l);
+  return call.undefined();
+}
+
+napi_value experts(Call& call) {
+  Engine& engine = call.engine();
+  Experts a{};
+  a.T = call.size(), a.D = call.size(), a.F = call.size(), a.E = call.size(), a.top_k = call.size();
+  a.gate_type = call.type(), a.up_type = call.type(), a.down_type = call.type();
+  a.int8 = engine.int8;
+  a.x = call.floats(product({a.T, a.D}));
+  const int64_t gates = product({a.E, a.F});
+  a.gate = call.bytes(bytes_of(a.gate_type, gates, a.D));
+  a.up = call.bytes(bytes_of(a.up_type, gates, a.D));
+  a.down = call.bytes(bytes_of(a.down_type, product({a.E, a.D}), a.F));
+  const Call::Ints chosen = call.indices(a.E);
+  if (chosen.length != product({a.T, a.top_k}))
+    throw std::range_error("native: " + std::to_string(chosen.length) + " choices of experts; expected one for each row and k");
+  a.chosen = chosen.data;
+  a.scores = call.floats(chosen.length);
+  a.y = call.floats(product({a.T, a.D}));
+  if (a.T > 0) engine.kernels->experts(engine.pool, a);
+  return call.undefined();
+}
+
+// segments: four numbers each, row, length, position and where its table begins in `tables`.
+napi_value attend(Call& call) {
+  Engine& engine = call.engine();
+  Attend a{};
+  const int64_t T = call.size();
+  a.H = call.size(), a.K = call.size(), a.d = call.size();
+  a.chunk = call.size();
+  a.causal = call.flag();
+  const bool cached = call.flag();
+  const int64_t blocks = call.size();
+  a.block_size = call.size();
+  a.type = call.type();
+  if (a.K < 1 || a.H % a.K || a.d < 1) throw std::range_error("native: attend needs K a divisor of H");
+  if (cached && ((a.type != kF32 && a.type != kF16) || a.block_size < 1))
+    throw std::range_error("native: a cache holds f32 or f16 in blocks of at least one slot");
+  a.q = call.floats(product({T, a.H, a.d}));
+  a.k = call.floats(product({T, a.K, a.d}));
+  a.v = call.floats(product({T, a.K, a.d}));
+  const Call::Ints flat = call.ints(), tables = call.indices(blocks);
+  if (cached) {
+    const int64_t layer = product({blocks, a.block_size, a.K, a.d, a.type == kF32 ? 4 : 2});
+    a.keys = call.bytes(layer);
+    a.values = call.bytes(layer);
+  } else {
+    for (int i = 0; i < 4; i++) call.value();
+  }
+  a.y = call.floats(product({T, a.H, a.d}));
+  std::vector<Segment> segments;
+  for (int64_t i = 0; i + 4 <= flat.length; i += 4) {
+    const int64_t row = flat.data[i], length = flat.data[i + 1], position = flat.data[i + 2], table = flat.data[i + 3];
+    if (row < 0 || length < 1 || position < 0 || row + length > T)
+      throw std::range_error("native: a segment covers rows outside the step");
+    const int64_t last = a.chunk ? position % a.chunk + length - 1 : position + length - 1;
+    if (cached && (table < 0 || table + last / a.block_size >= tables.length))
+      throw std::range_error("native: the block table of a sequence ends before slot " + std::to_string(last));
+    segments.push_back({row, length, position, cached ? tables.data + table : nullptr});
+  }
+  a.segments = segments.data();
+  a.count = int64_t(segments.size());
+  engine.kernels->attend(engine.pool, a);
+  return call.undefined();
+}
+
+Norm norm_of(Call& call) {
+  Norm a{};
+  a.rows = call.size(), a.n = call.size(), a.eps = float(call.number());
+  a.x = call.floats(product({a.rows, a.n}));
+  a.w = call.floats_or_null(a.n);
+  a.b = call.floats_or_null(a.n);
+  a.y = call.floats(product({a.rows, a.n}));
+  return a;
+}
+
+napi_value rms_norm(Call& call) {
+  Engine& engine = call.engine();
+  const Norm a = norm_of(call);
+  if (a.n > 0) engine.kernels->rms_norm(engine.pool, a);
+  return call.undefined();
+}
+
+napi_value layer_norm(Call& call) {
+  Engine& engine = call.engine();
+  const Norm a = norm_of(call);
+  if (!a.w || !a.b) throw std::range_error("native: layerNorm needs a weight and a bias");
+  if (a.n > 0) engine.kernels->layer_norm(engine.pool, a);
+  return call.undefined();
+}
+
+napi_value rope(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t T = call.size(), H = call.size(), d = call.size();
+  const float *x = call.floats(product({T, H, d})), *rotations = call.floats(product({T, d}));
+  float* y = call.floats(product({T, H, d}));
+  if (H > 0 && d > 0) engine.kernels->rope(engine.pool, x, rotations, T, H, d, y);
+  return call.undefined();
+}
+
+napi_value add(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size();
+  const float *a = call.floats(n), *b = call.floats(n);
+  engine.kernels->add(engine.pool, a, b, n, call.floats(n));
+  return call.undefined();
+}
+
+napi_value swiglu(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size();
+  const float *gate = call.floats(n), *up = call.floats(n);
+  engine.kernels->swiglu(engine.pool, gate, up, n, call.floats(n));
+  return call.undefined();
+}
+
+napi_value gelu(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size();
+  const float* x = call.floats(n);
+  engine.kernels->gelu(engine.pool, x, n, call.floats(n));
+  return call.undefined();
+}
+
+// An Int32Array of shape and strides, one axis after the other; `reach` is the number of elements it touches.
+Walk walk_of(Call& call, int64_t& elements, int64_t& reach) {
+  const Call::Ints numbers = call.ints();
+  Walk walk{};
+  walk.rank = int(numbers.length / 2);
+  if (walk.rank < 1 || walk.rank > kMaxRank)
+    throw std::range_error("native: a tensor of " + std::to_string(walk.rank) + " axes; expected 1 to 8");
+  elements = reach = 1;
+  for (int axis = 0; axis < walk.rank; axis++) {
+    const int64_t extent = walk.shape[axis] = numbers.data[2 * axis], stride = walk.strides[axis] = numbers.data[2 * axis + 1];
+    if (extent < 0 || stride < 0) throw std::range_error("native: negative extents");
+    elements = product({elements, extent});
+    if (extent > 0) reach += product({extent - 1, stride});
+  }
+  return walk;
+}
+
+napi_value mul(Call& call) {
+  Engine& engine = call.engine();
+  int64_t n, reach;
+  const Walk walk = walk_of(call, n, reach);
+  const float *a = call.floats(n), *b = call.floats(n ? reach : 0);
+  float* y = call.floats(n);
+  if (n > 0) engine.kernels->mul(engine.pool, a, b, walk, y);
+  return call.undefined();
+}
+
+napi_value gather(Call& call) {
+  Engine& engine = call.engine();
+  int64_t n, reach;
+  const Walk walk = walk_of(call, n, reach);
+  const float* x = call.floats(n ? reach : 0);
+  float* y = call.floats(n);
+  if (n > 0) engine.kernels->gather(engine.pool, x, walk, y);
+  return call.undefined();
+}
+
+napi_value rows(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t count = call.size(), width = call.size();
+  const int type = call.type();
+  const uint8_t* table = call.bytes(bytes_of(type, count, width));
+  const Call::Ints at = call.indices(count);
+  engine.kernels->rows(engine.pool, type, table, width, at.data, at.length, call.floats(product({at.length, width})));
+  return call.undefined();
+}
+
+napi_value splice(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t count = call.size(), width = call.size();
+  const float* x = call.floats(product({count, width}));
+  const Call::Ints at = call.indices(count);
+  const float* from = call.floats(product({at.length, width}));
+  engine.kernels->splice(engine.pool, x, count, width, from, at.data, at.length, call.floats(product({count, width})));
+  return call.undefined();
+}
+
+napi_value route(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t T = call.size(), E = call.size(), top_k = call.size();
+  if (top_k < 1 || top_k > E) throw std::range_error("native: route needs 1 to " + std::to_string(E) + " choices");
+  const float* logits = call.floats(product({T, E}));
+  const Call::Ints chosen = call.ints();
+  if (chosen.length != product({T, top_k})) throw std::range_error("native: route needs room for every choice");
+  float* scores = call.floats(chosen.length);
+  engine.kernels->route(engine.pool, logits, T, E, top_k, const_cast<int32_t*>(chosen.data), scores);
+  return call.undefined();
+}
+
+napi_value cross_entropy(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t T = call.size(), V = call.size();
+  const float* logits = call.floats(product({T, V}));
+  const Call::Ints targets = call.ints();
+  if (targets.length != T) throw std::range_error("native: crossEntropy needs one target a row");
+  for (int64_t i = 0; i < T; i++)
+    if (targets.data[i] >= V) throw std::range_error("native: a target is outside the vocabulary");
+  engine.kernels->cross_entropy(engine.pool, logits, targets.data, T, V, call.floats(1));
+  return call.undefined();
+}
+
+napi_value set_codebooks(Call& call) {
+  static int8_t tables[kIqTablesLength];  // a copy: the thread that hands them over may end before others
+  memcpy(tables, call.bytes(kIqTablesLength), kIqTablesLength);
+  set_iq_tables(tables);
+  return call.undefined();
+}
+
+// rows · columns floats to `type`, on all threads; the index of the first element that the type cannot hold, or −1.
+napi_value quantize(Call& call) {
+  Engine& engine = call.engine();
+  const int type = call.type();
+  const int64_t count = call.size(), columns = call.size();
+  const float* x = call.floats(product({count, columns}));
+  const int64_t row_bytes = bytes_of(type, 1, columns);
+  uint8_t* out = call.bytes(product({count, row_bytes}));
+  struct Work {
+    const Kernels* kernels;
+    int type;
+    const float* x;
+    uint8_t* out;
+    int64_t columns, row_bytes;
+    std::vector<int64_t> bad;
+  } work{engine.kernels, type, x, out, columns, row_bytes, std::vector<int64_t>(size_t(count), -1)};
+  if (count >= 1 << 20) throw std::range_error("native: too many rows to quantize at once");
+  engine.pool.run(count, [](void* context, int64_t row, int) {
+    Work& w = *static_cast<Work*>(context);
+    w.bad[size_t(row)] = w.kernels->quantize_rows(w.type, w.x + row * w.columns, w.out + row * w.row_bytes, 1, w.columns);
+  }, &work);
+  double first = -1;
+  for (int64_t row = 0; row < count && first == -1; row++) {
+    const int64_t bad = work.bad[size_t(row)];
+    if (bad == -2) throw std::range_error("native: nothing writes type " + std::to_string(type));
+    if (bad >= 0) first = double(row * columns + bad);
+  }
+  napi_value result;
+  napi_create_double(call.env, first, &result);
+  return result;
+}
+
+napi_value probe(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t bytes = call.size();
+  uint8_t* memory = call.bytes(bytes);
+  const Peaks peaks = engine.kernels->probe(engine.pool, memory, bytes);
+  const double numbers[] = {peaks.dram_read, peaks.int8_ops, peaks.f32_flops, peaks.bf16_flops};
+  napi_value list;
+  napi_create_array_with_length(call.env, 4, &list);
+  for (uint32_t i = 0; i < 4; i++) {
+    napi_value number;
+    napi_create_double(call.env, numbers[i], &number);
+    napi_set_element(call.env, list, i, number);
+  }
+  return list;
+}
+
+napi_value init(napi_env env, napi_value exports) {
+#define EXPORT(name, function) {name, nullptr, enter<function>, nullptr, nullptr, nullptr, napi_default, nullptr}
+  const napi_property_descriptor properties[] = {
+      EXPORT("isas", list_isas), EXPORT("open", open), EXPORT("close", close), EXPORT("allocate", allocate),
+      EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("quantize", quantize),
+      EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("attend", attend),
+      EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
+      EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),
+      EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy),
+      {"cancel", nullptr, cancel_reading, nullptr, nullptr, nullptr, napi_default, nullptr},
+      {"read", nullptr, start_reading, nullptr, nullptr, nullptr, napi_default, nullptr},
+  };
+#undef EXPORT
+  napi_define_properties(env, exports, sizeof properties / sizeof *properties, properties);
+  return exports;
+}
+
+}  // namespace
+}  // namespace llama4
+
+NAPI_MODULE_INIT() { return llama4::init(env, exports); }

@@ -1,0 +1,61 @@
+// add, mul, swiglu = silu(gate) ⊙ up, gelu = x · Φ(x)        reference: the functions of the same names
+
+#include "kernels.h"
+#include "simd.h"
+#include "walk.h"
+
+namespace llama4 {
+namespace LLAMA4_ISA {
+
+namespace {
+
+constexpr int64_t kGrain = 16384;  // elements a claim: below, waking a thread costs more than it saves
+
+template <typename F>
+inline void map2(Pool& pool, const float* a, const float* b, int64_t n, float* y, const F& f) {
+  parallel(pool, n, kGrain, [&](int64_t first, int64_t last, int) {
+    each_vec(
+        last - first, [&](int64_t i) { store(y + first + i, f(load(a + first + i), load(b + first + i))); },
+        [&](int64_t i, int64_t part) {
+          store_part(y + first + i, f(load_part(a + first + i, part), load_part(b + first + i, part)), part);
+        });
+  });
+}
+
+}  // namespace
+
+void add(Pool& pool, const float* a, const float* b, int64_t n, float* y) {
+  map2(pool, a, b, n, y, [](vec a, vec b) { return a + b; });
+}
+
+void swiglu(Pool& pool, const float* gate, const float* up, int64_t n, float* y) {
+  map2(pool, gate, up, n, y, [](vec gate, vec up) { return gate * sigmoid(gate) * up; });
+}
+
+// erf by the C library's erff (1 ulp): the vision encoder's gelu is a small share of its work.
+void gelu(Pool& pool, const float* x, int64_t n, float* y) {
+  parallel(pool, n, kGrain / 8, [&](int64_t i, int64_t last, int) {
+    for (; i < last; i++) y[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678f));
+  });
+}
+
+// Rows of the last axis: b's stride there is 1 (a row by a row) or 0 (a row by a number).
+void mul(Pool& pool, const float* a, const float* b, const Walk& walk_b, float* y) {
+  const int64_t width = walk_b.shape[walk_b.rank - 1];
+  const bool one = walk_b.strides[walk_b.rank - 1] == 0;
+  parallel(pool, rows_of(walk_b), kGrain / width + 1, [&](int64_t row, int64_t last, int) {
+    for (; row < last; row++) {
+      const float* to = b + row_offset(walk_b, row);
+      const float *x = a + row * width;
+      float* out = y + row * width;
+      each_vec(
+          width, [&](int64_t i) { store(out + i, load(x + i) * (one ? splat(*to) : load(to + i))); },
+          [&](int64_t i, int64_t part) {
+            store_part(out + i, load_part(x + i, part) * (one ? splat(*to) : load_part(to + i, part)), part);
+          });
+    }
+  });
+}
+
+}  // namespace LLAMA4_ISA
+}  // namespace llama4

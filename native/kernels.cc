@@ -1,0 +1,10 @@
+#include "kernels.h"
+
+namespace llama4 {
+namespace LLAMA4_ISA {
+
+const Kernels kernels = {linear, experts, attend, rms_norm, layer_norm,    rope,  add,           mul,       swiglu,
+                         gelu,   gather,  rows,   splice,   route,         cross_entropy, probe, quantize_rows, to_f32_row};
+
+}  // namespace LLAMA4_ISA
+}  // namespace llama4

@@ -1,0 +1,126 @@
+// What every kernel takes. All activations are float32, row-major; `Type` is that of the weights (formats.h).
+// Sizes were checked at the border. T tokens · I in · O out · D dim · H heads · K key/value heads · d head dim.
+
+#pragma once
+
+#include "formats.h"
+#include "pool.h"
+
+namespace llama4 {
+
+// y[T, O] = x[T, I] · w[O, I]ᵀ (+ b[O]): one of several products that share x, I, O and the type.
+struct Product {
+  int64_t row, T;  // rows of x
+  const void* w;
+  float* y;
+};
+
+struct Linear {
+  const float* x;  // [N, I]
+  int64_t N;
+  const Product* products;
+  int64_t count;
+  int64_t I, O;
+  int type;
+  bool int8;       // activations in blocks of 32 int8 where the weights' type has such a kernel
+  const float* b;  // or nullptr
+};
+
+struct Norm {
+  const float *x, *w, *b;  // w may be nullptr
+  int64_t rows, n;
+  float eps;
+  float* y;
+};
+
+constexpr int kMaxRank = 8;
+
+// y[i] = x[walk(i)] over `shape` with the strides of x in elements.
+struct Walk {
+  int rank;
+  int64_t shape[kMaxRank], strides[kMaxRank];
+};
+
+struct Segment {
+  int64_t row, length, position;
+  const int32_t* table;  // blocks of this sequence, or nullptr without a cache
+};
+
+struct Attend {
+  const float *q, *k, *v;  // [T, H, d], [T, K, d]
+  float* y;                // [T, H, d]
+  int64_t H, K, d;
+  const Segment* segments;
+  int64_t count;
+  int64_t chunk;  // 0: none
+  bool causal;
+  // One layer of a pool, or nullptr: [block][K][slot][d] keys, and as many values.
+  void *keys, *values;
+  int type;  // kF32 or kF16
+  int64_t block_size;
+};
+
+struct Experts {
+  const float* x;        // [T, D]
+  const int32_t* chosen; // [T, top_k]
+  const float* scores;   // [T, top_k]
+  const void *gate, *up, *down;
+  int gate_type, up_type, down_type;
+  int64_t T, D, F, E, top_k;
+  bool int8;
+  float* y;  // [T, D]
+};
+
+struct Peaks {
+  double dram_read, int8_ops, f32_flops, bf16_flops;  // bytes or operations a second, all threads
+};
+
+struct Kernels {
+  void (*linear)(Pool&, const Linear&);
+  void (*experts)(Pool&, const Experts&);
+  void (*attend)(Pool&, const Attend&);
+  void (*rms_norm)(Pool&, const Norm&);
+  void (*layer_norm)(Pool&, const Norm&);
+  void (*rope)(Pool&, const float* x, const float* rotations, int64_t T, int64_t H, int64_t d, float* y);
+  void (*add)(Pool&, const float* a, const float* b, int64_t n, float* y);
+  void (*mul)(Pool&, const float* a, const float* b, const Walk& walk_b, float* y);
+  void (*swiglu)(Pool&, const float* gate, const float* up, int64_t n, float* y);
+  void (*gelu)(Pool&, const float* x, int64_t n, float* y);
+  void (*gather)(Pool&, const float* x, const Walk& walk, float* y);
+  // Rows `at` of a table of any type as floats.
+  void (*rows)(Pool&, int type, const void* table, int64_t width, const int32_t* at, int64_t n, float* y);
+  void (*splice)(Pool&, const float* x, int64_t rows, int64_t width, const float* from, const int32_t* at, int64_t n,
+                 float* y);
+  void (*route)(Pool&, const float* logits, int64_t T, int64_t E, int64_t top_k, int32_t* chosen, float* scores);
+  void (*cross_entropy)(Pool&, const float* logits, const int32_t* targets, int64_t T, int64_t V, float* y);
+  Peaks (*probe)(Pool&, void* memory, int64_t bytes);
+  int64_t (*quantize_rows)(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
+  bool (*to_f32_row)(int type, const void* in, float* out, int64_t n);
+};
+
+namespace LLAMA4_ISA {
+
+void linear(Pool&, const Linear&);
+void experts(Pool&, const Experts&);
+void attend(Pool&, const Attend&);
+void rms_norm(Pool&, const Norm&);
+void layer_norm(Pool&, const Norm&);
+void rope(Pool&, const float* x, const float* rotations, int64_t T, int64_t H, int64_t d, float* y);
+void add(Pool&, const float* a, const float* b, int64_t n, float* y);
+void mul(Pool&, const float* a, const float* b, const Walk& walk_b, float* y);
+void swiglu(Pool&, const float* gate, const float* up, int64_t n, float* y);
+void gelu(Pool&, const float* x, int64_t n, float* y);
+void gather(Pool&, const float* x, const Walk& walk, float* y);
+void rows(Pool&, int type, const void* table, int64_t width, const int32_t* at, int64_t n, float* y);
+void splice(Pool&, const float* x, int64_t rows, int64_t width, const float* from, const int32_t* at, int64_t n,
+            float* y);
+void route(Pool&, const float* logits, int64_t T, int64_t E, int64_t top_k, int32_t* chosen, float* scores);
+void cross_entropy(Pool&, const float* logits, const int32_t* targets, int64_t T, int64_t V, float* y);
+Peaks probe(Pool&, void* memory, int64_t bytes);
+int64_t quantize_rows(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
+bool to_f32_row(int type, const void* in, float* out, int64_t n);
+
+extern const Kernels kernels;
+
+}  // namespace LLAMA4_ISA
+}  // namespace llama4

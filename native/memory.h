@@ -1,0 +1,25 @@
+// Large aligned memory, shared with JavaScript as ArrayBuffers.
+
+#pragma once
+
+#include <cstddef>
+
+namespace llama4 {
+
+constexpr size_t kAlignment = 64;  // a cache line, and the widest vector
+
+// Zero-filled by the system when first touched; nullptr when there is not enough. Large blocks ask for huge pages.
+void* map_memory(size_t bytes);
+void unmap_memory(void* memory, size_t bytes);
+
+// Grows and never shrinks, so that steady work allocates nothing. The content is lost when it grows.
+class Scratch {
+ public:
+  ~Scratch();
+  void* reserve(size_t bytes);  // aborts the process when the system refuses: sizes are a few activations
+ private:
+  void* memory_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace llama4

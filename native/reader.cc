@@ -1,0 +1,292 @@
+// read(paths, units, scatters, buffers, onEvent): see src/backends/native/addon.ts. The plan (what is read where, in
+// what order) is made there; here a few threads take the units in order, read each in large calls and put it in place.
+
+#define NAPI_VERSION 8
+#include "reader.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "memory.h"
+
+namespace llama4 {
+
+namespace {
+
+constexpr int kThreads = 4;  // reads in flight
+
+// `bytes` of a file from `offset`. rows = 0: they go to the one scatter as they are. Else they are `rows` rows, each
+// `row_bytes` after the other, of elements; each scatter takes a range of columns and transposes it.
+struct Unit {
+  int64_t file, offset, bytes, first_scatter, scatters, rows, row_bytes, element_bytes;
+};
+constexpr int kUnitNumbers = 8;
+
+struct Scatter {
+  int64_t buffer, offset;          // where the first element goes
+  int64_t column_bytes, columns;   // from the row's start; how many
+  int64_t stride;                  // bytes between the places of neighbouring columns
+};
+constexpr int kScatterNumbers = 5;
+
+struct File {
+  std::string path;
+  int descriptor = -1;
+};
+
+struct Reading {
+  std::vector<File> files;
+  std::vector<Unit> units;
+  std::vector<Scatter> scatters;
+  std::vector<uint8_t*> buffers;
+  int64_t largest = 0;  // bytes of the largest unit that is transposed
+
+  std::atomic<size_t> next{0};
+  std::atomic<int64_t> done{0};
+  std::atomic<int> running{0};
+  std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
+  std::mutex mutex;
+  std::string error;  // the first one
+
+  std::vector<std::thread> threads;
+  napi_threadsafe_function notify = nullptr;
+  napi_ref buffers_alive = nullptr;
+
+  void fail(const std::string& sentence) {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (error.empty()) error = sentence;
+    cancelled->store(true);
+  }
+
+  void fetch(const File& file, int64_t offset, uint8_t* to, int64_t bytes) {
+    for (int64_t got = 0; got < bytes && !cancelled->load();) {
+      const ssize_t n = pread(file.descriptor, to + got, size_t(bytes - got), off_t(offset + got));
+      if (n > 0) got += n;
+      else if (n == 0)
+        fail(file.path + ": wanted " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + ", got " +
+             std::to_string(got) + ": the file ends there");
+      else if (errno != EINTR)
+        fail(file.path + ": reading " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + ": " +
+             strerror(errno));
+    }
+  }
+
+  void work() {
+    Scratch scratch;
+    for (size_t i; !cancelled->load() && (i = next.fetch_add(1)) < units.size();) {
+      const Unit& unit = units[i];
+      const File& file = files[size_t(unit.file)];
+      const Scatter* to = &scatters[size_t(unit.first_scatter)];
+      if (unit.rows == 0) {
+        fetch(file, unit.offset, buffers[size_t(to->buffer)] + to->offset, unit.bytes);
+      } else {
+        uint8_t* block = static_cast<uint8_t*>(scratch.reserve(size_t(largest)));
+        fetch(file, unit.offset, block, unit.bytes);
+        for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++) transpose(unit, to[s], block);
+      }
+      if (cancelled->load()) break;
+      done.fetch_add(unit.bytes);
+      napi_call_threadsafe_function(notify, nullptr, napi_tsfn_nonblocking);
+    }
+    if (running.fetch_sub(1) == 1) napi_call_threadsafe_function(notify, this, napi_tsfn_blocking);
+  }
+
+  void transpose(const Unit& unit, const Scatter& to, const uint8_t* block) const {
+    uint8_t* out = buffers[size_t(to.buffer)] + to.offset;
+    const uint8_t* in = block + to.column_bytes;
+    switch (unit.element_bytes) {
+      case 1: return turn<uint8_t>(unit, to, in, out);
+      case 2: return turn<uint16_t>(unit, to, in, out);
+      case 4: return turn<uint32_t>(unit, to, in, out);
+      default: return turn<uint64_t>(unit, to, in, out);
+    }
+  }
+
+  // out[column][row] = in[row][column], in squares that stay in the cache.
+  template <typename T>
+  static void turn(const Unit& unit, const Scatter& to, const uint8_t* in, uint8_t* out) {
+    constexpr int64_t kSquare = 32;
+    for (int64_t c0 = 0; c0 < to.columns; c0 += kSquare)
+      for (int64_t r0 = 0; r0 < unit.rows; r0 += kSquare) {
+        const int64_t c1 = c0 + kSquare < to.columns ? c0 + kSquare : to.columns;
+        const int64_t r1 = r0 + kSquare < unit.rows ? r0 + kSquare : unit.rows;
+        for (int64_t c = c0; c < c1; c++) {
+          const uint8_t* from = in + c * int64_t(sizeof(T));
+          uint8_t* row = out + c * to.stride;
+          for (int64_t r = r0; r < r1; r++)
+            memcpy(row + r * int64_t(sizeof(T)), from + r * unit.row_bytes, sizeof(T));
+        }
+      }
+  }
+
+  ~Reading() {
+    for (const File& file : files)
+      if (file.descriptor >= 0) ::close(file.descriptor);
+  }
+};
+
+// A thread of Node that ends in the middle of a reading waits for the reads in flight: its buffers are about to go.
+void stop(void* data) {
+  Reading* reading = static_cast<Reading*>(data);
+  reading->cancelled->store(true);
+  for (std::thread& thread : reading->threads)
+    if (thread.joinable()) thread.join();
+}
+
+// On the JavaScript thread: onEvent(done, finished, error).
+void report(napi_env env, napi_value on_event, void* context, void* last) {
+  Reading* reading = static_cast<Reading*>(context);
+  if (!env) return;  // the environment is being torn down; stop() has joined the threads
+  napi_value arguments[3], receiver;
+  napi_get_undefined(env, &receiver);
+  napi_create_double(env, double(reading->done.load()), &arguments[0]);
+  napi_get_boolean(env, last != nullptr, &arguments[1]);
+  napi_get_null(env, &arguments[2]);
+  if (last) {
+    stop(reading);
+    if (!reading->error.empty())
+      napi_create_string_utf8(env, reading->error.data(), reading->error.size(), &arguments[2]);
+    napi_remove_env_cleanup_hook(env, stop, reading);
+    napi_delete_reference(env, reading->buffers_alive);
+    napi_release_threadsafe_function(reading->notify, napi_tsfn_release);  // its finalizer deletes the reading
+  }
+  napi_call_function(env, receiver, on_event, 3, arguments, nullptr);
+}
+
+std::vector<int64_t> whole_numbers(napi_env env, napi_value array) {
+  napi_typedarray_type type;
+  size_t length;
+  void* data;
+  if (napi_get_typedarray_info(env, array, &type, &length, &data, nullptr, nullptr) != napi_ok || type != napi_float64_array)
+    throw std::range_error("native: read needs Float64Arrays");
+  std::vector<int64_t> numbers(length);
+  for (size_t i = 0; i < length; i++) {
+    const double number = static_cast<double*>(data)[i];
+    if (!(number >= 0 && number <= 0x1p52)) throw std::range_error("native: read got a number outside 0 to 2^52");
+    numbers[i] = int64_t(number);
+  }
+  return numbers;
+}
+
+void check(const Reading& reading, const Unit& unit, const std::vector<size_t>& lengths) {
+  const auto expect = [](bool ok) {
+    if (!ok) throw std::range_error("native: a reading plan points outside its files or buffers");
+  };
+  const auto times = [&](int64_t a, int64_t b) {
+    int64_t n;
+    expect(!__builtin_mul_overflow(a, b, &n) && n <= int64_t(1) << 52);
+    return n;
+  };
+  expect(unit.file < int64_t(reading.files.size()));
+  expect(unit.scatters >= 1 && unit.first_scatter + unit.scatters <= int64_t(reading.scatters.size()));
+  const int64_t e = unit.element_bytes;
+  if (unit.rows) expect(e == 1 || e == 2 || e == 4 || e == 8);
+  for (int64_t s = 0; s < unit.scatters; s++) {
+    const Scatter& to = reading.scatters[size_t(unit.first_scatter + s)];
+    expect(to.buffer < int64_t(lengths.size()));
+    const int64_t room = int64_t(lengths[size_t(to.buffer)]);
+    if (!unit.rows) {
+      expect(unit.scatters == 1 && unit.bytes <= room - to.offset);
+      continue;
+    }
+    expect(to.columns >= 1);
+    const int64_t width = to.column_bytes + times(to.columns, e);
+    expect(times(unit.rows - 1, unit.row_bytes) + width <= unit.bytes);
+    expect(to.offset + times(to.columns - 1, to.stride) + times(unit.rows, e) <= room);
+  }
+}
+
+}  // namespace
+
+napi_value start_reading(napi_env env, napi_callback_info info) {
+  size_t count = 5;
+  napi_value arguments[5];
+  napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr);
+  std::unique_ptr<Reading> reading(new Reading);
+  try {
+    if (count < 5) throw std::range_error("native: read needs five arguments");
+    uint32_t files = 0, buffers = 0;
+    napi_get_array_length(env, arguments[0], &files);
+    napi_get_array_length(env, arguments[3], &buffers);
+    for (uint32_t i = 0; i < files; i++) {
+      napi_value path;
+      size_t length = 0;
+      napi_get_element(env, arguments[0], i, &path);
+      if (napi_get_value_string_utf8(env, path, nullptr, 0, &length) != napi_ok)
+        throw std::range_error("native: read needs paths");
+      File file;
+      file.path.resize(length);
+      napi_get_value_string_utf8(env, path, file.path.data(), length + 1, &length);
+      file.descriptor = ::open(file.path.c_str(), O_RDONLY | O_CLOEXEC);
+      if (file.descriptor < 0) throw std::range_error(file.path + ": " + strerror(errno));
+#ifdef POSIX_FADV_SEQUENTIAL
+      posix_fadvise(file.descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);  // doubles the kernel's read-ahead
+#endif
+      reading->files.push_back(file);
+    }
+    std::vector<size_t> lengths;
+    for (uint32_t i = 0; i < buffers; i++) {
+      napi_value buffer;
+      void* data;
+      size_t length;
+      napi_get_element(env, arguments[3], i, &buffer);
+      if (napi_get_arraybuffer_info(env, buffer, &data, &length) != napi_ok)
+        throw std::range_error("native: read needs ArrayBuffers");
+      reading->buffers.push_back(static_cast<uint8_t*>(data));
+      lengths.push_back(length);
+    }
+    const std::vector<int64_t> units = whole_numbers(env, arguments[1]), scatters = whole_numbers(env, arguments[2]);
+    for (size_t i = 0; i + kScatterNumbers <= scatters.size(); i += kScatterNumbers)
+      reading->scatters.push_back({scatters[i], scatters[i + 1], scatters[i + 2], scatters[i + 3], scatters[i + 4]});
+    for (size_t i = 0; i + kUnitNumbers <= units.size(); i += kUnitNumbers) {
+      const int64_t* n = &units[i];
+      reading->units.push_back({n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]});
+      const Unit& unit = reading->units.back();
+      check(*reading, unit, lengths);
+      if (unit.rows && unit.bytes > reading->largest) reading->largest = unit.bytes;
+    }
+    napi_value name;
+    napi_create_string_utf8(env, "llama4 reader", NAPI_AUTO_LENGTH, &name);
+    const auto drop = [](napi_env, void*, void* context) { delete static_cast<Reading*>(context); };
+    if (napi_create_threadsafe_function(env, arguments[4], nullptr, name, 0, 1, nullptr, drop, reading.get(), report,
+                                        &reading->notify) != napi_ok)
+      throw std::range_error("native: read needs a function to call");
+  } catch (const std::exception& error) {
+    napi_throw_range_error(env, nullptr, error.what());
+    return nullptr;
+  }
+  Reading* r = reading.release();  // now owned by the thread-safe function
+  napi_create_reference(env, arguments[3], 1, &r->buffers_alive);
+  napi_add_env_cleanup_hook(env, stop, r);
+  napi_value handle;
+  napi_create_external(env, new std::shared_ptr<std::atomic<bool>>(r->cancelled), [](napi_env, void* data, void*) {
+    delete static_cast<std::shared_ptr<std::atomic<bool>>*>(data);
+  }, nullptr, &handle);
+  r->running.store(kThreads);
+  for (int i = 0; i < kThreads; i++) r->threads.emplace_back([r] { r->work(); });
+  return handle;
+}
+
+napi_value cancel_reading(napi_env env, napi_callback_info info) {
+  size_t count = 1;
+  napi_value handle, result;
+  void* data = nullptr;
+  napi_get_cb_info(env, info, &count, &handle, nullptr, nullptr);
+  if (count == 1 && napi_get_value_external(env, handle, &data) == napi_ok)
+    static_cast<std::shared_ptr<std::atomic<bool>>*>(data)->get()->store(true);
+  napi_get_undefined(env, &result);
+  return result;
+}
+
+}  // namespace llama4

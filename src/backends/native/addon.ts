@@ -1,0 +1,166 @@
+// What native/addon.cc and native/reader.cc offer: the only description of the border. Sizes come first, then buffers,
+// each as an ArrayBuffer and the byte where its numbers begin (`at`). A call that does not fit its buffers throws
+// RangeError. Types are GGUF's ids (dtypes in tensor/dtype.ts), 256 for f8_e4m3.
+
+import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+
+export type Isa = "baseline" | "avx2" | "avx512";
+
+/** Threads and the kernels chosen for them. One call at a time. */
+export type EngineHandle = { readonly engine: unique symbol };
+export type ReadHandle = { readonly reading: unique symbol };
+
+type Size = number;
+type At = number;
+type Buffer = ArrayBuffer;
+
+export interface Addon {
+  /** The instruction sets that this processor has, best first. */
+  isas(): Isa[];
+  /** `int8`: activations are rounded to int8 where weights are quantized. */
+  open(threads: number, isa: string, int8: boolean): EngineHandle;
+  close(engine: EngineHandle): void;
+  /** Memory outside JavaScript's heap, zero, aligned to 64 bytes below 4 GiB and to 16 above. */
+  allocate(bytes: Size): Buffer;
+  /** Gives the memory of `allocate` back and detaches the buffer. */
+  release(buffer: Buffer): void;
+  /** The tables of tensor/iq-grids.ts, once, before an i-quant or mxfp4 is read. */
+  setCodebooks(tables: Buffer, at: At): void;
+  /** Returns the index of the first element that the type cannot hold, with nothing of its row written; or -1. */
+  quantize(
+    e: EngineHandle,
+    type: number,
+    rows: Size,
+    columns: Size,
+    x: Buffer,
+    xAt: At,
+    out: Buffer,
+    outAt: At,
+  ): number;
+  /** Bytes or operations a second of all threads: reading memory, int8, f32 and bf16 multiply-adds. */
+  probe(e: EngineHandle, bytes: Size, memory: Buffer, at: At): [number, number, number, number];
+  /**
+   * Reads files on threads of its own. `units`: 8 numbers each, [file, offset, bytes, first scatter, scatters, rows,
+   * bytes from row to row, bytes of an element]; `scatters`: 5 each, [buffer, offset, first column's byte in the row,
+   * columns, bytes between neighbouring columns' places]. With rows 0 the unit's bytes go to its one scatter as they
+   * are; else each scatter's columns are transposed to rows of the buffer. onEvent(bytes done, finished, error) must
+   * not throw.
+   */
+  read(
+    paths: readonly string[],
+    units: Float64Array,
+    scatters: Float64Array,
+    buffers: readonly Buffer[],
+    onEvent: (done: number, finished: boolean, error: string | null) => void,
+  ): ReadHandle;
+  cancel(reading: ReadHandle): void;
+
+  /** biome-ignore format: one operation a line */
+  linear(e: EngineHandle, T: Size, I: Size, O: Size, type: number, x: Buffer, xAt: At, w: Buffer, wAt: At, b: Buffer | null, bAt: At, y: Buffer, yAt: At): void;
+  /** `types` of gate, up, down. */
+  experts(
+    e: EngineHandle,
+    ...args: [T: Size, D: Size, F: Size, E: Size, topK: Size, gateType: number, upType: number, downType: number,
+      x: Buffer, xAt: At, gate: Buffer, gateAt: At, up: Buffer, upAt: At, down: Buffer, downAt: At, chosen: Int32Array,
+      scores: Buffer, scoresAt: At, y: Buffer, yAt: At] // biome-ignore format: as the call
+  ): void;
+  /** `segments`: 4 numbers each, [row, length, position, start of its block table in `tables`]. chunk 0: none. */
+  attend(
+    e: EngineHandle,
+    ...args: [T: Size, H: Size, K: Size, d: Size, chunk: Size, causal: boolean, cached: boolean, blocks: Size, blockSize: Size, type: number,
+      q: Buffer, qAt: At, k: Buffer, kAt: At, v: Buffer, vAt: At, segments: Int32Array, tables: Int32Array,
+      keys: Buffer | null, keysAt: At, values: Buffer | null, valuesAt: At, y: Buffer, yAt: At] // biome-ignore format: as the call
+  ): void;
+  rmsNorm(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBuffers): void;
+  layerNorm(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBuffers): void;
+  rope(
+    e: EngineHandle,
+    T: Size,
+    H: Size,
+    d: Size,
+    x: Buffer,
+    xAt: At,
+    rotations: Buffer,
+    rAt: At,
+    y: Buffer,
+    yAt: At,
+  ): void;
+  add(e: EngineHandle, n: Size, a: Buffer, aAt: At, b: Buffer, bAt: At, y: Buffer, yAt: At): void;
+  swiglu(e: EngineHandle, n: Size, gate: Buffer, gateAt: At, up: Buffer, upAt: At, y: Buffer, yAt: At): void;
+  gelu(e: EngineHandle, n: Size, x: Buffer, xAt: At, y: Buffer, yAt: At): void;
+  /** `walk`: extent and b's stride (in elements, 0 where b has one) for each axis; the last stride is 0 or 1. */
+  mul(e: EngineHandle, walk: Int32Array, a: Buffer, aAt: At, b: Buffer, bAt: At, y: Buffer, yAt: At): void;
+  /** `walk`: extent and x's stride for each axis of y. */
+  gather(e: EngineHandle, walk: Int32Array, x: Buffer, xAt: At, y: Buffer, yAt: At): void;
+  rows(
+    e: EngineHandle,
+    rows: Size,
+    width: Size,
+    type: number,
+    table: Buffer,
+    tableAt: At,
+    at: Int32Array,
+    y: Buffer,
+    yAt: At,
+  ): void;
+  splice(
+    e: EngineHandle,
+    rows: Size,
+    width: Size,
+    x: Buffer,
+    xAt: At,
+    at: Int32Array,
+    from: Buffer,
+    fromAt: At,
+    y: Buffer,
+    yAt: At,
+  ): void;
+  /** Fills `chosen`. */
+  route(
+    e: EngineHandle,
+    T: Size,
+    E: Size,
+    topK: Size,
+    logits: Buffer,
+    at: At,
+    chosen: Int32Array,
+    scores: Buffer,
+    scoresAt: At,
+  ): void;
+  crossEntropy(
+    e: EngineHandle,
+    T: Size,
+    V: Size,
+    logits: Buffer,
+    at: At,
+    targets: Int32Array,
+    y: Buffer,
+    yAt: At,
+  ): void;
+}
+
+type NormBuffers = [x: Buffer, xAt: At, w: Buffer | null, wAt: At, b: Buffer | null, bAt: At, y: Buffer, yAt: At];
+
+/** Loads the compiled addon. Its error names every path that was tried, and what to install. */
+export function loadAddon(): Addon {
+  const built = fileURLToPath(new URL("../../../native/build/llama4.node", import.meta.url));
+  const paths = process.env["LLAMA4_ADDON"] ? [process.env["LLAMA4_ADDON"]] : [built];
+  const failures: string[] = [];
+  for (const path of paths) {
+    if (!existsSync(path)) {
+      failures.push(`${path}: no such file`);
+      continue;
+    }
+    try {
+      return createRequire(import.meta.url)(path) as Addon; // its types are those above, by hand
+    } catch (error) {
+      failures.push(`${path}: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+  throw new Error(
+    `the native backend did not load (${failures.join("; ")}); ` +
+      "install a C++17 compiler (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), then npm run build",
+  );
+}

@@ -1,0 +1,428 @@
+// The backend that computes in C++: buffers, shapes and scopes here, numbers in native/.
+//
+// T tokens · D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
+
+import { availableParallelism } from "node:os";
+import type { Backend, ExpertBank, KVPool, KVPoolSpec, LoadOptions, Routes, Span } from "../../tensor/backend.ts";
+import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
+import { RequestError } from "../../tensor/errors.ts";
+import { iqTables } from "../../tensor/iq-grids.ts";
+import { elementCount, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
+import { type Addon, type EngineHandle, type Isa, loadAddon } from "./addon.ts";
+import { readViews } from "./load.ts";
+import { type Lease, Memory, type Place } from "./memory.ts";
+import { multiplyWalk, permuteWalk } from "./walk.ts";
+
+export interface NativeOptions {
+  /** Threads that compute; all cores when absent. Results do not depend on it. */
+  readonly threads?: number;
+  /**
+   * "f32": float32 activations on exactly dequantized weights. "int8": activations are rounded to blocks of 32 int8
+   * where weights are q8_0, q4_0, q4_k, q5_k or q6_k, which is several times faster; other weights as with "f32".
+   */
+  readonly activations?: "f32" | "int8";
+  /** Forces an instruction set; else the environment's LLAMA4_ISA, else the best that the processor has. */
+  readonly isa?: string;
+}
+
+/** What this machine can do at most, for judging what is reached. */
+export interface Ceilings {
+  readonly dramReadGBps: number;
+  readonly int8Gops: number;
+  readonly f32Gflops: number;
+  readonly bf16Gflops: number;
+}
+
+export interface NativeBackend extends Backend {
+  readonly isa: Isa;
+  readonly threads: number;
+  readonly activations: "f32" | "int8";
+  /** Measures for about a second, with every thread. */
+  ceilings(): Ceilings;
+  /** Rows of floats in the bytes of `dtype`, on all threads; the index of the first value it cannot hold, or -1. */
+  quantizeRows(dtype: DType, values: Float32Array, columns: number, out: Uint8Array): number;
+}
+
+/** Opens the C++ backend. Throws when the addon does not load or the processor lacks the instruction set asked for. */
+export function openNative(options: NativeOptions = {}): NativeBackend {
+  return new Native(loadAddon(), options);
+}
+
+class Native implements NativeBackend {
+  readonly name = "native";
+  readonly isa: Isa;
+  readonly threads: number;
+  readonly activations: "f32" | "int8";
+  readonly #addon: Addon;
+  readonly #engine: EngineHandle;
+  readonly #memory: Memory;
+
+  constructor(addon: Addon, options: NativeOptions) {
+    const { threads = availableParallelism(), activations = "int8", isa = process.env["LLAMA4_ISA"] } = options;
+    this.isa = chooseIsa(addon.isas(), isa);
+    this.threads = threads;
+    this.activations = activations;
+    this.#addon = addon;
+    this.#engine = addon.open(threads, this.isa, activations === "int8");
+    addon.setCodebooks(iqTables.buffer, iqTables.byteOffset);
+    this.#memory = new Memory(addon);
+  }
+
+  // --- memory ---
+
+  #make(shape: Shape): Tensor & { data: Place } {
+    return { shape, dtype: "f32", backend: this, data: this.#memory.lend(4 * elementCount(shape)) };
+  }
+
+  /** The tensor's numbers as float32: where they are, or a decoded copy. */
+  #floats(x: Tensor): Place {
+    if (x.dtype === "f32") return place(x);
+    const { buffer, at } = place(x);
+    const n = elementCount(x.shape);
+    const out = this.#memory.lend(4 * n);
+    this.#addon.rows(this.#engine, 1, n, typeId(x.dtype), buffer, at, new Int32Array(1), out.buffer, out.at);
+    return out;
+  }
+
+  from(data: Float32Array | Float64Array | Int32Array, shape: Shape): Tensor {
+    const y = this.#make(shape);
+    new Float32Array(y.data.buffer, y.data.at, elementCount(shape)).set(data);
+    return y;
+  }
+
+  async load(views: readonly TensorView[], options: LoadOptions = {}): Promise<Tensor[]> {
+    const unique = [...new Set(views)];
+    const buffers = await readViews(this.#addon, this.#memory, unique, options);
+    const loaded = new Map<TensorView, Tensor>();
+    for (const [i, view] of unique.entries()) loaded.set(view, this.#weight(view, buffers[i]!));
+    return views.map((view) => loaded.get(view)!);
+  }
+
+  /** Vectors (norms, biases) become float32, which every operation takes as it stands; matrices stay as stored. */
+  #weight({ dtype, shape }: TensorView, buffer: ArrayBuffer): Tensor {
+    if (shape.length > 1 || dtype === "f32") return { shape, dtype, backend: this, data: { buffer, at: 0 } };
+    const n = elementCount(shape);
+    const floats = this.#memory.keep(4 * n);
+    this.#addon.rows(this.#engine, 1, n, typeId(dtype), buffer, 0, new Int32Array(1), floats, 0);
+    this.#memory.drop(buffer);
+    return { shape, dtype: "f32", backend: this, data: { buffer: floats, at: 0 } };
+  }
+
+  async scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T> {
+    return this.#memory.scope(body, leasesIn, spent && place(spent).lease);
+  }
+
+  async read(x: Tensor): Promise<Float32Array> {
+    const { buffer, at } = this.#floats(x);
+    return new Float32Array(buffer, at, elementCount(x.shape)).slice();
+  }
+
+  kvPool(spec: KVPoolSpec): KVPool {
+    return new NativePool(spec, this.#memory);
+  }
+
+  close(): void {
+    this.#addon.close(this.#engine);
+    this.#memory.close();
+  }
+
+  // --- operations ---
+
+  embed(table: Tensor, ids: Int32Array): Tensor {
+    return this.rows(table, ids);
+  }
+
+  linear(x: Tensor, w: Tensor, b?: Tensor): Tensor {
+    const [T, I] = x.shape as [number, number];
+    const [O] = w.shape as [number];
+    const y = this.#make([T, O]);
+    const [input, weight, bias] = [this.#floats(x), place(w), b && this.#floats(b)];
+    this.#addon.linear(
+      ...([this.#engine, T, I, O, typeId(w.dtype), input.buffer, input.at, weight.buffer, weight.at] as const),
+      ...([bias?.buffer ?? null, bias?.at ?? 0, y.data.buffer, y.data.at] as const),
+    );
+    return y;
+  }
+
+  add(a: Tensor, b: Tensor): Tensor {
+    const y = this.#make(a.shape);
+    const [p, q] = [this.#floats(a), this.#floats(b)];
+    this.#addon.add(this.#engine, elementCount(a.shape), p.buffer, p.at, q.buffer, q.at, y.data.buffer, y.data.at);
+    return y;
+  }
+
+  mul(a: Tensor, b: Tensor): Tensor {
+    const y = this.#make(a.shape);
+    const [p, q] = [this.#floats(a), this.#floats(b)];
+    const walk = multiplyWalk(a.shape, b.shape);
+    this.#addon.mul(this.#engine, walk, p.buffer, p.at, q.buffer, q.at, y.data.buffer, y.data.at);
+    return y;
+  }
+
+  rmsNorm(x: Tensor, w: Tensor | null, eps: number): Tensor {
+    const y = this.#make(x.shape);
+    this.#addon.rmsNorm(this.#engine, ...lines(x), eps, ...this.#normBuffers(x, w, null, y));
+    return y;
+  }
+
+  layerNorm(x: Tensor, w: Tensor, b: Tensor, eps: number): Tensor {
+    const y = this.#make(x.shape);
+    this.#addon.layerNorm(this.#engine, ...lines(x), eps, ...this.#normBuffers(x, w, b, y));
+    return y;
+  }
+
+  #normBuffers(x: Tensor, w: Tensor | null, b: Tensor | null, y: Tensor & { data: Place }) {
+    const [input, weight, bias] = [this.#floats(x), w && this.#floats(w), b && this.#floats(b)];
+    const numbers = (p: Place | null) => [p?.buffer ?? null, p?.at ?? 0] as const;
+    return [input.buffer, input.at, ...numbers(weight), ...numbers(bias), y.data.buffer, y.data.at] as const;
+  }
+
+  swiglu(gate: Tensor, up: Tensor): Tensor {
+    const y = this.#make(gate.shape);
+    const [g, u] = [this.#floats(gate), this.#floats(up)];
+    this.#addon.swiglu(this.#engine, elementCount(y.shape), g.buffer, g.at, u.buffer, u.at, y.data.buffer, y.data.at);
+    return y;
+  }
+
+  gelu(x: Tensor): Tensor {
+    const y = this.#make(x.shape);
+    const { buffer, at } = this.#floats(x);
+    this.#addon.gelu(this.#engine, elementCount(x.shape), buffer, at, y.data.buffer, y.data.at);
+    return y;
+  }
+
+  rope(x: Tensor, rotations: Tensor): Tensor {
+    const [T, H, d] = x.shape as [number, number, number];
+    const y = this.#make(x.shape);
+    const [p, r] = [this.#floats(x), this.#floats(rotations)];
+    this.#addon.rope(this.#engine, T, H, d, p.buffer, p.at, r.buffer, r.at, y.data.buffer, y.data.at);
+    return y;
+  }
+
+  attend(q: Tensor, k: Tensor, v: Tensor, { segments, chunk = 0, causal = true, cache }: Span): Tensor {
+    const [T, H, d] = q.shape as [number, number, number];
+    const K = k.shape[1]!;
+    const pool = cache?.pool as NativePool | undefined; // a cache is handed back to the backend that made its pool
+    const tables: Int32Array[] = [];
+    const flat = new Int32Array(4 * segments.length);
+    let start = 0;
+    for (const [i, { row, length, position, sequence }] of segments.entries()) {
+      flat.set([row, length, position, start], 4 * i);
+      if (!cache) continue;
+      const last = (chunk ? position % chunk : position) + length - 1;
+      const table = cache.table(sequence).subarray(0, Math.floor(last / cache.pool.spec.blockSize) + 1);
+      tables.push(table);
+      start += table.length;
+    }
+    const y = this.#make(q.shape);
+    const [qs, ks, vs] = [this.#floats(q), this.#floats(k), this.#floats(v)];
+    const layer = pool && cache ? pool.layerBytes * cache.layer : 0;
+    const spec = pool?.spec;
+    this.#addon.attend(
+      ...([
+        this.#engine,
+        T,
+        H,
+        K,
+        d,
+        chunk,
+        causal,
+        pool !== undefined,
+        spec?.blocks ?? 0,
+        spec?.blockSize ?? 1,
+      ] as const),
+      ...([
+        typeId(spec?.dtype ?? "f32"),
+        qs.buffer,
+        qs.at,
+        ks.buffer,
+        ks.at,
+        vs.buffer,
+        vs.at,
+        flat,
+        joined(tables),
+      ] as const),
+      ...([pool?.keys ?? null, layer, pool?.values ?? null, layer, y.data.buffer, y.data.at] as const),
+    );
+    return y;
+  }
+
+  route(logits: Tensor, topK: number): Routes {
+    const [T, E] = logits.shape as [number, number];
+    const experts = new Int32Array(T * topK);
+    const scores = this.#make([T, topK]);
+    const { buffer, at } = this.#floats(logits);
+    this.#addon.route(this.#engine, T, E, topK, buffer, at, experts, scores.data.buffer, scores.data.at);
+    return { topK, experts, scores };
+  }
+
+  async experts(x: Tensor, { gate, up, down }: ExpertBank, { topK, experts, scores }: Routes): Promise<Tensor> {
+    const [T, D] = x.shape as [number, number];
+    const [E, F] = gate.shape as [number, number];
+    const y = this.#make([T, D]);
+    const [input, weights, s] = [this.#floats(x), [place(gate), place(up), place(down)] as const, this.#floats(scores)];
+    const [g, u, w] = weights;
+    this.#addon.experts(
+      ...([this.#engine, T, D, F, E, topK, typeId(gate.dtype), typeId(up.dtype), typeId(down.dtype)] as const),
+      ...([input.buffer, input.at, g.buffer, g.at, u.buffer, u.at, w.buffer, w.at] as const),
+      ...([experts, s.buffer, s.at, y.data.buffer, y.data.at] as const),
+    );
+    return y;
+  }
+
+  reshape(x: Tensor, shape: Shape): Tensor {
+    return { ...x, shape };
+  }
+
+  permute(x: Tensor, order: readonly number[]): Tensor {
+    const y = this.#make(order.map((axis) => x.shape[axis]!));
+    const { buffer, at } = this.#floats(x);
+    this.#addon.gather(this.#engine, permuteWalk(x.shape, order), buffer, at, y.data.buffer, y.data.at);
+    return y;
+  }
+
+  rows(x: Tensor, at: Int32Array): Tensor {
+    const [n, ...rest] = x.shape as [number, ...number[]];
+    const y = this.#make([at.length, ...rest]);
+    const from = place(x);
+    this.#addon.rows(
+      ...([
+        this.#engine,
+        n,
+        elementCount(rest),
+        typeId(x.dtype),
+        from.buffer,
+        from.at,
+        at,
+        y.data.buffer,
+        y.data.at,
+      ] as const),
+    );
+    return y;
+  }
+
+  splice(x: Tensor, replacement: Tensor, at: Int32Array): Tensor {
+    const [n, ...rest] = x.shape as [number, ...number[]];
+    const y = this.#make(x.shape);
+    const [p, r] = [this.#floats(x), this.#floats(replacement)];
+    this.#addon.splice(
+      ...([this.#engine, n, elementCount(rest), p.buffer, p.at, at, r.buffer, r.at, y.data.buffer, y.data.at] as const),
+    );
+    return y;
+  }
+
+  crossEntropy(logits: Tensor, targets: Int32Array): Tensor {
+    const [T, V] = logits.shape as [number, number];
+    const y = this.#make([]);
+    const { buffer, at } = this.#floats(logits);
+    this.#addon.crossEntropy(this.#engine, T, V, buffer, at, targets, y.data.buffer, y.data.at);
+    return y;
+  }
+
+  // --- beside the operations ---
+
+  ceilings(): Ceilings {
+    const bytes = 256 * 2 ** 20; // beyond every cache
+    const memory = this.#memory.keep(bytes);
+    new Uint8Array(memory).fill(1); // untouched pages would all be the one zero page
+    const [dram, int8, f32, bf16] = this.#addon.probe(this.#engine, bytes, memory, 0);
+    this.#memory.drop(memory);
+    return { dramReadGBps: dram / 1e9, int8Gops: int8 / 1e9, f32Gflops: f32 / 1e9, bf16Gflops: bf16 / 1e9 };
+  }
+
+  quantizeRows(dtype: DType, values: Float32Array, columns: number, out: Uint8Array): number {
+    const [from, to] = [values.buffer as ArrayBuffer, out.buffer as ArrayBuffer]; // shared memory does not come here
+    const rows = values.length / columns;
+    const bytes = rows * rowBytes(dtype, columns);
+    if (out.byteLength < bytes) throw new RangeError(`quantizeRows: ${out.byteLength} bytes; expected ${bytes}`);
+    return this.#addon.quantize(
+      ...([this.#engine, typeId(dtype), rows, columns, from, values.byteOffset, to, out.byteOffset] as const),
+    );
+  }
+}
+
+/** Layers one after the other; in a layer blocks, in a block `[heads, slots, headDim]` keys, and as many values. */
+class NativePool implements KVPool {
+  readonly spec: KVPoolSpec;
+  readonly blockBytes: number;
+  /** Bytes of the keys of a layer, and of its values. */
+  readonly layerBytes: number;
+  readonly keys: ArrayBuffer;
+  readonly values: ArrayBuffer;
+  readonly #memory: Memory;
+
+  constructor(spec: KVPoolSpec, memory: Memory) {
+    if (spec.dtype !== "f32" && spec.dtype !== "f16")
+      throw new RequestError(`the cache's dtype is ${spec.dtype}; expected f32 or f16`);
+    this.spec = spec;
+    const block = spec.blockSize * spec.heads * spec.headDim * dtypes[spec.dtype].blockBytes;
+    this.blockBytes = 2 * spec.layers * block;
+    this.layerBytes = spec.blocks * block;
+    this.keys = memory.keep(spec.layers * this.layerBytes);
+    this.values = memory.keep(spec.layers * this.layerBytes);
+    this.#memory = memory;
+  }
+
+  copy(from: number, to: number): void {
+    const { layers, blocks } = this.spec;
+    for (const block of [from, to])
+      if (!(block >= 0 && block < blocks)) throw new RangeError(`the cache has no block ${block} of ${blocks}`);
+    const bytes = this.layerBytes / blocks;
+    for (const buffer of [this.keys, this.values])
+      for (let at = 0; at < layers * this.layerBytes; at += this.layerBytes)
+        new Uint8Array(buffer, at + to * bytes, bytes).set(new Uint8Array(buffer, at + from * bytes, bytes));
+  }
+
+  close(): void {
+    this.#memory.drop(this.keys);
+    this.#memory.drop(this.values);
+  }
+}
+
+function chooseIsa(has: readonly Isa[], asked: string | undefined): Isa {
+  if (!asked) return has[0]!;
+  const isa = has.find((name) => name === asked);
+  if (isa) return isa;
+  throw new RequestError(
+    `the instruction set asked for (LLAMA4_ISA or \`isa\`) is "${asked}"; this processor has ${has.join(", ")}`,
+  );
+}
+
+function typeId(dtype: DType): number {
+  return dtypes[dtype].ggmlType ?? 256; // only f8_e4m3 has no id in GGUF
+}
+
+function place(x: Tensor): Place {
+  const p = x.data as Place; // only this backend made it
+  if (p.lease?.ended)
+    throw new Error(`a tensor [${x.shape.join(", ")}] was used after its scope ended; return it from the scope`);
+  return p;
+}
+
+/** Rows of the last axis: how many, how long. */
+function lines(x: Tensor): [number, number] {
+  const n = x.shape[x.shape.length - 1] ?? 1;
+  return [n ? elementCount(x.shape) / n : 0, n];
+}
+
+function joined(tables: readonly Int32Array[]): Int32Array {
+  if (tables.length === 1) return tables[0]!;
+  const all = new Int32Array(tables.reduce((n, table) => n + table.length, 0));
+  let at = 0;
+  for (const table of tables) {
+    all.set(table, at);
+    at += table.length;
+  }
+  return all;
+}
+
+/** The leases of the tensors in a tensor, an array or a record of them. */
+function* leasesIn(value: unknown): Generator<Lease> {
+  if (typeof value !== "object" || value === null || ArrayBuffer.isView(value)) return;
+  if ("backend" in value && "data" in value) {
+    const lease = (value as Tensor & { data: Place }).data.lease; // only tensors have both
+    if (lease) yield lease;
+  } else {
+    for (const part of Array.isArray(value) ? value : Object.values(value)) yield* leasesIn(part);
+  }
+}
