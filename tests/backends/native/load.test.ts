@@ -1,0 +1,165 @@
+// Files into memory by native threads: plain views, transposed views of shared bytes, failures, cancellation.
+
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { loadAddon } from "../../../src/backends/native/addon.ts";
+import { type NativeBackend, openNative } from "../../../src/backends/native/backend.ts";
+import { openReference } from "../../../src/backends/reference/reference.ts";
+import type { DType } from "../../../src/tensor/dtype.ts";
+import { CheckpointError } from "../../../src/tensor/errors.ts";
+import { elementCount, type Shape, type Tensor, type TensorView } from "../../../src/tensor/tensor.ts";
+
+function isBuilt(): boolean {
+  try {
+    loadAddon();
+    return true;
+  } catch {
+    return false; // no compiler: the build said so
+  }
+}
+
+describe.runIf(isBuilt())("loading with the native backend", () => {
+  const folder = mkdtempSync(join(tmpdir(), "llama4-load-"));
+  let backend: NativeBackend;
+  beforeAll(() => {
+    backend = openNative({ threads: 2, activations: "f32" });
+  });
+  afterAll(() => {
+    backend.close();
+    rmSync(folder, { recursive: true });
+  });
+
+  /** A file whose 16-bit words count up, and a way to view it. */
+  function fileOf(name: string, bytes: number) {
+    const path = join(folder, name);
+    const words = Uint16Array.from({ length: bytes / 2 }, (_, i) => (i * 40503) & 0x3fff);
+    writeFileSync(path, words);
+    const content = readFileSync(path);
+    const source = {
+      ...{ name, path, byteLength: bytes },
+      read: async (offset: number, length: number) => new Uint8Array(content.subarray(offset, offset + length)),
+    };
+    return (dtype: DType, shape: Shape, offset: number, strides?: readonly number[]): TensorView => ({
+      ...{ name: `${name}@${offset}`, dtype, shape, source, offset, ...(strides && { strides }) },
+    });
+  }
+
+  /** Rows of the loaded tensor as the reference loads them, to the bit. */
+  async function sameAsReference(views: readonly TensorView[]): Promise<void> {
+    const reference = openReference();
+    const [ours, theirs] = await Promise.all([backend.load(views), reference.load(views)]);
+    for (const [i, tensor] of ours.entries()) {
+      const got = await backend.read(tensor);
+      expect(got.length).toBe(elementCount(views[i]!.shape));
+      expect(Buffer.from(got.buffer).equals(Buffer.from((await reference.read(theirs[i]!)).buffer))).toBe(true);
+    }
+  }
+
+  it("plain views at odd places, several blocks long", async () => {
+    const view = fileOf("plain.bin", 20 * 2 ** 20);
+    await sameAsReference([
+      view("f16", [3], 2),
+      view("f16", [900, 10000], 6),
+      view("bf16", [7, 1000], 19 * 2 ** 20),
+      view("q8_0", [5, 64], 100),
+      view("f32", [11], 4),
+    ]);
+  });
+
+  it("gate and up out of fused [E, D, 2F], down out of [E, F, D]", async () => {
+    const [E, D, F] = [3, 70, 37];
+    const view = fileOf("fused.bin", 2 * E * D * 3 * F + 10);
+    const gate = view("bf16", [E, F, D], 10, [D * 2 * F, 1, 2 * F]);
+    const up = view("bf16", [E, F, D], 10 + 2 * F, [D * 2 * F, 1, 2 * F]);
+    const down = view("bf16", [E, D, F], 10 + 2 * E * D * 2 * F, [F * D, 1, D]);
+    await sameAsReference([gate, up, down]);
+    await sameAsReference([down]);
+    await sameAsReference([up]);
+  });
+
+  it("one expert, one row, one column, and halves that are not transposed", async () => {
+    const view = fileOf("small.bin", 4096);
+    await sameAsReference([view("f32", [1, 5, 9], 8, [90, 1, 10]), view("f16", [5, 9], 0, [1, 10])]);
+    await sameAsReference([view("f16", [3, 1, 9], 0, [90, 1, 10]), view("f16", [3, 9, 1], 0, [90, 1, 10])]);
+    await sameAsReference([view("f16", [3, 4, 9], 0, [72, 9, 1]), view("f16", [3, 4, 9], 72, [72, 9, 1])]);
+    await sameAsReference([view("f32", [2, 3, 4, 2], 0, [1, 8, 2, 24])]);
+  });
+
+  it("blocks of a transposed view meet without a seam", async () => {
+    const [D, F, row] = [1030, 16, 8192]; // rows of 16 KiB: a block of 16 MiB holds 1,024 of them
+    const view = fileOf("seam.bin", 2 * D * row);
+    await sameAsReference([0, 2 * F].map((offset) => view("bf16", [1, F, D], offset, [0, 1, row])));
+  });
+
+  it("a view that stands twice is loaded once and shares memory", async () => {
+    const view = fileOf("tied.bin", 1024)("f16", [8, 32], 0);
+    const [a, b] = (await backend.load([view, view])) as [Tensor, Tensor];
+    expect(a.data).toBe(b.data);
+  });
+
+  it("tells how far it is, in order, up to all", async () => {
+    const view = fileOf("progress.bin", 34 * 2 ** 20);
+    const seen: number[] = [];
+    await backend.load([view("f16", [17, 2 ** 20], 0)], {
+      onProgress: (done, total) => {
+        expect(total).toBe(34 * 2 ** 20);
+        seen.push(done);
+      },
+    });
+    expect(seen[seen.length - 1]).toBe(34 * 2 ** 20);
+    expect(seen).toEqual([...seen].sort((x, y) => x - y));
+  });
+
+  it("a file that ends too soon: what was wanted where, and what came", async () => {
+    const view = fileOf("short.bin", 1000)("f16", [100, 10], 200);
+    const error = await backend.load([view]).catch((e: unknown) => e);
+    expect(error).toBeInstanceOf(CheckpointError);
+    expect((error as Error).message).toMatch(/short\.bin: wanted 2000 bytes at offset 200, got 800/);
+    expect((error as Error).stack).toMatch(/load\.ts/);
+  });
+
+  it("a file that is not there", async () => {
+    const view = fileOf("gone.bin", 100)("f16", [5, 10], 0);
+    rmSync(join(folder, "gone.bin"));
+    await expect(backend.load([view])).rejects.toThrow(/gone\.bin: No such file/);
+  });
+
+  it("stops when asked, before and during", async () => {
+    const view = fileOf("stop.bin", 64 * 2 ** 20)("f16", [32, 2 ** 20], 0);
+    await expect(backend.load([view], { signal: AbortSignal.abort(new Error("enough")) })).rejects.toThrow("enough");
+    const controller = new AbortController();
+    const loading = backend.load([view], { signal: controller.signal });
+    controller.abort(new Error("enough"));
+    await expect(loading).rejects.toThrow("enough");
+  });
+
+  it("an error of onProgress ends the loading and comes back", async () => {
+    const view = fileOf("throw.bin", 64)("f16", [4, 8], 0);
+    const onProgress = () => {
+      throw new Error("mine");
+    };
+    await expect(backend.load([view], { onProgress })).rejects.toThrow("mine");
+  });
+
+  it("sources without a path are read by their own function", async () => {
+    const { source, ...rest } = fileOf("memory.bin", 4096)("f16", [4, 8], 64);
+    const { path: _, ...memory } = source;
+    await sameAsReference([
+      { ...rest, source: memory },
+      { ...rest, source: memory, strides: [1, 4] },
+    ]);
+  });
+
+  it("more than 4 GiB in one buffer, of which only touched pages take memory", () => {
+    const addon = loadAddon();
+    const buffer = addon.allocate(5 * 2 ** 30);
+    expect(buffer.byteLength).toBe(5 * 2 ** 30);
+    const end = new Uint8Array(buffer, 5 * 2 ** 30 - 4, 4);
+    end[3] = 7;
+    expect(end[3]).toBe(7);
+    addon.release(buffer);
+    expect(buffer.byteLength).toBe(0);
+  });
+});
