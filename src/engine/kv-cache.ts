@@ -131,9 +131,9 @@ export class KVCache {
     return state.table[kind];
   }
 
-  /** Whether every sequence could grow to its length in `lengths` at the same time, and one of them by `spare` blocks. */
-  fits(lengths: Iterable<readonly [sequence: number, length: number]>, spare = 0): boolean {
-    const missing = { global: spare, local: spare };
+  /** Whether all these sequences could grow to these lengths at the same time. */
+  fits(lengths: Iterable<readonly [sequence: number, length: number]>): boolean {
+    const missing = { global: 0, local: 0 };
     for (const [sequence, length] of lengths) {
       const more = this.#missing(this.#get(sequence), length);
       for (const kind of kinds) missing[kind] += more[kind];
@@ -305,21 +305,20 @@ export interface CacheOptions {
   /** Tokens that the global layers hold, of all sequences together; also the longest that one sequence can be. */
   readonly context: number;
   readonly dtype: DType;
-  /** Chunks that the local layers hold, of all sequences together. */
-  readonly chunks?: number;
+  /** Tokens that the local layers hold, of all sequences together; at most `context` are of use. */
+  readonly localTokens?: number | undefined;
 }
 
 /** Blocks and bytes of a cache for a model. */
-export function cacheSizes(
-  c: Llama4Config,
-  { context, dtype, chunks = 2 }: CacheOptions,
-): CacheSizes & { bytes: number } {
+export function cacheSizes(c: Llama4Config, options: CacheOptions): CacheSizes & { readonly bytes: number } {
   const chunk = chunkOf(c);
+  // two long sequences, or as many short ones as fit, do not wait for each other
+  const { context, dtype, localTokens = Math.max(2 * chunk, 8192) } = options;
   const blockSize = blockSizeFor(chunk);
   const nLocal = c.layers.filter((layer) => layer.chunked).length;
   const nGlobal = c.layers.length - nLocal;
   const globalBlocks = nGlobal > 0 ? Math.ceil(context / blockSize) : undefined;
-  const localBlocks = nLocal > 0 ? Math.ceil(Math.min(context, chunks * chunk) / blockSize) : undefined;
+  const localBlocks = nLocal > 0 ? Math.ceil(Math.min(context, Math.max(localTokens, chunk)) / blockSize) : undefined;
   const layerBytes = 2 * blockSize * c.nKvHeads * rowBytes(dtype, c.headDim); // of a block: keys and values
   const bytes = ((globalBlocks ?? 0) * nGlobal + (localBlocks ?? 0) * nLocal) * layerBytes;
   return { blockSize, chunk, globalBlocks, localBlocks, bytes };

@@ -52,6 +52,8 @@ export function plan(running: readonly Running[], { tokens, chunk }: Budget): Se
 export interface Schedulable extends Running {
   readonly tokens: ArrayLike<number>;
   position: number;
+  /** Every position has to be computed: nothing of it may come from the cache. */
+  readonly wantsAll?: boolean;
 }
 
 export interface Queues<R extends Schedulable> {
@@ -92,11 +94,11 @@ export function schedule<R extends Schedulable>(
   }
 }
 
-/** Opens the sequence if it and all that run fit to their known lengths, with a block to grow for each. */
+/** Opens the sequence if it and all that run fit to their known lengths, with a block more for each that runs. */
 function admit(r: Schedulable, running: readonly Running[], cache: KVCache): boolean {
-  r.position = cache.open(r.sequence, r.tokens);
-  const lengths = [...running, r].map((x) => [x.sequence, x.length] as const);
-  if (cache.fits(lengths, running.length)) return true;
+  r.position = cache.open(r.sequence, r.wantsAll ? [] : r.tokens);
+  const grown = running.map((x) => [x.sequence, x.length + cache.sizes.blockSize] as const);
+  if (cache.fits([...grown, [r.sequence, r.length]])) return true;
   cache.close(r.sequence);
   r.position = 0;
   return false;
