@@ -10,6 +10,8 @@ declare module "@huggingface/jinja" {
     constructor(environment: Environment);
     run(program: Program): { readonly value: unknown };
     evaluate(statement: unknown, environment: Environment): { readonly value: unknown };
+    /** Private in the package's own declarations; called for the body of a loop every time round, even if it is empty. */
+    evaluateBlock(statements: readonly unknown[], environment: Environment): { readonly value: unknown };
   }
   export function tokenize(
     template: string,

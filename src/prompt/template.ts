@@ -15,8 +15,7 @@ import {
 import type { Tokenizer } from "./tokenizer.ts";
 
 const MAX_TEMPLATE = 1 << 20; // characters
-const MAX_STEPS = 10_000_000; // of the interpreter; a conversation of 1,000 messages takes some 100,000
-const MAX_RANGE = 1_000_000;
+const MAX_STEPS = 1_000_000; // of the interpreter; a message takes some 24 in a template like Llama 4's
 
 /** The format of a checkpoint: its template's where it has one, else Meta's. */
 export function chatFormat(tokenizer: Tokenizer, template?: string): ChatFormat {
@@ -55,17 +54,34 @@ const messageOf = (error: unknown): string => (error instanceof Error ? error.me
 class BoundedInterpreter extends Interpreter {
   #steps = 0;
 
+  count(steps: number): void {
+    this.#steps += steps;
+    if (this.#steps > MAX_STEPS) throw faulty(`it takes more than ${MAX_STEPS} steps`);
+  }
+
   override evaluate(...args: Parameters<Interpreter["evaluate"]>): ReturnType<Interpreter["evaluate"]> {
-    if (++this.#steps > MAX_STEPS) throw faulty(`it takes more than ${MAX_STEPS} steps`);
+    this.count(1);
     return super.evaluate(...args);
+  }
+
+  override evaluateBlock(...args: Parameters<Interpreter["evaluateBlock"]>): ReturnType<Interpreter["evaluateBlock"]> {
+    this.count(1);
+    return super.evaluateBlock(...args);
   }
 }
 
 function render(program: Program, values: Readonly<Record<string, unknown>>): string {
   const environment = new Environment();
-  for (const [name, value] of Object.entries({ ...GLOBALS, ...values })) environment.set(name, value);
+  const interpreter = new BoundedInterpreter(environment);
+  const range = (first: number, second?: number, step = 1) => {
+    const [start, stop] = typeof second === "number" ? [first, second] : [0, first];
+    const length = Math.max(0, Math.ceil((stop - start) / step));
+    interpreter.count(Number.isNaN(length) ? Infinity : length);
+    return Array.from({ length }, (_, i) => start + i * step);
+  };
+  for (const [name, value] of Object.entries({ ...GLOBALS, range, ...values })) environment.set(name, value);
   try {
-    return String(new BoundedInterpreter(environment).run(program).value);
+    return String(interpreter.run(program).value);
   } catch (error) {
     if (error instanceof RequestError || error instanceof CheckpointError) throw error;
     throw faulty(error instanceof RangeError ? "it nests too deep or writes too much" : messageOf(error));
@@ -81,12 +97,6 @@ const GLOBALS: Readonly<Record<string, unknown>> = {
   None: null,
   raise_exception: (why: unknown) => {
     throw new RequestError(`the checkpoint's chat template refuses these messages: ${String(why)}`);
-  },
-  range: (first: number, second?: number, step = 1) => {
-    const [start, stop] = typeof second === "number" ? [first, second] : [0, first];
-    const length = Math.ceil((stop - start) / step);
-    if (!(length <= MAX_RANGE)) throw faulty(`range of ${length} numbers, more than the ${MAX_RANGE} allowed`);
-    return Array.from({ length: Math.max(0, length) }, (_, i) => start + i * step);
   },
   strftime_now: (format: string) => strftime(new Date(), format),
 };

@@ -65,7 +65,7 @@ export class ToolCallParser {
     const events: ReplyEvent[] = [];
     for (;;) {
       if (!this.#scan) {
-        const at = this.#input.text.search(/[[{<]/);
+        const at = this.#input.text.search(START);
         events.push(...textEvents(this.#input.take(at < 0 ? this.#input.text.length : at)));
         if (at < 0) return joined(events);
         this.#scan = scanCalls(this.#input, this.#accepts, this.#mayBecome);
@@ -80,6 +80,9 @@ export class ToolCallParser {
     }
   }
 }
+
+// Where a call may start: what follows the bracket fits, or has not come yet.
+const START = /\[(?=\s*(?:[\p{L}_{]|$))|\{(?=\s*(?:["']|$))|<(?=f|$)/u;
 
 /** Meta's name for the tool that runs the code between `<|python_start|>` and `<|python_end|>`. */
 const CODE_TOOL = "code_interpreter";
