@@ -1,0 +1,346 @@
+// Writes checkpoints tensor by tensor, so that none has to fit in memory: beside the target first, then renamed.
+
+import { randomBytes } from "node:crypto";
+import { type FileHandle, mkdir, open, rename, rm, statfs, writeFile } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
+import { CapacityError, CheckpointError } from "../tensor/errors.ts";
+import { elementCount, type Shape } from "../tensor/tensor.ts";
+
+/** A tensor to be written; `chunks` yields its bytes in order, as often as it is called. */
+export interface OutTensor {
+  readonly name: string;
+  readonly dtype: DType;
+  /** Row-major, `[out, in]` for a matrix; the GGUF writer turns it around. */
+  readonly shape: Shape;
+  chunks(): AsyncIterable<Uint8Array>;
+}
+
+export interface WriteOptions {
+  /** Called with bytes written so far and in all. */
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+export type GgufScalarType =
+  | "u8"
+  | "i8"
+  | "u16"
+  | "i16"
+  | "u32"
+  | "i32"
+  | "f32"
+  | "bool"
+  | "string"
+  | "u64"
+  | "i64"
+  | "f64";
+
+/** A metadata value with the type it has in the file. */
+export type GgufValue =
+  | { readonly type: GgufScalarType; readonly value: number | bigint | boolean | string }
+  | {
+      readonly type: "array";
+      readonly of: GgufScalarType;
+      readonly values: ArrayLike<number | bigint | boolean | string>;
+    };
+
+/** Bytes of a tensor in a file; throws CheckpointError where its blocks do not divide a row. */
+export function storedBytes({ name, dtype, shape }: Pick<OutTensor, "name" | "dtype" | "shape">): number {
+  const columns = shape.at(-1) ?? 1;
+  if (columns % dtypes[dtype].blockElements !== 0) {
+    const { blockElements } = dtypes[dtype];
+    throw new CheckpointError(
+      `${name}: its rows have ${columns} elements; ${dtype} needs a multiple of ${blockElements}`,
+    );
+  }
+  return columns === 0 ? 0 : (elementCount(shape) / columns) * rowBytes(dtype, columns);
+}
+
+/**
+ * Writes a folder in Hugging Face layout: the given texts (`config.json`, …) and the tensors, in one file or, above
+ * `maxShardBytes`, in several with an index. Nothing is left behind on failure. Throws CapacityError when the disk is too small.
+ */
+export async function writeHuggingFace(
+  folder: string,
+  files: Readonly<Record<string, string>>,
+  tensors: readonly OutTensor[],
+  { maxShardBytes = 4e9, ...options }: WriteOptions & { readonly maxShardBytes?: number } = {},
+): Promise<void> {
+  await beside(folder, tensors, async (draft) => {
+    await mkdir(draft);
+    for (const [name, text] of Object.entries(files)) await writeFile(join(draft, name), text);
+    const shards = shard(tensors, maxShardBytes);
+    const shardName = (i: number) =>
+      shards.length === 1 ? "model.safetensors" : `model-${pad(i + 1)}-of-${pad(shards.length)}.safetensors`;
+    const count = counter(tensors, options);
+    for (const [i, part] of shards.entries()) await writeSafetensors(join(draft, shardName(i)), part, count);
+    if (shards.length > 1) {
+      const weightMap = shards.flatMap((part, i) => part.map(({ name }) => [name, shardName(i)]));
+      const index = { metadata: { total_size: count.total }, weight_map: Object.fromEntries(weightMap) };
+      await writeFile(join(draft, "model.safetensors.index.json"), `${JSON.stringify(index, null, 2)}\n`);
+    }
+  });
+}
+
+/** Writes one safetensors file. */
+export async function writeSafetensorsFile(
+  path: string,
+  tensors: readonly OutTensor[],
+  options: WriteOptions = {},
+): Promise<void> {
+  await beside(path, tensors, (draft) => writeSafetensors(draft, tensors, counter(tensors, options)));
+}
+
+/** Writes one GGUF file, version 3. */
+export async function writeGguf(
+  path: string,
+  metadata: ReadonlyMap<string, GgufValue>,
+  tensors: readonly OutTensor[],
+  options: WriteOptions = {},
+): Promise<void> {
+  await beside(path, tensors, (draft) =>
+    writing(draft, async (file) => {
+      const header = ggufHeader(metadata, tensors);
+      const count = counter(tensors, options);
+      await writeAll(file, header);
+      for (const tensor of tensors) {
+        const bytes = await writeTensor(file, tensor, count);
+        await writeAll(file, new Uint8Array(ggufPadding(bytes)));
+      }
+    }),
+  );
+}
+
+/** Runs `write` on a path beside `target` and renames it into place once it is whole. */
+async function beside(
+  target: string,
+  tensors: readonly OutTensor[],
+  write: (draft: string) => Promise<void>,
+): Promise<void> {
+  const place = dirname(resolve(target));
+  await mkdir(place, { recursive: true });
+  const bytes = tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0);
+  const { bavail, bsize } = await statfs(place);
+  if (bytes > bavail * bsize)
+    throw new CapacityError(
+      `${target} needs ${gigabytes(bytes)} and its disk has ${gigabytes(bavail * bsize)} free; choose a smaller type or another disk`,
+    );
+  const draft = `${resolve(target)}.${randomBytes(4).toString("hex")}.partial`;
+  try {
+    await write(draft);
+    await rename(draft, target);
+  } catch (error) {
+    await rm(draft, { recursive: true, force: true });
+    if ((error as NodeJS.ErrnoException).code === "ENOSPC")
+      throw new CapacityError(`${target}: the disk is full; it needs ${gigabytes(bytes)}`);
+    throw error;
+  }
+}
+
+async function writing(path: string, body: (file: FileHandle) => Promise<void>): Promise<void> {
+  const file = await open(path, "wx");
+  try {
+    await body(file);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(2)} GB`;
+const pad = (n: number) => String(n).padStart(5, "0");
+
+/** Consecutive groups of at most `maxBytes`, or of one tensor that is larger. */
+function shard(tensors: readonly OutTensor[], maxBytes: number): OutTensor[][] {
+  const shards: OutTensor[][] = [[]];
+  let room = maxBytes;
+  for (const tensor of tensors) {
+    const bytes = storedBytes(tensor);
+    if (bytes > room && shards.at(-1)!.length > 0) {
+      shards.push([]);
+      room = maxBytes;
+    }
+    shards.at(-1)!.push(tensor);
+    room -= bytes;
+  }
+  return shards;
+}
+
+interface Counter {
+  readonly total: number;
+  wrote(bytes: number): void;
+}
+
+function counter(tensors: readonly OutTensor[], { onProgress, signal }: WriteOptions): Counter {
+  const total = tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0);
+  let done = 0;
+  return {
+    total,
+    wrote(bytes) {
+      signal?.throwIfAborted();
+      done += bytes;
+      onProgress?.(done, total);
+    },
+  };
+}
+
+async function writeTensor(file: FileHandle, tensor: OutTensor, count: Counter): Promise<number> {
+  const expected = storedBytes(tensor);
+  let written = 0;
+  for await (const chunk of tensor.chunks()) {
+    await writeAll(file, chunk);
+    written += chunk.length;
+    count.wrote(chunk.length);
+  }
+  if (written !== expected) throw new RangeError(`${tensor.name}: ${written} bytes were given; expected ${expected}`);
+  return written;
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at)).bytesWritten;
+}
+
+/** Header length (u64), a JSON header padded with spaces to 8 bytes, then the tensors' bytes without gaps. */
+async function writeSafetensors(path: string, tensors: readonly OutTensor[], count: Counter): Promise<void> {
+  const entries: [string, unknown][] = [["__metadata__", { format: "pt" }]];
+  let offset = 0;
+  for (const tensor of tensors) {
+    const dtype = dtypes[tensor.dtype].safetensors;
+    if (!dtype)
+      throw new CheckpointError(
+        `${tensor.name}: safetensors has no dtype for ${tensor.dtype}; write f32, f16 or bf16, or a .gguf file`,
+      );
+    const end = offset + storedBytes(tensor);
+    entries.push([tensor.name, { dtype, shape: tensor.shape, data_offsets: [offset, end] }]);
+    offset = end;
+  }
+  const json = JSON.stringify(Object.fromEntries(entries));
+  const text = new TextEncoder().encode(json);
+  const header = new Uint8Array(8 + Math.ceil(text.length / 8) * 8).fill(0x20);
+  new DataView(header.buffer).setBigUint64(0, BigInt(header.length - 8), true);
+  header.set(text, 8);
+  await writing(path, async (file) => {
+    await writeAll(file, header);
+    for (const tensor of tensors) await writeTensor(file, tensor, count);
+  });
+}
+
+const ggufAlignment = 32;
+const ggufPadding = (bytes: number) => (ggufAlignment - (bytes % ggufAlignment)) % ggufAlignment;
+const ggufTypes = [
+  "u8",
+  "i8",
+  "u16",
+  "i16",
+  "u32",
+  "i32",
+  "f32",
+  "bool",
+  "string",
+  "array",
+  "u64",
+  "i64",
+  "f64",
+] as const;
+
+/** Everything before the tensors' data, padded to the alignment (specification gguf.md §1). */
+function ggufHeader(metadata: ReadonlyMap<string, GgufValue>, tensors: readonly OutTensor[]): Uint8Array {
+  const out = new ByteWriter();
+  out.u32(0x46554747); // "GGUF"
+  out.u32(3);
+  out.u64(tensors.length);
+  out.u64(metadata.size);
+  for (const [key, entry] of metadata) {
+    out.string(key);
+    out.u32(ggufTypes.indexOf(entry.type));
+    if (entry.type !== "array") {
+      out.value(entry.type, entry.value);
+      continue;
+    }
+    out.u32(ggufTypes.indexOf(entry.of));
+    out.u64(entry.values.length);
+    for (let i = 0; i < entry.values.length; i++) out.value(entry.of, entry.values[i]!);
+  }
+  let offset = 0;
+  for (const tensor of tensors) {
+    const { ggmlType } = dtypes[tensor.dtype];
+    if (ggmlType === undefined) throw new CheckpointError(`${tensor.name}: GGUF has no type for ${tensor.dtype}`);
+    out.string(tensor.name);
+    out.u32(tensor.shape.length);
+    for (const extent of [...tensor.shape].reverse()) out.u64(extent);
+    out.u32(ggmlType);
+    out.u64(offset);
+    const bytes = storedBytes(tensor);
+    offset += bytes + ggufPadding(bytes);
+  }
+  return out.padded(ggufAlignment);
+}
+
+/** Little-endian bytes that grow. */
+class ByteWriter {
+  #bytes = new Uint8Array(1 << 16);
+  #view = new DataView(this.#bytes.buffer);
+  #length = 0;
+
+  /** The offset of `n` fresh bytes. */
+  #room(n: number): number {
+    if (this.#length + n > this.#bytes.length) {
+      const grown = new Uint8Array(Math.max(this.#bytes.length * 2, this.#length + n));
+      grown.set(this.#bytes);
+      this.#bytes = grown;
+      this.#view = new DataView(grown.buffer);
+    }
+    this.#length += n;
+    return this.#length - n;
+  }
+
+  u32(value: number): void {
+    const at = this.#room(4);
+    this.#view.setUint32(at, value, true);
+  }
+
+  u64(value: number | bigint): void {
+    const at = this.#room(8);
+    this.#view.setBigUint64(at, BigInt(value), true);
+  }
+
+  string(text: string): void {
+    const bytes = new TextEncoder().encode(text);
+    this.u64(bytes.length);
+    const at = this.#room(bytes.length);
+    this.#bytes.set(bytes, at);
+  }
+
+  value(type: GgufScalarType, value: Scalar): void {
+    if (type === "string") {
+      this.string(String(value));
+      return;
+    }
+    const [size, set] = scalarWriters[type];
+    const at = this.#room(size);
+    set(this.#view, at, value);
+  }
+
+  padded(alignment: number): Uint8Array {
+    this.#room((alignment - (this.#length % alignment)) % alignment);
+    return this.#bytes.subarray(0, this.#length);
+  }
+}
+
+type Scalar = number | bigint | boolean | string;
+type ScalarWriter = readonly [size: number, set: (view: DataView, at: number, value: Scalar) => void];
+
+const scalarWriters: Record<Exclude<GgufScalarType, "string">, ScalarWriter> = {
+  u8: [1, (view, at, value) => view.setUint8(at, Number(value))],
+  i8: [1, (view, at, value) => view.setInt8(at, Number(value))],
+  bool: [1, (view, at, value) => view.setUint8(at, Number(value))],
+  u16: [2, (view, at, value) => view.setUint16(at, Number(value), true)],
+  i16: [2, (view, at, value) => view.setInt16(at, Number(value), true)],
+  u32: [4, (view, at, value) => view.setUint32(at, Number(value), true)],
+  i32: [4, (view, at, value) => view.setInt32(at, Number(value), true)],
+  f32: [4, (view, at, value) => view.setFloat32(at, Number(value), true)],
+  u64: [8, (view, at, value) => view.setBigUint64(at, BigInt(value), true)],
+  i64: [8, (view, at, value) => view.setBigInt64(at, BigInt(value), true)],
+  f64: [8, (view, at, value) => view.setFloat64(at, Number(value), true)],
+};
