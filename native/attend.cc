@@ -5,6 +5,7 @@
 // before it. A long context read by few queries is cut between threads at the stretches, so that one query alone, or
 // among many, on any number of threads gives the same bits. Working memory: O(T), and kTile keys a thread.
 
+#include "decode.h"
 #include "dot.h"
 #include "kernels.h"
 
@@ -77,8 +78,8 @@ Tile tile_of(const Attend& a, const Segment& s, int64_t head, int64_t first, int
   }
   const int64_t at = ((s.table[first / a.block_size] * a.K + head) * a.block_size + first % a.block_size) * a.d;
   if (a.type == kF32) return {static_cast<float*>(a.keys) + at, static_cast<float*>(a.values) + at, a.d};
-  to_f32_row(a.type, static_cast<uint16_t*>(a.keys) + at, room.keys, n * a.d);
-  to_f32_row(a.type, static_cast<uint16_t*>(a.values) + at, room.values, n * a.d);
+  decode_row(a.type, static_cast<uint16_t*>(a.keys) + at, room.keys, n * a.d);
+  decode_row(a.type, static_cast<uint16_t*>(a.values) + at, room.values, n * a.d);
   return {room.keys, room.values, a.d};
 }
 

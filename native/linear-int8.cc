@@ -48,8 +48,21 @@ inline void unpack_scales(const uint8_t* s, uint32_t (&scales)[2], uint32_t (&mi
 
 #if defined(__AVX2__)
 
-typedef __m256 Acc;
-inline float total(Acc acc) {
+// A row is one stream of memory, which the prefetchers follow best; blocks alternate between kPhases sums, so that the
+// latency of an addition is hidden.
+#if defined(__AVX512F__)
+constexpr int kPhases = 4;
+#else
+constexpr int kPhases = 2;
+#endif
+struct Acc {
+  __m256 phase[kPhases];
+};
+inline float total(const Acc& sums) {
+  __m256 acc = sums.phase[0] + sums.phase[1];
+#if defined(__AVX512F__)
+  acc = acc + (sums.phase[2] + sums.phase[3]);
+#endif
   __m128 four = _mm256_castps256_ps128(acc) + _mm256_extractf128_ps(acc, 1);
   four = four + _mm_movehl_ps(four, four);
   return four[0] + four[1];
@@ -74,27 +87,27 @@ inline __m256 eight_bytes(const uint32_t (&words)[2]) {
 }
 inline float half(f16_bits bits) { return _cvtsh_ss(bits); }
 
+inline void add_to(__m256& acc, __m256 scale, __m256i p) { acc = _mm256_fmadd_ps(scale, floats(p), acc); }
+
 template <int C>
-inline void mac_simple(__m256i w, float d, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac_simple(__m256i w, float d, int64_t b, int phase, const Acts (&x)[C], Acc (&acc)[C]) {
   const __m256i magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 4
-  for (int c = 0; c < C; c++) {
-    const __m256i p = dot_signed(magnitude, w, bytes32(x[c].q + 32 * b));
-    acc[c] = _mm256_fmadd_ps(_mm256_set1_ps(d * x[c].d[b]), floats(p), acc[c]);
-  }
+  for (int c = 0; c < C; c++)
+    add_to(acc[c].phase[phase], _mm256_set1_ps(d * x[c].d[b]), dot_signed(magnitude, w, bytes32(x[c].q + 32 * b)));
 }
 
 // Adds block b's part to C products of one row.
 template <int C>
-inline void mac(const Q8_0& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
-  mac_simple(bytes32(w.q), half(w.d), b, x, acc);
+inline void mac(const Q8_0& w, int64_t b, int phase, const Acts (&x)[C], Acc (&acc)[C]) {
+  mac_simple(bytes32(w.q), half(w.d), b, phase, x, acc);
 }
 
 template <int C>
-inline void mac(const Q4_0& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q4_0& w, int64_t b, int phase, const Acts (&x)[C], Acc (&acc)[C]) {
   const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.qs));
   const __m256i nibbles = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(pairs, 4), pairs), _mm256_set1_epi8(15));
-  mac_simple(_mm256_sub_epi8(nibbles, _mm256_set1_epi8(8)), half(w.d), b, x, acc);
+  mac_simple(_mm256_sub_epi8(nibbles, _mm256_set1_epi8(8)), half(w.d), b, phase, x, acc);
 }
 
 template <int C, typename Sub>
@@ -108,21 +121,20 @@ inline void mac_minima(const uint8_t* s, float d, float dmin, int64_t b, const A
 #pragma GCC unroll 4
   for (int c = 0; c < C; c++) {
     _mm256_store_ps(scaled[c], scales * _mm256_loadu_ps(x[c].d + 8 * b));
-    acc[c] = _mm256_fmadd_ps(mins, _mm256_loadu_ps(x[c].sd + 8 * b), acc[c]);
+    acc[c].phase[0] = _mm256_fmadd_ps(mins, _mm256_loadu_ps(x[c].sd + 8 * b), acc[c].phase[0]);
   }
 #pragma GCC unroll 8
   for (int k = 0; k < 8; k++) {
     const __m256i u = sub(k);
 #pragma GCC unroll 4
-    for (int c = 0; c < C; c++) {
-      const __m256i p = dot_unsigned(u, bytes32(x[c].q + 256 * b + 32 * k));
-      acc[c] = _mm256_fmadd_ps(_mm256_set1_ps(scaled[c][k]), floats(p), acc[c]);
-    }
+    for (int c = 0; c < C; c++)
+      add_to(acc[c].phase[k % kPhases], _mm256_set1_ps(scaled[c][k]),
+             dot_unsigned(u, bytes32(x[c].q + 256 * b + 32 * k)));
   }
 }
 
 template <int C>
-inline void mac(const Q4_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q4_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   mac_minima(w.s, half(w.d), half(w.dmin), b, x, acc, [&](int k) {
     const __m256i pairs = bytes32(w.qs + 32 * (k >> 1));
     return _mm256_and_si256(k & 1 ? _mm256_srli_epi16(pairs, 4) : pairs, _mm256_set1_epi8(15));
@@ -130,7 +142,7 @@ inline void mac(const Q4_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
 }
 
 template <int C>
-inline void mac(const Q5_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q5_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   const __m256i fifths = bytes32(w.qh);
   mac_minima(w.s, half(w.d), half(w.dmin), b, x, acc, [&](int k) {
     const __m256i pairs = bytes32(w.qs + 32 * (k >> 1));
@@ -141,7 +153,7 @@ inline void mac(const Q5_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
 }
 
 template <int C>
-inline void mac(const Q6_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q6_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   const float d = half(w.d);
 #pragma GCC unroll 8
   for (int r = 0; r < 8; r++) {
@@ -154,24 +166,17 @@ inline void mac(const Q6_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
     // Lanes 0–3 are the first sixteen elements, lanes 4–7 the others.
     const __m256 scale = _mm256_set_m128(_mm_set1_ps(d * float(w.scales[2 * r + 1])), _mm_set1_ps(d * float(w.scales[2 * r])));
 #pragma GCC unroll 4
-    for (int c = 0; c < C; c++) {
-      const __m256i p = dot_signed(magnitude, q, bytes32(x[c].q + 256 * b + 32 * r));
-      acc[c] = _mm256_fmadd_ps(scale * _mm256_set1_ps(x[c].d[8 * b + r]), floats(p), acc[c]);
-    }
+    for (int c = 0; c < C; c++)
+      add_to(acc[c].phase[r % kPhases], scale * _mm256_set1_ps(x[c].d[8 * b + r]),
+             dot_signed(magnitude, q, bytes32(x[c].q + 256 * b + 32 * r)));
   }
 }
-
-#if defined(__AVX512F__)
-constexpr int kRows = 4;
-#else
-constexpr int kRows = 2;
-#endif
 
 #else
 
 typedef float Acc;
 inline float total(Acc acc) { return acc; }
-constexpr int kRows = 1;
+constexpr int kPhases = 1;
 
 // Σ w[i] · x[i] of n small integers.
 template <int N>
@@ -187,12 +192,12 @@ inline void mac_simple(const int8_t* w, float d, int64_t b, const Acts (&x)[C], 
 }
 
 template <int C>
-inline void mac(const Q8_0& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q8_0& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   mac_simple(w.q, f16_to_f32(w.d), b, x, acc);
 }
 
 template <int C>
-inline void mac(const Q4_0& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q4_0& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   int8_t q[32];
   for (int i = 0; i < 16; i++) {
     q[i] = int8_t((w.qs[i] & 15) - 8);
@@ -215,17 +220,17 @@ inline void mac_minima(const uint8_t* qs, const uint8_t* qh, const uint8_t* s, f
 }
 
 template <int C>
-inline void mac(const Q4_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q4_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   mac_minima(w.qs, nullptr, w.s, f16_to_f32(w.d), f16_to_f32(w.dmin), b, x, acc);
 }
 
 template <int C>
-inline void mac(const Q5_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q5_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   mac_minima(w.qs, w.qh, w.s, f16_to_f32(w.d), f16_to_f32(w.dmin), b, x, acc);
 }
 
 template <int C>
-inline void mac(const Q6_K& w, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
+inline void mac(const Q6_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
   const float d = f16_to_f32(w.d);
   for (int r = 0; r < 8; r++) {
     const int n = r >> 2, j = r & 3;
@@ -251,29 +256,29 @@ struct Rows {
   Acts row(int64_t t) const { return {q + t * I, d + t * (I / 32), sd + t * (I / 32)}; }
 };
 
-template <typename B, int R, int C>
+constexpr int64_t kAhead = 2048;  // bytes between what is read and what is asked for
+
+// Row o of the weights with C rows of x from t on.
+template <typename B, int C>
 inline void tile(const Linear& l, const Product& p, const Rows& rows, int64_t o, int64_t t) {
   const int64_t blocks = l.I / (sizeof(B) < 64 ? 32 : 256);
-  const B* w[R];
-  for (int r = 0; r < R; r++) w[r] = static_cast<const B*>(p.w) + (o + r) * blocks;
+  const B* w = static_cast<const B*>(p.w) + o * blocks;
   Acts x[C];
   for (int c = 0; c < C; c++) x[c] = rows.row(p.row + t + c);
-  Acc acc[R][C] = {};
-  for (int64_t b = 0; b < blocks; b++)
+  Acc acc[C] = {};
+  constexpr int kStep = sizeof(B) < 64 ? kPhases : 1;  // blocks a turn; k-quants alternate inside a block
+  int64_t b = 0;
+  for (; b + kStep <= blocks; b += kStep) {
+    for (size_t line = 0; line < kStep * sizeof(B); line += 64)
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(w + b) + kAhead + line);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r++) mac(w[r][b], b, x, acc[r]);
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) {
-      const float value = total(acc[r][c]);
-      p.y[(t + c) * l.O + o + r] = l.b ? value + l.b[o + r] : value;
-    }
-}
-
-template <typename B, int C>
-inline void panel(const Linear& l, const Product& p, const Rows& rows, int64_t first, int64_t last, int64_t t) {
-  int64_t o = first;
-  for (; o + kRows <= last; o += kRows) tile<B, kRows, C>(l, p, rows, o, t);
-  for (; o < last; o++) tile<B, 1, C>(l, p, rows, o, t);
+    for (int phase = 0; phase < kStep; phase++) mac(w[b + phase], b + phase, phase, x, acc);
+  }
+  for (; b < blocks; b++) mac(w[b], b, 0, x, acc);
+  for (int c = 0; c < C; c++) {
+    const float value = total(acc[c]);
+    p.y[(t + c) * l.O + o] = l.b ? value + l.b[o] : value;
+  }
 }
 
 template <typename B>
@@ -284,8 +289,10 @@ void multiply(Pool& pool, const Linear& l, const Rows& rows) {
       const Product& p = l.products[item / panels];
       const int64_t first = item % panels * kPanel, last = first + kPanel < l.O ? first + kPanel : l.O;
       int64_t t = 0;
-      for (; t + 4 <= p.T; t += 4) panel<B, 4>(l, p, rows, first, last, t);
-      for (; t < p.T; t++) panel<B, 1>(l, p, rows, first, last, t);
+      for (; t + 4 <= p.T; t += 4)
+        for (int64_t o = first; o < last; o++) tile<B, 4>(l, p, rows, o, t);
+      for (; t < p.T; t++)
+        for (int64_t o = first; o < last; o++) tile<B, 1>(l, p, rows, o, t);
     }
   });
 }

@@ -4,6 +4,7 @@
 // not depend on T, on the other rows or on the threads (dot.h). Weights of 16 and 32 bits are widened on the way to
 // the registers when there are few tokens; everything else goes through a panel of float32 rows in the cache.
 
+#include "decode.h"
 #include "dot.h"
 #include "int8.h"
 #include "kernels.h"
@@ -44,7 +45,7 @@ void multiply_exact(const Linear& l, const Panel& p, int64_t row_bytes, float* p
   if (l.type == kF32) return multiply(l, p, reinterpret_cast<const float*>(p.w));
   if (l.type == kBF16 && few) return multiply(l, p, reinterpret_cast<const bf16*>(p.w));
   if (l.type == kF16 && few) return multiply(l, p, reinterpret_cast<const f16*>(p.w));
-  for (int64_t r = 0; r < p.rows; r++) to_f32_row(l.type, p.w + r * row_bytes, panel + r * l.I, l.I);
+  for (int64_t r = 0; r < p.rows; r++) decode_row(l.type, p.w + r * row_bytes, panel + r * l.I, l.I);
   multiply(l, p, panel);
 }
 

@@ -1,6 +1,7 @@
 // embed and rows: y[i] = table[at[i]] · splice: x with rows `at` replaced, in order · gather (permute): a strided copy
 // reference: rows(), splice() and permute()
 
+#include "decode.h"
 #include "kernels.h"
 #include "simd.h"
 #include "walk.h"
@@ -17,7 +18,7 @@ void rows(Pool& pool, int type, const void* table, int64_t width, const int32_t*
   const int64_t row_bytes = width / block.elements * block.bytes;
   parallel(pool, n, kGrain / (width + 1) + 1, [&](int64_t i, int64_t last, int) {
     for (; i < last; i++)
-      to_f32_row(type, static_cast<const uint8_t*>(table) + at[i] * row_bytes, y + i * width, width);
+      decode_row(type, static_cast<const uint8_t*>(table) + at[i] * row_bytes, y + i * width, width);
   });
 }
 
