@@ -1,0 +1,40 @@
+#!/usr/bin/env node
+// llama4: one command after the other stands in its own file; here they meet the process.
+
+import { readFileSync } from "node:fs";
+import { Command, CommanderError } from "commander";
+import { fail, Interrupted, print, type Run, status } from "./answer.ts";
+import { plan } from "./plan.ts";
+
+const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));
+const json = process.argv.includes("--json"); // known before commander reads it, for its own errors
+
+const interrupt = new AbortController();
+process.on("SIGINT", () => {
+  if (interrupt.signal.aborted) process.exit(status.interrupted);
+  interrupt.abort(new Interrupted("stopped by Ctrl-C"));
+  setTimeout(() => process.exit(status.interrupted), 2000).unref(); // whatever still computes
+});
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  process.exit(error.code === "EPIPE" ? status.done : status.failed); // a reader like `head` has seen enough
+});
+
+const run: Run =
+  (work) =>
+  async (...args) => {
+    print(await work({ json, signal: interrupt.signal }, ...args), json);
+  };
+
+const program = new Command("llama4")
+  .description("Meta's Llama 4 on ordinary machines: checkpoints in, text out.")
+  .version(version)
+  .exitOverride()
+  .showHelpAfterError("(--help shows what there is)");
+for (const command of [plan]) command(program, run);
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  const isHelp = error instanceof CommanderError && error.exitCode === 0;
+  process.exitCode = isHelp ? status.done : fail(error, json);
+}

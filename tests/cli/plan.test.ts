@@ -1,0 +1,50 @@
+import { describe, expect, it } from "vitest";
+import { llama4, objectOf } from "./llama4.ts";
+
+describe("llama4 plan", () => {
+  it.each([
+    ["scout", 108641793536, 17172894720],
+    ["maverick", 401583781376, 17184691200],
+    ["behemoth", 2005424804864, 287857316864],
+  ])("counts the parameters of %s", async (name, total, active) => {
+    const asArgument = objectOf(await llama4(["plan", name, "--ram", "64", "--json"]));
+    expect(asArgument).toMatchObject({ model: name, parameters: { total, active }, hypothetical: name === "behemoth" });
+    expect(objectOf(await llama4(["plan", "--model", name, "--ram", "64", "--json"]))).toEqual(asArgument);
+  });
+
+  it("says what fits in the memory that is asked about", async () => {
+    const inMemory = async (ram: string, ...more: string[]) =>
+      objectOf(await llama4(["plan", "scout", "--quant", "q4_k_m", "--ram", ram, "--json", ...more]))["fits"];
+    expect(await inMemory("24")).toBe(false);
+    expect(await inMemory("96")).toBe(true);
+    expect(await inMemory("24", "--ranks", "4")).toBe(true);
+  });
+
+  it("shows a table to people", async () => {
+    const { status, stdout } = await llama4(["plan", "scout", "--quant", "Q8_0", "--ram", "24"]);
+    expect(status).toBe(0);
+    expect(stdout).toContain("routed experts");
+    expect(stdout).toContain("it does not fit");
+  });
+
+  it.each([
+    [["plan"], "no model"],
+    [["plan", "scout", "--quant", "q3"], 'quant is "q3"'],
+    [["plan", "scout", "--ram", "-1"], "--ram is -1"],
+    [["plan", "scout", "--context", "99999999"], "--context is 99999999"],
+    [["plan", "scout", "--context", "many"], "whole number"],
+    [["plan", "scout", "--quants"], "unknown option"],
+    [["plan", "scout", "maverick"], "too many arguments"],
+    [["plans"], "unknown command"],
+  ])("answers %j with one error and status 2", async (args, message) => {
+    const ended = await llama4([...args, "--json"]);
+    expect(objectOf(ended)).toEqual({ error: { name: "RequestError", message: expect.stringContaining(message) } });
+    expect(ended.status).toBe(2);
+  });
+
+  it("has examples in its help", async () => {
+    const { status, stdout } = await llama4(["plan", "--help"]);
+    expect(stdout).toContain("$ llama4 plan");
+    expect(status).toBe(0);
+  });
+});
