@@ -1,12 +1,11 @@
-// How fast does the tokenizer encode? `npm run build`, then
-//   node bench/tokenizer.ts TOKENIZER_MODEL [TEXT_FILE]      (Node 22 and up; on Node 20 through vite-node or tsc)
-// Without a text file the text is generated English-like prose. Prints a line for a person and a JSON record.
+// How fast does the tokenizer open, encode and decode, and how long does a megabyte of one letter take?
+//
+//   node --import ./scripts/ts.mjs bench/tokenizer.ts TOKENIZER_MODEL [TEXT_FILE]
+//
+// Without a text file the text is generated from common English words.
 import { readFileSync } from "node:fs";
 import { cpus } from "node:os";
-
-// The build's output, in words the type checker accepts before there is a build.
-const built = (name: string) => new URL(`../dist/prompt/${name}.js`, import.meta.url).href;
-const { fromTiktoken } = (await import(built("tiktoken"))) as typeof import("../src/prompt/tiktoken.ts");
+import { fromTiktoken } from "../src/prompt/tiktoken.ts";
 
 const [modelPath, textPath] = process.argv.slice(2);
 if (modelPath === undefined) throw new Error("usage: tokenizer.ts TOKENIZER_MODEL [TEXT_FILE]");

@@ -163,7 +163,8 @@ export class BytePairs {
       if (end === start) throw new CheckpointError(`tokenizer: token ${id} is empty; expected at least one byte`);
       const hash = hashOf(bytes, start, end);
       let at = mix(hash) & mask;
-      for (; index[at] !== 0; at = (at + 1) & mask) {
+      for (let probes = 0; index[at] !== 0; at = (at + 1) & mask) {
+        checkProbes(++probes);
         const other = index[at]! - 1;
         if (this.#hashes[other] === hash && this.#equals(other, bytes, start, end))
           throw new CheckpointError(
@@ -334,7 +335,8 @@ function pairTable(merges: MergeList): Int32Array {
     const left = merges[3 * rank]!;
     const right = merges[3 * rank + 1]!;
     let at = mixPair(left, right) & mask;
-    for (; pairs[at] !== 0; at = (at + 1) & mask) {
+    for (let probes = 0; pairs[at] !== 0; at = (at + 1) & mask) {
+      checkProbes(++probes);
       const other = pairs[at]! - 1;
       if (merges[3 * other] === left && merges[3 * other + 1] === right)
         throw new CheckpointError(`tokenizer: merges ${other} and ${rank} are the same pair; expected every pair once`);
@@ -342,6 +344,14 @@ function pairTable(merges: MergeList): Int32Array {
     pairs[at] = rank + 1;
   }
   return pairs;
+}
+
+// A half-filled table needs a few probes. Thousands mean tokens made to collide, and a search of hours.
+function checkProbes(probes: number): void {
+  if (probes > 10_000)
+    throw new CheckpointError(
+      "tokenizer: 10,000 tokens or merges have the same hash; expected a vocabulary not made to be slow",
+    );
 }
 
 function isSortedByMerged(merges: MergeList): boolean {

@@ -1,5 +1,6 @@
 // Messages to ids, as Meta's llama-models does it (spec §10); a checkpoint's own template is in template.ts.
 import { RequestError } from "../tensor/errors.ts";
+import { shown } from "./shown.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 export type Role = "system" | "user" | "assistant" | "tool";
@@ -124,14 +125,12 @@ export function checkMessages(messages: readonly Message[]): void {
   if (messages.length === 0) throw new RequestError("a chat without messages; expected at least one");
   for (const [i, { role, content, toolCalls = [] }] of messages.entries()) {
     if (!ROLES.includes(role))
-      throw new RequestError(`message ${i}: role is ${JSON.stringify(role)}; expected one of ${ROLES.join(", ")}`);
+      throw new RequestError(`message ${i}: role is ${shown(role)}; expected one of ${ROLES.join(", ")}`);
     if (typeof content !== "string" && !Array.isArray(content))
       throw new RequestError(`message ${i}: content is ${typeof content}; expected a text or a list of parts`);
     for (const part of partsOf(content))
       if (!(part.type === "image" || (part.type === "text" && typeof part.text === "string")))
-        throw new RequestError(
-          `message ${i}: a part of type ${JSON.stringify(part.type)}; expected a text or an image`,
-        );
+        throw new RequestError(`message ${i}: a part of type ${shown(part.type)}; expected a text or an image`);
     if (toolCalls.length > 0 && role !== "assistant")
       throw new RequestError(`message ${i}: tool calls by the ${role}; expected them from the assistant only`);
     for (const call of toolCalls) checkDepth(call.arguments, `message ${i}: the arguments of ${call.name}`);

@@ -4,6 +4,7 @@ import { writeAlphabet } from "./byte-alphabet.ts";
 import { VocabularyWriter } from "./byte-pairs.ts";
 import { namedMerges } from "./merges.ts";
 import { GPT2_PATTERN, LLAMA3_PATTERN, LLAMA4_PATTERN } from "./pre-tokenizer.ts";
+import { shown } from "./shown.ts";
 import { Tokenizer, type TokenizerOptions } from "./tokenizer.ts";
 import { ordinaryNames } from "./tokenizer-json.ts";
 
@@ -104,4 +105,4 @@ export function toGguf(tokenizer: Tokenizer) {
 }
 
 const unusable = (key: string, found: unknown, expected: string) =>
-  new CheckpointError(`GGUF vocabulary: ${key} is ${JSON.stringify(found).slice(0, 80)}; expected ${expected}`);
+  new CheckpointError(`GGUF vocabulary: ${key} is ${shown(found)}; expected ${expected}`);

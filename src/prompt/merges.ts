@@ -2,6 +2,7 @@
 import { CheckpointError } from "../tensor/errors.ts";
 import { byteOf } from "./byte-alphabet.ts";
 import type { MergeReader } from "./byte-pairs.ts";
+import { shown } from "./shown.ts";
 
 /** Reads merges written "left right" or as two strings. */
 export function namedMerges(list: readonly unknown[]): MergeReader {
@@ -42,5 +43,5 @@ function write(text: string, start: number, end: number, bytes: Uint8Array, at: 
 
 const unusable = (rank: number, merge: unknown) =>
   new CheckpointError(
-    `tokenizer: merge ${rank} is ${JSON.stringify(merge)?.slice(0, 80)}; expected two tokens of the vocabulary that join to a third`,
+    `tokenizer: merge ${rank} is ${shown(merge)}; expected two tokens of the vocabulary that join to a third`,
   );

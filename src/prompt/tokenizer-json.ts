@@ -4,6 +4,7 @@ import { toAlphabet, writeAlphabet } from "./byte-alphabet.ts";
 import { VocabularyWriter } from "./byte-pairs.ts";
 import { namedMerges } from "./merges.ts";
 import { GPT2_PATTERN } from "./pre-tokenizer.ts";
+import { shown } from "./shown.ts";
 import { Tokenizer, type TokenizerOptions } from "./tokenizer.ts";
 
 type Json = Readonly<Record<string, unknown>>;
@@ -116,9 +117,7 @@ export function ordinaryNames(tokenizer: Tokenizer): (string | undefined)[] {
 }
 
 const unusable = (key: string, found: unknown, expected: string) =>
-  new CheckpointError(
-    `tokenizer.json: ${key} is ${(JSON.stringify(found) ?? "absent").slice(0, 80)}; expected ${expected}`,
-  );
+  new CheckpointError(`tokenizer.json: ${key} is ${shown(found)}; expected ${expected}`);
 
 function object(value: unknown, key: string): Json {
   if (typeof value !== "object" || value === null || Array.isArray(value)) throw unusable(key, value, "an object");
@@ -162,7 +161,7 @@ function writeTokens(vocab: Json, special: ReadonlyMap<string, number>, writer: 
   const names: (string | undefined)[] = [];
   const place = (token: string, id: unknown) => {
     if (!isId(id) || names[id] !== undefined)
-      throw unusable(`the id of ${JSON.stringify(token.slice(0, 40))}`, id, "a whole number that no other token has");
+      throw unusable(`the id of ${shown(token)}`, id, "a whole number that no other token has");
     names[id] = token;
   };
   for (const [token, id] of special) place(token, id);

@@ -127,21 +127,21 @@ export class Tokenizer {
 
   /** The text of ids; bytes that are not UTF-8 become U+FFFD. */
   decode(ids: Iterable<number>, { skipSpecial = false }: DecodeOptions = {}): string {
-    const tokens: Uint8Array[] = [];
-    let byteLength = 0;
+    const { bytes, offsets } = this.#pairs.vocabulary;
+    let out = new Uint8Array(1 << 10);
+    let length = 0;
     for (const id of ids) {
-      const token = this.tokenBytes(id);
+      this.#checkId(id);
       if (skipSpecial && this.isSpecial(id)) continue;
-      tokens.push(token);
-      byteLength += token.length;
+      const end = offsets[id + 1]!;
+      if (length + end - offsets[id]! > out.length) {
+        const grown = new Uint8Array(2 * (length + end - offsets[id]!));
+        grown.set(out);
+        out = grown;
+      }
+      for (let i = offsets[id]!; i < end; i++) out[length++] = bytes[i]!;
     }
-    const bytes = new Uint8Array(byteLength);
-    let at = 0;
-    for (const token of tokens) {
-      bytes.set(token, at);
-      at += token.length;
-    }
-    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(out.subarray(0, length));
   }
 
   /** A decoder fed one id at a time, which holds back the bytes of a character until it is whole. */
@@ -151,8 +151,7 @@ export class Tokenizer {
 
   /** The bytes of a token; a special token's are its text. */
   tokenBytes(id: number): Uint8Array {
-    if (!(Number.isInteger(id) && id >= 0 && id < this.vocabSize))
-      throw new RequestError(`token id ${id}; expected a whole number below ${this.vocabSize}`);
+    this.#checkId(id);
     const { bytes, offsets } = this.#pairs.vocabulary;
     return bytes.subarray(offsets[id]!, offsets[id + 1]!);
   }
@@ -180,6 +179,11 @@ export class Tokenizer {
   /** The merge list, derived from the ids where they are the ranks. */
   mergeList(): MergeList {
     return this.#pairs.merges ?? this.#pairs.impliedMerges();
+  }
+
+  #checkId(id: number): void {
+    if (!(Number.isInteger(id) && id >= 0 && id < this.vocabSize))
+      throw new RequestError(`token id ${id}; expected a whole number below ${this.vocabSize}`);
   }
 
   #begin(): number {
