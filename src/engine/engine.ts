@@ -38,6 +38,8 @@ export interface GenerateRequest {
   readonly sampling?: Sampling | undefined;
   /** Tokens that end the reply. */
   readonly stopTokens?: ReadonlySet<number> | undefined;
+  /** Hears each token as it is sampled, stop tokens too; true ends the reply with it. */
+  readonly onToken?: ((token: number) => boolean) | undefined;
   /** Ends the request within one step; the iteration then rejects with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -115,7 +117,7 @@ export class Engine {
 
   /** Tokens as they are sampled. Throws RequestError or CapacityError at once where the request cannot be served. */
   generate(request: GenerateRequest): AsyncIterableIterator<Generated> {
-    const { sampling = {}, stopTokens = new Set(), maxTokens = this.context + 1, signal } = request;
+    const { sampling = {}, stopTokens = new Set(), maxTokens = this.context + 1, onToken, signal } = request;
     const { vocabSize } = this.#options.config;
     const tokens = this.#checkPrompt(request.tokens);
     if (!Number.isInteger(maxTokens) || maxTokens < 1)
@@ -132,11 +134,8 @@ export class Engine {
         const token = typeof sample === "number" ? sample : sample.token;
         job.tokens.push(token);
         const sampled = typeof sample === "number" ? { token } : sample;
-        const reason = stopTokens.has(token)
-          ? "stop"
-          : job.tokens.length - job.promptTokens >= most
-            ? "length"
-            : undefined;
+        const isLast = onToken?.(token) || stopTokens.has(token);
+        const reason = isLast ? "stop" : job.tokens.length - job.promptTokens >= most ? "length" : undefined;
         channel.push(reason ? { ...sampled, finish: job.finish(reason) } : sampled);
         if (reason) channel.end();
         return reason === undefined;

@@ -1,0 +1,200 @@
+// Tokens become text here: whole characters only, cut at stop strings, tool calls taken out.
+
+import type { ToolCall } from "../prompt/chat-format.ts";
+import type { Tokenizer } from "../prompt/tokenizer.ts";
+import { ToolCallParser } from "../prompt/tool-calls.ts";
+import { RequestError } from "../tensor/errors.ts";
+import type { Engine, Finish, Generated } from "./engine.ts";
+import type { Logprob, Sampling } from "./sampler.ts";
+
+export interface CompletionRequest {
+  readonly tokens: ArrayLike<number>;
+  readonly maxTokens?: number | undefined;
+  readonly sampling?: Sampling | undefined;
+  /** Texts that end the reply, and are left out of it. */
+  readonly stop?: readonly string[] | undefined;
+  /** Names of tools whose calls are taken out of the text; absent: the text stays as it is. */
+  readonly tools?: readonly string[] | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A token's log-probability with what the token says. */
+export interface TokenLogprob extends Logprob {
+  readonly text: string;
+  readonly bytes: readonly number[];
+}
+
+export interface Usage {
+  /** Begin-of-text included. */
+  readonly promptTokens: number;
+  /** Of them, those that another request had left in the cache. */
+  readonly cachedTokens: number;
+  /** A stop token included. */
+  readonly completionTokens: number;
+}
+
+export interface Timings {
+  readonly queuedMs: number;
+  readonly prefillMs: number;
+  readonly decodeMs: number;
+  readonly prefillTokensPerSecond: number;
+  readonly decodeTokensPerSecond: number;
+}
+
+/** What one more token brought: often some text, sometimes none yet. The last piece carries the end. */
+export interface Piece {
+  readonly text: string;
+  readonly tokens: readonly number[];
+  readonly logprobs?: readonly (TokenLogprob & { readonly top: readonly TokenLogprob[] })[];
+  readonly toolCalls?: readonly ToolCall[];
+  readonly finishReason?: Finish["reason"];
+  readonly usage?: Usage;
+  readonly timings?: Timings;
+}
+
+/** The reply to a prompt, piece by piece. Refuses at once what cannot be served, as Engine.generate does. */
+export function complete(
+  engine: Engine,
+  tokenizer: Tokenizer | undefined,
+  stopTokens: ReadonlySet<number>,
+  request: CompletionRequest,
+): AsyncIterable<Piece> {
+  const { tokens, maxTokens, sampling, stop = [], tools, signal } = request;
+  const text = tokenizer && new ReplyText(tokenizer, stop, tools);
+  if (!text && stop.length > 0)
+    throw new RequestError("stop strings without a tokenizer; expected a checkpoint that has one");
+  const said: Said[] = []; // by the tokens sampled and not yet handed on
+  const onToken = (token: number) => {
+    const next = text ? text.push(token, stopTokens.has(token)) : { text: "", toolCalls: [], isOver: false };
+    said.push(next);
+    return next.isOver;
+  };
+  return pieces(engine.generate({ tokens, maxTokens, sampling, stopTokens, signal, onToken }), said, text, tokenizer);
+}
+
+async function* pieces(
+  generated: AsyncIterable<Generated>,
+  said: Said[],
+  text: ReplyText | undefined,
+  tokenizer: Tokenizer | undefined,
+): AsyncGenerator<Piece> {
+  for await (const { token, logprob, top, finish } of generated) {
+    const now = said.shift()!;
+    const rest = finish && text ? text.end() : { text: "", toolCalls: [] };
+    const toolCalls = [...now.toolCalls, ...rest.toolCalls];
+    const shown = ({ token, logprob }: Logprob): TokenLogprob => {
+      const bytes = tokenizer?.tokenBytes(token) ?? new Uint8Array();
+      return { token, logprob, text: new TextDecoder().decode(bytes), bytes: [...bytes] };
+    };
+    yield {
+      text: now.text + rest.text,
+      tokens: [token],
+      ...(logprob !== undefined && { logprobs: [{ ...shown({ token, logprob }), top: (top ?? []).map(shown) }] }),
+      ...(toolCalls.length > 0 && { toolCalls }),
+      ...(finish && { finishReason: finish.reason, usage: usageOf(finish), timings: timingsOf(finish) }),
+    };
+  }
+}
+
+function usageOf({ promptTokens, cachedTokens, completionTokens }: Finish): Usage {
+  return { promptTokens, cachedTokens, completionTokens };
+}
+
+function timingsOf({ queuedMs, prefillMs, decodeMs, promptTokens, cachedTokens, completionTokens }: Finish): Timings {
+  const perSecond = (n: number, ms: number) => (ms > 0 ? (n * 1000) / ms : 0);
+  return {
+    ...{ queuedMs, prefillMs, decodeMs },
+    prefillTokensPerSecond: perSecond(promptTokens - cachedTokens, prefillMs),
+    decodeTokensPerSecond: perSecond(completionTokens - 1, decodeMs), // the first token belongs to the prefill
+  };
+}
+
+interface Said {
+  readonly text: string;
+  readonly toolCalls: readonly ToolCall[];
+  /** A stop string has come. */
+  readonly isOver: boolean;
+}
+
+/** The text of a reply, from its tokens. */
+class ReplyText {
+  readonly #tokenizer: Tokenizer;
+  readonly #decoder: ReturnType<Tokenizer["streamDecoder"]>;
+  readonly #stops: StopStrings;
+  readonly #calls: ToolCallParser;
+
+  constructor(tokenizer: Tokenizer, stop: readonly string[], tools: readonly string[] = []) {
+    this.#tokenizer = tokenizer;
+    this.#decoder = tokenizer.streamDecoder({ skipSpecial: true });
+    this.#stops = new StopStrings(stop);
+    this.#calls = new ToolCallParser({ tools });
+  }
+
+  push(token: number, isStop: boolean): Said {
+    const isSilent = isStop || this.#tokenizer.isSpecial(token);
+    const text = this.#stops.push(isSilent ? this.#decoder.end() : this.#decoder.push(token));
+    const events = this.#calls.push(text);
+    if (isSilent && !this.#stops.found) {
+      events.push(...this.#calls.push(this.#stops.end()));
+      events.push(...this.#calls.special(this.#tokenizer.decode([token])));
+    }
+    return { ...sorted(events), isOver: this.#stops.found };
+  }
+
+  /** What was held back; nothing of it behind a stop string. */
+  end(): Omit<Said, "isOver"> {
+    const text = this.#stops.found ? "" : this.#stops.push(this.#decoder.end()) + this.#stops.end();
+    return sorted([...this.#calls.push(text), ...this.#calls.end()]);
+  }
+}
+
+function sorted(events: ReturnType<ToolCallParser["push"]>): Omit<Said, "isOver"> {
+  let text = "";
+  const toolCalls: ToolCall[] = [];
+  for (const event of events) {
+    if (event.type === "text") text += event.text;
+    else toolCalls.push(event.call);
+  }
+  return { text, toolCalls };
+}
+
+/** Cuts a text that comes in pieces at the first of some strings; holds back what may be the start of one. */
+export class StopStrings {
+  /** Whether one has come; nothing follows it. */
+  found = false;
+  readonly #strings: readonly string[];
+  #held = "";
+
+  constructor(strings: readonly string[]) {
+    if (strings.some((s) => typeof s !== "string" || s === ""))
+      throw new RequestError("a stop string is empty; expected a text");
+    this.#strings = strings;
+  }
+
+  push(piece: string): string {
+    if (this.found) return "";
+    const text = this.#held + piece;
+    const at = this.#strings.map((s) => text.indexOf(s)).filter((i) => i >= 0);
+    this.found = at.length > 0;
+    const keep = this.found ? text.length - Math.min(...at) : this.#unfinished(text);
+    this.#held = this.found ? "" : text.slice(text.length - keep);
+    return text.slice(0, text.length - keep);
+  }
+
+  /** What was held back and turned out to be no stop string. */
+  end(): string {
+    const text = this.#held;
+    this.#held = "";
+    return text;
+  }
+
+  /** Length of the longest end of the text with which a stop string begins. */
+  #unfinished(text: string): number {
+    const longest = Math.max(0, ...this.#strings.map((s) => s.length - 1));
+    for (let n = Math.min(longest, text.length); n > 0; n--) {
+      const end = text.slice(text.length - n);
+      if (this.#strings.some((s) => s.startsWith(end))) return n;
+    }
+    return 0;
+  }
+}
