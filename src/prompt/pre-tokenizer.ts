@@ -92,7 +92,9 @@ function codePointAt(bytes: Uint8Array, i: number): number {
   );
 }
 
-// The classes of characters that Llama 4's pattern tells apart; every character is in exactly one.
+// The classes of characters that Llama 4's pattern tells apart; every character is in exactly one. They are those of
+// the Unicode version that JavaScript's engine has: tiktoken 0.14 has 16.0, so that a character assigned since then,
+// such as U+0C5C, can be cut differently.
 const UPPER = 1; // Lu, Lt: only in the first set of letters
 const LOWER = 2; // Ll: only in the second
 const LETTER = 4; // Lm, Lo: in both
