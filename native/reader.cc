@@ -121,11 +121,14 @@ struct Reading {
       for (int64_t r0 = 0; r0 < unit.rows; r0 += kSquare) {
         const int64_t c1 = c0 + kSquare < to.columns ? c0 + kSquare : to.columns;
         const int64_t r1 = r0 + kSquare < unit.rows ? r0 + kSquare : unit.rows;
+        // Rows are often a power of two apart, where a cache holds few of them: each line is fetched once, into here.
+        T square[kSquare][kSquare];
+        for (int64_t r = r0; r < r1; r++)
+          memcpy(square[r - r0], in + r * unit.row_bytes + c0 * int64_t(sizeof(T)), size_t(c1 - c0) * sizeof(T));
         for (int64_t c = c0; c < c1; c++) {
-          const uint8_t* from = in + c * int64_t(sizeof(T));
-          uint8_t* row = out + c * to.stride;
-          for (int64_t r = r0; r < r1; r++)
-            memcpy(row + r * int64_t(sizeof(T)), from + r * unit.row_bytes, sizeof(T));
+          T column[kSquare];
+          for (int64_t r = r0; r < r1; r++) column[r - r0] = square[r - r0][c - c0];
+          memcpy(out + c * to.stride + r0 * int64_t(sizeof(T)), column, size_t(r1 - r0) * sizeof(T));
         }
       }
   }
