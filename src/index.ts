@@ -1,0 +1,237 @@
+// The library's door. The model lives in a thread of its own, so nothing here blocks the caller.
+
+import { existsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { Worker } from "node:worker_threads";
+import { Channel } from "./engine/channel.ts";
+import type { Piece } from "./engine/completion.ts";
+import type { LogitRows } from "./engine/engine.ts";
+import type { Sampling } from "./engine/sampler.ts";
+import type { Message, Tool } from "./prompt/chat-format.ts";
+import { type Call, type ModelInfo, revive, type Start, type ToMain, type ToWorker } from "./protocol.ts";
+import { RequestError } from "./tensor/errors.ts";
+
+export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
+export type { LogitRows } from "./engine/engine.ts";
+export type { Sampling } from "./engine/sampler.ts";
+export type { ContentPart, Message, Role, Tool, ToolCall } from "./prompt/chat-format.ts";
+export type { ModelInfo } from "./protocol.ts";
+export { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
+
+export interface LoadOptions extends Omit<Start, "path"> {
+  /** Bytes read so far and in all. */
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+  /** Hears what is not as asked, but goes on; default: printed on stderr. */
+  readonly onWarning?: ((message: string) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface CompleteOptions extends Sampling {
+  /** Default: until the context is full. */
+  readonly maxTokens?: number | undefined;
+  /** Texts that end the reply, and are left out of it. */
+  readonly stop?: string | readonly string[] | undefined;
+  /** Puts the begin-of-text token before a text. */
+  readonly bos?: boolean | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface ChatOptions extends Omit<CompleteOptions, "bos"> {
+  readonly tools?: readonly Tool[] | undefined;
+}
+
+type Prompt = string | ArrayLike<number>;
+
+/** A loaded model. Any number of calls may run at the same time. */
+export interface Llama4 extends AsyncDisposable {
+  readonly info: ModelInfo;
+  /** The assistant's reply, piece by piece. */
+  chat(messages: readonly Message[], options?: ChatOptions): AsyncIterable<Piece>;
+  /** What follows a text or ids, as they stand. */
+  complete(prompt: Prompt, options?: CompleteOptions): AsyncIterable<Piece>;
+  /** Logits of every position, or of the last, some positions at a time. */
+  logits(prompt: Prompt, options?: { bos?: boolean; last?: boolean; signal?: AbortSignal }): AsyncIterable<LogitRows>;
+  encode(text: string, options?: { bos?: boolean }): Promise<Int32Array>;
+  /** The tokens that `chat` computes. */
+  encodeChat(messages: readonly Message[], options?: Pick<ChatOptions, "tools">): Promise<Int32Array>;
+  decode(tokens: ArrayLike<number>): Promise<string>;
+  /** Ends what runs and frees the memory. */
+  close(): Promise<void>;
+}
+
+/** Loads a checkpoint: a folder or a .gguf file; without a path, the model that ships. */
+export async function load(path: string = shipped(), options: LoadOptions = {}): Promise<Llama4> {
+  const { onProgress, onWarning = console.warn, signal, ...rest } = options;
+  signal?.throwIfAborted();
+  const start: Start = { path, ...rest };
+  const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData: start, name: "llama4" });
+  const calls = new Calls(worker);
+  const { promise, resolve, reject } = settlement<ModelInfo>();
+  const abort = () => reject(signal?.reason);
+  signal?.addEventListener("abort", abort);
+  worker.on("message", (message: ToMain) => {
+    if (message.type === "progress") onProgress?.(message.done, message.total);
+    else if (message.type === "warning") onWarning(message.message);
+    else if (message.type === "opened") resolve(message.info);
+    else if (message.type === "failed") reject(revive(message.error));
+    else calls.hear(message);
+  });
+  const crashed = (error: Error) => {
+    reject(error);
+    calls.failAll(error);
+  };
+  worker.on("error", (error) =>
+    crashed(new Error(`the engine's thread has stopped: ${error.message}`, { cause: error })),
+  );
+  worker.on("exit", (code) => crashed(new Error(`the engine's thread has ended with status ${code}`)));
+  try {
+    return new LoadedModel(await promise, calls, worker);
+  } catch (error) {
+    await worker.terminate();
+    throw error;
+  } finally {
+    signal?.removeEventListener("abort", abort);
+  }
+}
+
+class LoadedModel implements Llama4 {
+  readonly info: ModelInfo;
+  readonly #calls: Calls;
+  readonly #worker: Worker;
+
+  constructor(info: ModelInfo, calls: Calls, worker: Worker) {
+    this.info = info;
+    this.#calls = calls;
+    this.#worker = worker;
+  }
+
+  chat(messages: readonly Message[], { tools, signal, ...options }: ChatOptions = {}): AsyncIterable<Piece> {
+    const call: Call = { method: "chat", messages, options: { ...requestOf(options), ...(tools && { tools }) } };
+    return this.#calls.start<Piece>(call, signal);
+  }
+
+  complete(prompt: Prompt, { bos, signal, ...options }: CompleteOptions = {}): AsyncIterable<Piece> {
+    return this.#calls.start<Piece>({ method: "complete", prompt, options: { ...requestOf(options), bos } }, signal);
+  }
+
+  logits(prompt: Prompt, { bos = false, last = false, signal }: Parameters<Llama4["logits"]>[1] = {}) {
+    return this.#calls.start<LogitRows>({ method: "logits", prompt, bos, last }, signal);
+  }
+
+  encode(text: string, { bos = false }: { bos?: boolean } = {}): Promise<Int32Array> {
+    return this.#calls.ask<Int32Array>({ method: "encode", text, bos });
+  }
+
+  encodeChat(messages: readonly Message[], { tools }: Pick<ChatOptions, "tools"> = {}): Promise<Int32Array> {
+    return this.#calls.ask<Int32Array>({ method: "encodeChat", messages, options: tools ? { tools } : {} });
+  }
+
+  decode(tokens: ArrayLike<number>): Promise<string> {
+    return this.#calls.ask<string>({ method: "decode", tokens });
+  }
+
+  async close(): Promise<void> {
+    await this.#calls.close();
+    await this.#worker.terminate();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+function requestOf({ maxTokens, stop, ...sampling }: Omit<CompleteOptions, "bos" | "signal">) {
+  return { maxTokens, stop: typeof stop === "string" ? [stop] : stop, sampling };
+}
+
+/** The calls that wait for the engine's thread. */
+class Calls {
+  readonly #worker: Worker;
+  readonly #open = new Map<number, Channel<unknown>>();
+  #next = 0;
+  #ended: Error | undefined;
+  #closed: (() => void) | undefined;
+
+  constructor(worker: Worker) {
+    this.#worker = worker;
+  }
+
+  start<T>(call: Call, signal?: AbortSignal): AsyncIterable<T> {
+    signal?.throwIfAborted();
+    if (this.#ended) throw this.#ended;
+    const id = this.#next++;
+    const cancel = () => {
+      if (this.#open.delete(id)) this.#post({ type: "cancel", id });
+      signal?.removeEventListener("abort", abort);
+    };
+    const channel = new Channel<unknown>(cancel);
+    const abort = () => {
+      channel.fail(signal?.reason);
+      cancel();
+    };
+    signal?.addEventListener("abort", abort);
+    this.#open.set(id, channel);
+    this.#post({ type: "call", id, call });
+    return channel as AsyncIterable<unknown> as AsyncIterable<T>; // what worker.ts answers to this call
+  }
+
+  async ask<T>(call: Call): Promise<T> {
+    for await (const value of this.start<T>(call)) return value;
+    throw new Error(`no answer to ${call.method}`);
+  }
+
+  hear(message: Extract<ToMain, { type: "value" | "end" | "error" | "closed" }>): void {
+    if (message.type === "closed") {
+      this.#closed?.();
+      return;
+    }
+    const channel = this.#open.get(message.id); // none: it was cancelled meanwhile
+    if (message.type === "value") channel?.push(message.value);
+    else {
+      this.#open.delete(message.id);
+      if (message.type === "end") channel?.end();
+      else channel?.fail(revive(message.error));
+    }
+  }
+
+  failAll(error: Error): void {
+    this.#ended ??= error;
+    for (const channel of this.#open.values()) channel.fail(this.#ended);
+    this.#open.clear();
+    this.#closed?.();
+  }
+
+  close(): Promise<void> {
+    if (this.#ended) return Promise.resolve();
+    this.failAll(new Error("the model was closed"));
+    return new Promise((resolve) => {
+      this.#closed = resolve;
+      this.#post({ type: "close" });
+    });
+  }
+
+  #post(message: ToWorker): void {
+    this.#worker.postMessage(message);
+  }
+}
+
+/** The folder of the model that ships, or of the random one that `npm start` makes. */
+function shipped(): string {
+  const folders = ["models/tiny", "models/random"].map((name) => fileURLToPath(new URL(`../${name}`, import.meta.url)));
+  const found = folders.find((folder) => existsSync(`${folder}/config.json`));
+  if (found === undefined)
+    throw new RequestError(
+      `no path was given and there is no model at ${folders.join(" nor at ")}; give the path of a checkpoint, or run \`npm start\` once, which makes a small random one`,
+    );
+  return found;
+}
+
+function settlement<T>() {
+  let resolve!: (value: T) => void;
+  let reject!: (error: unknown) => void;
+  const promise = new Promise<T>((yes, no) => {
+    resolve = yes;
+    reject = no;
+  });
+  return { promise, resolve, reject };
+}

@@ -1,0 +1,180 @@
+// Checkpoint + backend = a model in memory, after a look at whether it fits.
+
+import { readFileSync } from "node:fs";
+import { openNative } from "./backends/native/backend.ts";
+import { openReference } from "./backends/reference/reference.ts";
+import { type Checkpoint, openCheckpoint } from "./checkpoint/open.ts";
+import { cacheSizes, contextFor } from "./engine/kv-cache.ts";
+import type { Sampling } from "./engine/sampler.ts";
+import type { Llama4Config } from "./model/config.ts";
+import { mapParameters, type Parameters } from "./model/parameters.ts";
+import type { ChatFormat } from "./prompt/chat-format.ts";
+import { chatFormat } from "./prompt/template.ts";
+import type { Tokenizer } from "./prompt/tokenizer.ts";
+import { openPromptFiles } from "./prompt-files.ts";
+import type { Backend } from "./tensor/backend.ts";
+import { byteLength, type DType } from "./tensor/dtype.ts";
+import { CapacityError, RequestError } from "./tensor/errors.ts";
+import { elementCount, type Tensor, type TensorView } from "./tensor/tensor.ts";
+
+export interface OpenOptions {
+  /** Default: native, and reference where that does not load. */
+  readonly backend?: "native" | "reference" | undefined;
+  /** Threads that compute; default all cores. */
+  readonly threads?: number | undefined;
+  /** "f32" computes on exactly dequantized weights; "int8", the default, rounds activations and is several times faster. */
+  readonly activations?: "f32" | "int8" | undefined;
+  /** Tokens that prompt and reply may have together. Default: 32,768, less where the model or the memory has less. */
+  readonly context?: number | undefined;
+  /** How keys and values are kept; default f32 for a model in f32, else f16. */
+  readonly kvDtype?: "f32" | "f16" | undefined;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+  /** Hears what is not as asked, but goes on. */
+  readonly onWarning?: ((message: string) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A model in memory. Close it to free that. */
+export interface OpenModel {
+  readonly checkpoint: Omit<Checkpoint, "parameters" | "close">;
+  readonly config: Llama4Config;
+  readonly backend: Backend;
+  readonly parameters: Parameters;
+  readonly context: number;
+  readonly kvDtype: DType;
+  readonly tokenizer: Tokenizer | undefined;
+  readonly chatFormat: ChatFormat | undefined;
+  /** What the checkpoint recommends. */
+  readonly sampling: Sampling;
+  readonly weightBytes: number;
+  readonly kvBytes: number;
+  readonly loadMs: number;
+  close(): void;
+}
+
+/** Opens a checkpoint and loads its weights. Says before loading whether they fit. */
+export async function openModel(path: string, options: OpenOptions = {}): Promise<OpenModel> {
+  const start = performance.now();
+  const { threads, activations, onProgress, onWarning = () => {}, signal } = options;
+  signal?.throwIfAborted();
+  const checkpoint = await openCheckpoint(path);
+  try {
+    const { config, metadata } = checkpoint;
+    const { tokenizer, chatTemplate, sampling } = openPromptFiles(path, config, metadata);
+    const backend = openBackend(options.backend, { threads, activations }, onWarning);
+    try {
+      const views: TensorView[] = [];
+      mapParameters(checkpoint.parameters, (view) => views.push(view));
+      const isReference = backend.name === "reference";
+      const room = roomFor(new Set(views), config, options, isReference, availableMemory());
+      const tensors = await backend.load(views, { ...(onProgress && { onProgress }), ...(signal && { signal }) });
+      return {
+        ...{ checkpoint, config, backend, tokenizer, sampling, ...room },
+        parameters: loaded(checkpoint.parameters, tensors),
+        chatFormat: tokenizer && chatFormat(tokenizer, chatTemplate),
+        loadMs: performance.now() - start,
+        close: () => backend.close(),
+      };
+    } catch (error) {
+      backend.close();
+      throw error;
+    }
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+/** The tree again, with the tensors in the order in which mapParameters visited its views. */
+function loaded(parameters: Parameters<TensorView>, tensors: readonly Tensor[]): Parameters {
+  let next = 0;
+  return mapParameters(parameters, () => tensors[next++]!);
+}
+
+interface BackendOptions {
+  readonly threads: number | undefined;
+  readonly activations: "f32" | "int8" | undefined;
+}
+
+function openBackend(name: OpenOptions["backend"], options: BackendOptions, warn: (message: string) => void): Backend {
+  if (name === "reference") return openReference();
+  const { threads, activations } = options;
+  try {
+    return openNative({ ...(threads !== undefined && { threads }), ...(activations && { activations }) });
+  } catch (error) {
+    if (name === "native" || error instanceof RequestError) throw error;
+    warn(`${error instanceof Error ? error.message : error}; going on with the slow reference backend`);
+    return openReference();
+  }
+}
+
+interface Room {
+  readonly context: number;
+  readonly kvDtype: DType;
+  readonly weightBytes: number;
+  readonly kvBytes: number;
+}
+
+const DEFAULT_CONTEXT = 32_768;
+
+/** What weights and cache take, or a CapacityError where `available` bytes are less. */
+export function roomFor(
+  views: Iterable<TensorView>,
+  c: Llama4Config,
+  { context, kvDtype }: Pick<OpenOptions, "context" | "kvDtype">,
+  isReference: boolean,
+  available: number,
+): Room {
+  let weightBytes = 0;
+  let isExact = true;
+  for (const { dtype, shape } of views) {
+    weightBytes += byteLength(isReference ? "f32" : dtype, elementCount(shape)); // the reference dequantizes all
+    isExact &&= dtype === "f32" || shape.length < 2;
+  }
+  const dtype = isReference ? "f32" : (kvDtype ?? (isExact ? "f32" : "f16"));
+  if (context !== undefined && (!Number.isInteger(context) || context < 1 || context > c.contextLength))
+    throw new RequestError(`context is ${context}; expected a whole number from 1 to the model's ${c.contextLength}`);
+  const left = available - weightBytes;
+  const size = (tokens: number) => cacheSizes(c, { context: tokens, dtype }).bytes;
+  let tokens = context ?? Math.min(c.contextLength, DEFAULT_CONTEXT);
+  if (context === undefined && size(tokens) > left && size(1) <= left) tokens = contextFor(c, left, { dtype });
+  const kvBytes = size(tokens);
+  if (kvBytes > left)
+    throw new CapacityError(
+      `the weights take ${gigabytes(weightBytes)} and the cache for ${tokens.toLocaleString("en")} tokens ${gigabytes(kvBytes)}, ` +
+        `and ${gigabytes(available)} of memory are available; expected room for both: take a smaller \`context\`, ` +
+        "a checkpoint of fewer bits (llama4 convert), or a machine with more memory (llama4 plan)",
+    );
+  return { context: tokens, kvDtype: dtype, weightBytes, kvBytes };
+}
+
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(bytes < 1e9 ? 3 : 1)} GB`;
+
+/** Bytes that can be allocated without pushing anything out: what Linux says, and what the container leaves. */
+export function availableMemory(read: (path: string) => string | undefined = readText): number {
+  const kilobytes = /^MemAvailable:\s+(\d+) kB$/m.exec(read("/proc/meminfo") ?? "")?.[1];
+  // elsewhere nothing says it reliably (os.freemem counts the page cache as taken)
+  const machine = kilobytes === undefined ? Infinity : Number(kilobytes) * 1024;
+  const cgroups = [
+    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"],
+    [
+      "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+      "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+      "/sys/fs/cgroup/memory/memory.stat",
+    ],
+  ] as const;
+  const left = cgroups.map(([limit, usage, stat]) => {
+    const most = Number(read(limit) ?? Number.NaN); // "max" is NaN: no limit
+    const used = Number(read(usage) ?? Number.NaN);
+    const reclaimable = Number(/^(?:total_)?inactive_file (\d+)$/m.exec(read(stat) ?? "")?.[1] ?? 0);
+    return Number.isFinite(most - used) ? most - used + reclaimable : Infinity;
+  });
+  return Math.min(machine, ...left);
+}
+
+function readText(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8").trim();
+  } catch {
+    return undefined;
+  }
+}

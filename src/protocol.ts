@@ -1,0 +1,92 @@
+// What index.ts and worker.ts say to each other.
+
+import type { CompletionRequest } from "./engine/completion.ts";
+import type { ChatOptions, Message } from "./prompt/chat-format.ts";
+import { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
+
+/** What the worker is started with. */
+export interface Start {
+  readonly path: string;
+  readonly backend?: "native" | "reference" | undefined;
+  readonly threads?: number | undefined;
+  readonly activations?: "f32" | "int8" | undefined;
+  readonly context?: number | undefined;
+  readonly kvDtype?: "f32" | "f16" | undefined;
+  readonly sequences?: number | undefined;
+}
+
+export interface ModelInfo {
+  readonly path: string;
+  readonly backend: string;
+  readonly vocabSize: number;
+  /** Longest prompt and reply together, in tokens. */
+  readonly context: number;
+  readonly parameters: { readonly total: number; readonly active: number };
+  readonly weightBytes: number;
+  readonly kvBytes: number;
+  readonly kvDtype: string;
+  readonly loadMs: number;
+  readonly hasTokenizer: boolean;
+}
+
+type Options = Omit<CompletionRequest, "tokens" | "signal" | "tools">;
+
+export type Call =
+  | { readonly method: "chat"; readonly messages: readonly Message[]; readonly options: Options & ChatOptions }
+  | {
+      readonly method: "complete";
+      readonly prompt: string | ArrayLike<number>;
+      readonly options: Options & { readonly bos?: boolean | undefined };
+    }
+  | {
+      readonly method: "logits";
+      readonly prompt: string | ArrayLike<number>;
+      readonly bos: boolean;
+      readonly last: boolean;
+    }
+  | { readonly method: "encode"; readonly text: string; readonly bos: boolean }
+  | { readonly method: "encodeChat"; readonly messages: readonly Message[]; readonly options: ChatOptions }
+  | { readonly method: "decode"; readonly tokens: ArrayLike<number> };
+
+export type ToWorker =
+  | { readonly type: "call"; readonly id: number; readonly call: Call }
+  | { readonly type: "cancel"; readonly id: number }
+  | { readonly type: "close" };
+
+export type ToMain =
+  | { readonly type: "progress"; readonly done: number; readonly total: number }
+  | { readonly type: "warning"; readonly message: string }
+  | { readonly type: "opened"; readonly info: ModelInfo }
+  | { readonly type: "failed"; readonly error: PlainError }
+  | { readonly type: "value"; readonly id: number; readonly value: unknown }
+  | { readonly type: "end"; readonly id: number }
+  | { readonly type: "error"; readonly id: number; readonly error: PlainError }
+  | { readonly type: "closed" };
+
+/** An error as it crosses the border: a clone would forget its class. */
+export interface PlainError {
+  readonly name: string;
+  readonly message: string;
+  readonly stack: string | undefined;
+}
+
+export function flatten(error: unknown): PlainError {
+  if (!(error instanceof Error)) return { name: "Error", message: String(error), stack: undefined };
+  return { name: error.name, message: error.message, stack: error.stack };
+}
+
+const classes: Readonly<Record<string, new (message: string) => Error>> = {
+  CheckpointError,
+  RequestError,
+  CapacityError,
+  RangeError,
+  TypeError,
+};
+
+/** The same class with the same message; the stack is that of the engine's thread. */
+export function revive({ name, message, stack }: PlainError): Error {
+  const error = new (classes[name] ?? Error)(message);
+  if (error.name !== name) Object.defineProperty(error, "name", { value: name });
+  if (stack !== undefined) Object.defineProperty(error, "stack", { value: stack });
+  return error;
+}

@@ -1,0 +1,134 @@
+// The engine's thread: opens checkpoint and backend, and answers the calls of index.ts.
+
+import { parentPort, workerData } from "node:worker_threads";
+import { complete } from "./engine/completion.ts";
+import { Engine } from "./engine/engine.ts";
+import type { Sampling } from "./engine/sampler.ts";
+import { countParameters } from "./model/config.ts";
+import { type OpenModel, openModel } from "./open.ts";
+import type { Tokenizer } from "./prompt/tokenizer.ts";
+import { type Call, flatten, type ModelInfo, type Start, type ToMain, type ToWorker } from "./protocol.ts";
+import { CheckpointError } from "./tensor/errors.ts";
+
+if (!parentPort) throw new Error("worker.js is the engine's thread; expected to be started by load()");
+const port = parentPort;
+const say = (message: ToMain) => port.postMessage(message);
+
+const start = workerData as Start; // only index.ts starts this file
+try {
+  const model = await openModel(start.path, {
+    ...start,
+    onProgress: throttled((done, total) => say({ type: "progress", done, total })),
+    onWarning: (message) => say({ type: "warning", message }),
+  });
+  serve(model);
+} catch (error) {
+  say({ type: "failed", error: flatten(error) });
+}
+
+function serve(model: OpenModel): void {
+  const { backend, parameters, config, context, kvDtype } = model;
+  const { sequences } = start;
+  const engine = new Engine({
+    ...{ backend, parameters, config, context, kvDtype },
+    ...(sequences !== undefined && { sequences }),
+  });
+  const running = new Map<number, AbortController>();
+  port.on("message", async (message: ToWorker) => {
+    if (message.type === "cancel") return running.get(message.id)?.abort();
+    if (message.type === "close") {
+      await engine.close();
+      model.close();
+      say({ type: "closed" });
+      return port.close();
+    }
+    const { id, call } = message;
+    const cancel = new AbortController();
+    running.set(id, cancel);
+    try {
+      for await (const value of answer(call, model, engine, cancel.signal)) say({ type: "value", id, value });
+      say({ type: "end", id });
+    } catch (error) {
+      say({ type: "error", id, error: flatten(error) });
+    } finally {
+      running.delete(id);
+    }
+  });
+  say({ type: "opened", info: infoOf(model) });
+}
+
+function infoOf({ backend, config, context, weightBytes, kvBytes, kvDtype, loadMs, tokenizer }: OpenModel): ModelInfo {
+  return {
+    path: start.path,
+    backend: backend.name,
+    vocabSize: config.vocabSize,
+    parameters: countParameters(config),
+    hasTokenizer: tokenizer !== undefined,
+    ...{ context, weightBytes, kvBytes, kvDtype, loadMs },
+  };
+}
+
+async function* answer(call: Call, model: OpenModel, engine: Engine, signal: AbortSignal): AsyncGenerator<unknown> {
+  const stopTokens = model.tokenizer?.stop ?? new Set(model.config.tokens.eos);
+  switch (call.method) {
+    case "chat": {
+      const tokens = encodeChat(model, call);
+      const tools = call.options.tools?.map((tool) => tool.name);
+      const options = { ...call.options, sampling: samplingOf(model, call) };
+      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, tools, signal });
+    }
+    case "complete": {
+      const tokens = tokensOf(model, call.prompt, call.options.bos ?? false);
+      const options = { ...call.options, sampling: samplingOf(model, call) };
+      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, signal });
+    }
+    case "logits":
+      return yield* engine.logits(tokensOf(model, call.prompt, call.bos), { last: call.last, signal });
+    case "encode":
+      return yield tokensOf(model, call.text, call.bos);
+    case "encodeChat":
+      return yield encodeChat(model, call);
+    case "decode":
+      return yield needTokenizer(model).decode(Array.from(call.tokens));
+    default:
+      throw new Error(`unknown call ${JSON.stringify(call satisfies never)}`);
+  }
+}
+
+/** The checkpoint's recommendation under what the call asks for. */
+function samplingOf(model: OpenModel, { options }: Extract<Call, { method: "chat" | "complete" }>): Sampling {
+  const asked = Object.entries(options.sampling ?? {}).filter(([, value]) => value !== undefined);
+  return { ...model.sampling, ...Object.fromEntries(asked) };
+}
+
+function needTokenizer({ tokenizer }: OpenModel): Tokenizer {
+  if (!tokenizer)
+    throw new CheckpointError(
+      `${start.path}: no tokenizer; expected tokenizer.json or tokenizer.model beside the weights, or token ids in place of text`,
+    );
+  return tokenizer;
+}
+
+function tokensOf(model: OpenModel, prompt: string | ArrayLike<number>, bos: boolean): Int32Array {
+  if (typeof prompt === "string") return needTokenizer(model).encode(prompt, { bos });
+  return Int32Array.from(prompt);
+}
+
+function encodeChat(
+  model: OpenModel,
+  { messages, options }: Extract<Call, { method: "chat" | "encodeChat" }>,
+): Int32Array {
+  needTokenizer(model);
+  return model.chatFormat!.encode(messages, options).ids;
+}
+
+/** Calls at most every 50 ms, and for the last time at the end. */
+function throttled(f: (done: number, total: number) => void): (done: number, total: number) => void {
+  let last = 0;
+  return (done, total) => {
+    const now = performance.now();
+    if (done < total && now - last < 50) return;
+    last = now;
+    f(done, total);
+  };
+}

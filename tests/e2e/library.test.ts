@@ -1,0 +1,116 @@
+// The built package, imported by its name as a user does, with the engine in its thread.
+
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { Llama4, Piece } from "../../src/index.ts";
+
+const dist = join(import.meta.dirname, "../../dist");
+const isBuilt = existsSync(join(dist, "index.js"));
+
+async function all(pieces: AsyncIterable<Piece>): Promise<{ text: string; tokens: number[]; end: Piece }> {
+  const list: Piece[] = [];
+  for await (const piece of pieces) list.push(piece);
+  return { text: list.map((p) => p.text).join(""), tokens: list.flatMap((p) => p.tokens), end: list.at(-1)! };
+}
+
+describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => {
+  const folder = join(mkdtempSync(join(tmpdir(), "llama4-")), "model");
+  let library: typeof import("../../src/index.ts");
+  let model: Llama4;
+
+  beforeAll(async () => {
+    const sizes =
+      "--layers 4 --dim 32 --heads 4 --kv-heads 2 --head-dim 8 --ffn 32 --expert-ffn 16 --experts 2 --chunk 32";
+    const init = ["init", "scout", folder, ...sizes.split(" "), "--vocab", "320", "--vision", "off", "--dtype", "f32"];
+    execFileSync("node", [join(dist, "cli/main.js"), ...init]);
+    library = await import("llama4" as string);
+    model = await library.load(folder, { backend: "reference", context: 256 });
+  });
+  afterAll(async () => {
+    await model?.close();
+    rmSync(join(folder, ".."), { recursive: true, force: true });
+  });
+
+  it("says what it has loaded", () => {
+    expect(model.info).toMatchObject({ backend: "reference", vocabSize: 320, context: 256, hasTokenizer: true });
+    expect(model.info.loadMs).toBeGreaterThan(0);
+  });
+
+  it("chats: text, tokens, usage and timings", async () => {
+    const messages = [{ role: "user", content: "Who are you?" }] as const;
+    const { text, tokens, end } = await all(model.chat(messages, { maxTokens: 8, seed: 1 }));
+    expect(end.finishReason).toMatch(/stop|length/);
+    expect(end.usage!.completionTokens).toBe(tokens.length);
+    expect(end.usage!.promptTokens).toBe((await model.encodeChat(messages)).length);
+    expect(end.timings!.prefillMs).toBeGreaterThan(0);
+    expect(typeof text).toBe("string");
+  });
+
+  it("gives the same tokens for the same seed, alone and among others", async () => {
+    const one = (seed: number) => all(model.complete("Once upon a time", { maxTokens: 12, seed, temperature: 1 }));
+    const [a, , b] = await Promise.all([one(1), one(2), one(1), one(3)]);
+    expect(a!.tokens).toEqual(b!.tokens);
+    expect((await one(1)).tokens).toEqual(a!.tokens);
+  });
+
+  it("computes with the native backend what it computes with the reference", async () => {
+    const native = await library.load(folder, { backend: "native", context: 256, activations: "f32" });
+    const rows = async (m: Llama4) => {
+      const list: number[] = [];
+      for await (const { logits } of m.logits(
+        "Past three chunks of thirty-two tokens each, one letter a token. ".repeat(2),
+      ))
+        list.push(...logits);
+      return list;
+    };
+    const [ours, theirs] = [await rows(model), await rows(native)];
+    await native.close();
+    expect(theirs).toHaveLength(ours.length);
+    const worst = ours.reduce((most, x, i) => Math.max(most, Math.abs(x - theirs[i]!)), 0);
+    expect(worst).toBeLessThan(2e-4); // sums in another order, f32 against f64
+  });
+
+  it("stops when asked to, and goes on with the others", async () => {
+    const cancel = new AbortController();
+    const other = all(model.complete("b", { maxTokens: 20, temperature: 0 }));
+    let pieces = 0;
+    const cancelled = (async () => {
+      for await (const _ of model.complete("a", { signal: cancel.signal })) if (++pieces === 3) cancel.abort();
+    })();
+    await expect(cancelled).rejects.toMatchObject({ name: "AbortError" });
+    expect(pieces).toBe(3);
+    expect((await other).tokens.length).toBeGreaterThan(0);
+  });
+
+  it("lets the caller's timers fire while it computes", async () => {
+    let fired = 0;
+    const timer = setInterval(() => fired++, 1);
+    await all(model.complete("x".repeat(100), { maxTokens: 50 }));
+    clearInterval(timer);
+    expect(fired).toBeGreaterThan(20);
+  });
+
+  it("refuses with the engine's own errors", async () => {
+    await expect(all(model.complete("a", { temperature: -1 }))).rejects.toThrow(
+      new library.RequestError("temperature is -1; expected a number from 0 to 2"),
+    );
+    const long = all(model.complete("a".repeat(257)));
+    await expect(long).rejects.toBeInstanceOf(library.CapacityError);
+    await expect(long).rejects.toThrow(
+      "the prompt has 257 tokens and the cache holds 256; open the model with a larger `context`",
+    );
+    await expect(library.load(join(folder, "nowhere"))).rejects.toBeInstanceOf(library.CheckpointError);
+  });
+
+  it("ends what runs when it is closed, and refuses what comes after", async () => {
+    const other = await library.load(folder, { backend: "reference", context: 64 });
+    const reply = all(other.complete("a"));
+    const ended = expect(reply).rejects.toThrow("the model was closed");
+    await other.close();
+    await ended;
+    expect(() => other.complete("a")).toThrow("the model was closed");
+  });
+});
