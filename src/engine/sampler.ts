@@ -85,11 +85,10 @@ export class Sampler {
     let kept = candidates(logits, temperature);
     if (topK > 0 && topK < kept.tokens.length) kept = headOf(kept, topK - 1, () => 1);
     if (topP < 1) {
-      const mass = kept.weights.reduce((a, b) => a + b, 0);
-      kept = headOf(kept, topP * mass, (weight) => weight);
+      kept = headOf(kept, topP * sumOf(kept.weights), (weight) => weight);
     }
     const weights = minP > 0 ? kept.weights.map((weight) => (weight >= minP ? weight : 0)) : kept.weights;
-    let left = u * weights.reduce((a, b) => a + b, 0);
+    let left = u * sumOf(weights);
     for (let i = 0; i < weights.length; i++) {
       left -= weights[i]!;
       if (left < 0) return kept.tokens[i]!;
@@ -179,12 +178,43 @@ function candidates(logits: Logits, temperature: number): Candidates {
   return { tokens, weights };
 }
 
-/**
- * The fewest of the heaviest whose measures add up to more than `limit`; of equal weights the lower ids. A selection
- * (Hoare's find, on sums), no sort: linear on average.
- */
+function sumOf(weights: Float64Array): number {
+  let sum = 0;
+  for (let i = 0; i < weights.length; i++) sum += weights[i]!;
+  return sum;
+}
+
+/** Those that pass, in the same order. */
+function filter({ tokens, weights }: Candidates, passes: (weight: number, i: number) => boolean): Candidates {
+  const [keptTokens, keptWeights] = [tokens.slice(), weights.slice()];
+  let n = 0;
+  for (let i = 0; i < weights.length; i++) {
+    if (!passes(weights[i]!, i)) continue;
+    keptTokens[n] = tokens[i]!;
+    keptWeights[n++] = weights[i]!;
+  }
+  return { tokens: keptTokens.subarray(0, n), weights: keptWeights.subarray(0, n) };
+}
+
+/** The fewest of the heaviest whose measures add up to more than `limit`; of equal weights the lower ids. */
 function headOf(all: Candidates, limit: number, measure: (weight: number) => number): Candidates {
-  const { tokens, weights } = all;
+  // Most often a few tokens weigh the most: look among the heavy ones first.
+  for (let least = 0.1; least > Math.exp(-NEGLIGIBLE); least *= 0.1) {
+    let sum = 0;
+    for (const weight of all.weights) if (weight >= least) sum += measure(weight);
+    if (sum <= limit) continue;
+    return select(
+      filter(all, (weight) => weight >= least),
+      limit,
+      measure,
+    );
+  }
+  return select(all, limit, measure);
+}
+
+/** A selection (Hoare's find, on sums) and no sort: linear on average. */
+function select(all: Candidates, limit: number, measure: (weight: number) => number): Candidates {
+  const { weights } = all;
   const precedes = (a: number, b: number) => weights[a]! > weights[b]! || (weights[a]! === weights[b]! && a < b);
   const order = new Int32Array(weights.length);
   for (let i = 0; i < order.length; i++) order[i] = i;
@@ -213,8 +243,7 @@ function headOf(all: Candidates, limit: number, measure: (weight: number) => num
     }
   }
   const lightest = order[Math.min(low, order.length - 1)]!;
-  const kept = tokens.map((_, i) => i).filter((i) => !precedes(lightest, i));
-  return { tokens: kept.map((i) => tokens[i]!), weights: Float64Array.from(kept, (i) => weights[i]!) };
+  return filter(all, (_, i) => !precedes(lightest, i));
 }
 
 /** The ids of the `n` largest, best first; of equals the lower. */
