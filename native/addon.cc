@@ -544,6 +544,33 @@ napi_value quantize(Call& call) {
   return result;
 }
 
+// Rows of one type to another, on all threads; the index of the first element that the type cannot hold, or −1.
+napi_value recode(Call& call) {
+  Engine& engine = call.engine();
+  const int from = call.type(), to = call.type();
+  const int64_t count = call.size(), columns = call.size();
+  const int64_t in_bytes = bytes_of(from, 1, columns), out_bytes = bytes_of(to, 1, columns);
+  const uint8_t* in = call.bytes(product({count, in_bytes}));
+  uint8_t* out = call.bytes(product({count, out_bytes}));
+  if (count >= 1 << 20) throw std::range_error("native: too many rows to recode at once");
+  std::vector<int64_t> bad(size_t(count), -1);
+  engine.pool.reserve_own(size_t(columns) * sizeof(float));
+  auto work = [&](int64_t row, int thread) {
+    float* x = static_cast<float*>(engine.pool.own(thread));
+    if (!engine.kernels->to_f32_row(from, in + row * in_bytes, x, columns)) bad[size_t(row)] = -2;
+    else bad[size_t(row)] = engine.kernels->quantize_rows(to, x, out + row * out_bytes, 1, columns);
+  };
+  engine.pool.run(count, [](void* w, int64_t row, int thread) { (*static_cast<decltype(work)*>(w))(row, thread); }, &work);
+  double first = -1;
+  for (int64_t row = 0; row < count && first == -1; row++) {
+    if (bad[size_t(row)] == -2) throw std::range_error("native: nothing recodes type " + std::to_string(from) + " to " + std::to_string(to));
+    if (bad[size_t(row)] >= 0) first = double(row * columns + bad[size_t(row)]);
+  }
+  napi_value result;
+  napi_create_double(call.env, first, &result);
+  return result;
+}
+
 napi_value probe(Call& call) {
   Engine& engine = call.engine();
   const int64_t bytes = call.size();
@@ -565,6 +592,7 @@ napi_value init(napi_env env, napi_value exports) {
   const napi_property_descriptor properties[] = {
       EXPORT("isas", list_isas), EXPORT("open", open), EXPORT("close", close), EXPORT("allocate", allocate),
       EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("quantize", quantize),
+      EXPORT("recode", recode),
       EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("attend", attend),
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),

@@ -39,6 +39,18 @@ export interface Addon {
     out: Buffer,
     outAt: At,
   ): number;
+  /** As `quantize`, from rows of the type `from`. */
+  recode(
+    e: EngineHandle,
+    from: number,
+    to: number,
+    rows: Size,
+    columns: Size,
+    x: Buffer,
+    xAt: At,
+    out: Buffer,
+    outAt: At,
+  ): number;
   /** Bytes or operations a second of all threads: reading memory, int8, f32 and bf16 multiply-adds. */
   probe(e: EngineHandle, bytes: Size, memory: Buffer, at: At): [number, number, number, number];
   /**

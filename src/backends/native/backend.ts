@@ -41,6 +41,8 @@ export interface NativeBackend extends Backend {
   ceilings(): Ceilings;
   /** Rows of floats in the bytes of `dtype`, on all threads; the index of the first value it cannot hold, or -1. */
   quantizeRows(dtype: DType, values: Float32Array, columns: number, out: Uint8Array): number;
+  /** Rows in the bytes of one dtype to another's, on all threads; the index of the first value it cannot hold, or -1. */
+  recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number;
 }
 
 /** Opens the C++ backend. Throws when the addon does not load or the processor lacks the instruction set asked for. */
@@ -338,6 +340,12 @@ class Native implements NativeBackend {
     return this.#addon.quantize(
       ...([this.#engine, typeId(dtype), rows, columns, from, values.byteOffset, to, out.byteOffset] as const),
     );
+  }
+
+  recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number {
+    const rows = x.length / rowBytes(from, columns);
+    const places = [x.buffer as ArrayBuffer, x.byteOffset, out.buffer as ArrayBuffer, out.byteOffset] as const; // never shared memory
+    return this.#addon.recode(this.#engine, typeId(from), typeId(to), rows, columns, ...places);
   }
 }
 
