@@ -60,7 +60,7 @@ export interface Llama4 extends AsyncDisposable {
 }
 
 /** Loads a checkpoint: a folder or a .gguf file; without a path, the model that ships. */
-export async function load(path: string = shipped(), options: LoadOptions = {}): Promise<Llama4> {
+export async function load(path: string = shippedModel(), options: LoadOptions = {}): Promise<Llama4> {
   const { onProgress, onWarning = console.warn, signal, ...rest } = options;
   signal?.throwIfAborted();
   const start: Start = { path, ...rest };
@@ -216,7 +216,7 @@ class Calls {
 }
 
 /** The folder of the model that ships, or of the random one that `npm start` makes. */
-function shipped(): string {
+export function shippedModel(): string {
   const folders = ["models/tiny", "models/random"].map((name) => fileURLToPath(new URL(`../${name}`, import.meta.url)));
   const found = folders.find((folder) => existsSync(`${folder}/config.json`));
   if (found === undefined)

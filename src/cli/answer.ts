@@ -19,7 +19,7 @@ export interface Session {
 
 /** Turns a command's work into what commander calls. */
 export type Run = <A extends unknown[]>(
-  work: (session: Session, ...args: A) => Promise<Answer>,
+  work: (session: Session, ...args: A) => Promise<Answer | undefined>,
 ) => (...args: A) => Promise<void>;
 
 export const status = { done: 0, failed: 1, wrongUsage: 2, interrupted: 130 } as const;

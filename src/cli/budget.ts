@@ -2,9 +2,12 @@
 //
 // D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary · L layers
 
+import { type Mix, type Role, storedType } from "../checkpoint/mix.ts";
 import type { Llama4Config } from "../model/config.ts";
 import { countParameters } from "../model/config.ts";
-import { byteLength, type DType, dtypes } from "../tensor/dtype.ts";
+import { mapParameters, type Parameters } from "../model/parameters.ts";
+import { byteLength, type DType } from "../tensor/dtype.ts";
+import { elementCount, type Tensor } from "../tensor/tensor.ts";
 
 export type Part = "embeddings" | "attention" | "dense" | "shared" | "routed" | "norms" | "routers" | "vision";
 
@@ -12,7 +15,7 @@ export type Part = "embeddings" | "attention" | "dense" | "shared" | "routed" | 
 export interface Weight {
   readonly part: Part;
   /** The field of parameters.ts. */
-  readonly role: string;
+  readonly role: Role;
   readonly layer: number | undefined;
   readonly rows: number;
   readonly columns: number;
@@ -22,7 +25,14 @@ export interface Weight {
 /** Every weight of the text model. */
 export function weightsOf(c: Llama4Config): Weight[] {
   const { dim: D, headDim: d, vocabSize: V, expertDim: F } = c;
-  const one = (part: Part, role: string, layer: number | undefined, rows: number, columns: number, count = 1) => ({
+  const one = (
+    part: Part,
+    role: Role,
+    layer: number | undefined,
+    rows: number,
+    columns: number,
+    count = 1,
+  ): Weight => ({
     ...{ part, role, layer, rows, columns, count },
   });
   const ffn = (part: Part, layer: number, width: number, count = 1) => [
@@ -49,52 +59,33 @@ export function weightsOf(c: Llama4Config): Weight[] {
   ];
 }
 
-export const quantizations = ["q4_k_m", "q4_k", "q4_0", "q6_k", "q8_0", "bf16", "f16", "f32"] as const;
-export type Quantization = (typeof quantizations)[number];
-
-/** Whether llama.cpp's "_M" mixes give this layer more bits: the first and last eighth, and every third between. */
-function usesMoreBits(layer: number, nLayers: number): boolean {
-  const eighth = Math.floor(nLayers / 8);
-  return layer < eighth || layer >= Math.floor((7 * nLayers) / 8) || (layer - eighth) % 3 === 2;
-}
-
-/** The type that a weight gets in a file of this quantization (gguf.md §7). */
-export function typeOf(w: Weight, c: Llama4Config, quant: Quantization): DType {
-  if (quant === "bf16" || quant === "f16" || quant === "f32") return quant;
-  if (w.part === "norms" || w.part === "routers") return "f32";
-  const output = w.role === "output" || (c.tied && w.role === "tokEmbeddings");
-  const more = (w.role === "wv" || w.role === "w2") && usesMoreBits(w.layer!, c.layers.length);
-  const wanted = {
-    q4_k_m: output || more ? "q6_k" : "q4_k",
-    q4_k: output ? "q6_k" : "q4_k",
-    q4_0: output ? "q6_k" : "q4_0",
-    q6_k: "q6_k",
-    q8_0: "q8_0",
-  } as const;
-  const divides = (dtype: DType) => w.columns % dtypes[dtype].blockElements === 0;
-  return divides(wanted[quant]) ? wanted[quant] : divides("q8_0") ? "q8_0" : "f16";
+/** The type that a weight has in a file of this mix; the published 16-bit folders store everything alike. */
+export function typeOf(w: Weight, c: Llama4Config, mix: Mix): DType {
+  if (mix === "bf16" || mix === "f16" || mix === "f32") return mix;
+  const role = c.tied && w.role === "tokEmbeddings" ? "output" : w.role;
+  return storedType(mix, role, w.layer ?? 0, c.layers.length, w.columns);
 }
 
 /** Bytes of each part. Vision stays 16-bit in a file of its own, whatever the text model's type. */
-export function partBytes(c: Llama4Config, quant: Quantization): Record<Part, number> {
+export function partBytes(c: Llama4Config, mix: Mix): Record<Part, number> {
   const parts = { embeddings: 0, attention: 0, dense: 0, shared: 0, routed: 0, norms: 0, routers: 0, vision: 0 };
   let elements = 0;
   for (const w of weightsOf(c)) {
     const n = w.rows * w.columns * w.count;
     elements += n;
-    parts[w.part] += byteLength(typeOf(w, c, quant), n);
+    parts[w.part] += byteLength(typeOf(w, c, mix), n);
   }
-  parts.vision = (countParameters(c).total - elements) * (quant === "f32" ? 4 : 2);
+  parts.vision = (countParameters(c).total - elements) * (mix === "f32" ? 4 : 2);
   return parts;
 }
 
 /** Bytes that one token reads: everything but the embedding table, vision, and the experts not chosen. */
-export function bytesPerToken(c: Llama4Config, quant: Quantization): number {
+export function bytesPerToken(c: Llama4Config, mix: Mix): number {
   let read = 0;
   for (const w of weightsOf(c)) {
     if (w.role === "tokEmbeddings" && !c.tied) continue;
     const count = w.part === "routed" ? c.topK : w.count;
-    read += byteLength(typeOf(w, c, quant), w.rows * w.columns * count);
+    read += byteLength(typeOf(w, c, mix), w.rows * w.columns * count);
   }
   return read;
 }
@@ -108,3 +99,19 @@ export function kvBytes(c: Llama4Config, context: number, dtype: DType): { globa
     local: local * Math.min(context, c.attentionChunk) * perTokenAndLayer,
   };
 }
+
+/** Bytes of weights that one token reads, as they are in memory. */
+export function loadedBytesPerToken(
+  p: Parameters<Pick<Tensor, "dtype" | "shape">>,
+  c: Pick<Llama4Config, "tied" | "topK" | "nExperts">,
+): number {
+  let read = c.tied ? 0 : -sizeOf(p.tokEmbeddings); // of the table one row is read
+  const seen = new Set<unknown>();
+  mapParameters(p, (w) => {
+    if (!seen.has(w)) read += sizeOf(w) * (w.shape.length === 3 ? c.topK / c.nExperts : 1);
+    seen.add(w);
+  });
+  return read;
+}
+
+const sizeOf = ({ dtype, shape }: Pick<Tensor, "dtype" | "shape">) => byteLength(dtype, elementCount(shape));

@@ -4,6 +4,9 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { fail, Interrupted, print, type Run, status } from "./answer.ts";
+import { chat } from "./chat.ts";
+import { generate } from "./generate.ts";
+import { logits } from "./logits.ts";
 import { plan } from "./plan.ts";
 
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));
@@ -22,7 +25,8 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
 const run: Run =
   (work) =>
   async (...args) => {
-    print(await work({ json, signal: interrupt.signal }, ...args), json);
+    const answer = await work({ json, signal: interrupt.signal }, ...args);
+    if (answer) print(answer, json);
   };
 
 const program = new Command("llama4")
@@ -30,7 +34,7 @@ const program = new Command("llama4")
   .version(version)
   .exitOverride()
   .showHelpAfterError("(--help shows what there is)");
-for (const command of [plan]) command(program, run);
+for (const command of [chat, generate, logits, plan]) command(program, run);
 
 try {
   await program.parseAsync();

@@ -1,8 +1,7 @@
 // Options that several commands share, and how their values are read. What they mean is checked by those who use them.
 
-import { existsSync } from "node:fs";
-import { fileURLToPath } from "node:url";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { Sampler, type Sampling } from "../engine/sampler.ts";
 import { RequestError } from "../tensor/errors.ts";
 
 /** A whole number from `least`. */
@@ -44,16 +43,6 @@ export function withModel(command: Command): Command {
     .option("--mmproj <file>", "the vision part of a GGUF model");
 }
 
-/** The path given, or that of the model that ships with the package. */
-export function modelPath({ model }: Pick<ModelOptions, "model">): string {
-  if (model !== undefined) return model;
-  const shipped = fileURLToPath(new URL("../../models/tiny", import.meta.url));
-  if (existsSync(shipped)) return shipped;
-  throw new RequestError(
-    "no model was named and this version ships none; give --model PATH, or make one: llama4 init scout FOLDER --layers 4 --dim 256",
-  );
-}
-
 export interface ImageOptions {
   readonly image?: readonly string[];
   readonly video?: string;
@@ -65,17 +54,15 @@ export function withImages(command: Command): Command {
     .option("--video <file>", "a video before the text");
 }
 
-export function refuseImages({ image, video }: ImageOptions): void {
-  const given = image ? "--image" : video !== undefined ? "--video" : undefined;
+/** Says so, rather than leave out what was asked for. */
+export function refuseImages({ image, video, mmproj }: ImageOptions & Pick<ModelOptions, "mmproj">): void {
+  const given = image ? "--image" : video !== undefined ? "--video" : mmproj !== undefined ? "--mmproj" : undefined;
   if (given) throw new RequestError(`${given}: images are not supported yet by this version; leave it out`);
 }
 
-export interface SamplingOptions {
-  readonly temperature?: number;
-  readonly topP?: number;
-  readonly topK?: number;
-  readonly minP?: number;
-  readonly seed?: number;
+export interface SamplingOptions extends Pick<Sampling, "temperature" | "topP" | "topK" | "minP" | "seed"> {
+  readonly maxTokens?: number;
+  readonly stop?: readonly string[];
 }
 
 export function withSampling(command: Command): Command {
@@ -93,11 +80,11 @@ export function withSampling(command: Command): Command {
     .option("--stop <text>", "ends the reply where this text appears; may stand several times", collect);
 }
 
-/** The sampling options that were given, and no others. */
-export function samplingOf({ temperature, topP, topK, minP, seed }: SamplingOptions): SamplingOptions {
-  return Object.fromEntries(
-    Object.entries({ temperature, topP, topK, minP, seed }).filter(([, value]) => value !== undefined),
-  );
+/** The sampling options that were given. Throws RequestError, before a model is loaded, for values that make no sense. */
+export function samplingOf({ temperature, topP, topK, minP, seed }: SamplingOptions): Sampling {
+  const sampling = { temperature, topP, topK, minP, seed };
+  new Sampler(sampling, [], 1);
+  return sampling;
 }
 
 /** A command with what all have: `--json`, and examples under its help. */

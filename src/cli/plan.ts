@@ -1,10 +1,11 @@
 // `llama4 plan`: what will fit and how fast it will be, before anything is loaded.
 
 import type { Command } from "commander";
+import { type Mix, mixes } from "../checkpoint/mix.ts";
 import { countParameters, type Llama4Config, presets } from "../model/config.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
-import { bytesPerToken, kvBytes, type Part, partBytes, type Quantization, quantizations } from "./budget.ts";
+import { bytesPerToken, kvBytes, type Part, partBytes } from "./budget.ts";
 import { define, number, whole } from "./options.ts";
 
 interface PlanOptions {
@@ -24,7 +25,7 @@ export function plan(program: Command, run: Run): void {
   ])
     .argument("[model]", `${Object.keys(presets).join(", ")}, or a checkpoint's path`)
     .option("-m, --model <model>", "the same, as an option")
-    .option("--quant <type>", `${quantizations.join(", ")} (default: as the checkpoint is stored; presets: bf16)`)
+    .option("--quant <type>", `${mixes.join(", ")} (default: as the checkpoint is stored; presets: bf16)`)
     .option("--context <n>", "tokens of the conversation (default: 8192 or the model's longest)", whole(1))
     .option("--ram <GB>", "memory of a machine, 10⁹ bytes each (default: what is free here)", number)
     .option("--ranks <n>", "machines that share the model", whole(1), 1)
@@ -64,7 +65,7 @@ export function budget(
     throw new RequestError(
       `--context is ${context} and the model's longest is ${c.contextLength}; expected at most that`,
     );
-  const type = oneOf<Quantization>("--quant", quant ?? "bf16", quantizations);
+  const type = oneOf<Mix>("--quant", quant ?? "bf16", mixes);
   const parts = partBytes(c, type);
   const kv = kvBytes(c, context, "f16");
   const isFile16 = type === "bf16" || type === "f16" || type === "f32"; // the published layout: one folder with everything

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { bytesPerToken, kvBytes, partBytes, type Quantization, typeOf, weightsOf } from "../../src/cli/budget.ts";
+import type { Mix } from "../../src/checkpoint/mix.ts";
+import { bytesPerToken, kvBytes, partBytes, typeOf, weightsOf } from "../../src/cli/budget.ts";
 import { countParameters, presets } from "../../src/model/config.ts";
 
 const { scout, maverick, behemoth } = presets;
@@ -27,8 +28,16 @@ describe("the bytes of a model", () => {
   });
 
   it("never need a block that does not divide the row", () => {
-    const small = { ...scout, nHeads: 3, headDim: 32, dim: 96, expertDim: 80, layers: scout.layers.slice(0, 2), vocabSize: 512 };
-    const types = (quant: Quantization) => new Set(weightsOf(small).map((w) => typeOf(w, small, quant)));
+    const small = {
+      ...scout,
+      nHeads: 3,
+      headDim: 32,
+      dim: 96,
+      expertDim: 80,
+      layers: scout.layers.slice(0, 2),
+      vocabSize: 512,
+    };
+    const types = (mix: Mix) => new Set(weightsOf(small).map((w) => typeOf(w, small, mix)));
     expect(types("q4_k")).toEqual(new Set(["q8_0", "f32", "f16"]));
   });
 

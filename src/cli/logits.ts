@@ -1,0 +1,82 @@
+// `llama4 logits`: the numbers behind the text, for comparing with other implementations.
+//
+// T tokens · V vocabulary
+
+import { type Command, InvalidArgumentError } from "commander";
+import { type OutTensor, writeSafetensorsFile } from "../checkpoint/writers.ts";
+import type { LogitRows } from "../index.ts";
+import { CheckpointError, RequestError } from "../tensor/errors.ts";
+import { type Answer, bytes, type Run, type Session } from "./answer.ts";
+import { checkPrompt, type PromptOptions, withPrompt } from "./generate.ts";
+import { openModel } from "./model.ts";
+import { define, refuseImages, withImages, withModel } from "./options.ts";
+
+interface LogitsOptions extends PromptOptions {
+  readonly tokens?: readonly number[];
+  readonly last?: true;
+  readonly fast?: true;
+  readonly out: string;
+}
+
+export function logits(program: Command, run: Run): void {
+  const command = define(program, "logits", "The logits of a prompt's positions, as a safetensors file.", [
+    "logits --model ./scout --tokens 200000,19,42 --out logits.safetensors",
+    'logits --model scout.gguf --prompt "Hello" --last --out last.safetensors --json',
+  ]);
+  withImages(withPrompt(withModel(command)))
+    .option("--tokens <ids>", "token ids with commas between, in place of a prompt", tokenIds)
+    .requiredOption("-o, --out <file>", "gets the tensors `logits` [T, V] f32 and `tokens` [T] i32")
+    .option("--last", "the last position only")
+    .option("--fast", "computes as `generate` does, with rounded activations where that is faster")
+    .action(run((session, options: LogitsOptions) => written(session, options)));
+}
+
+function tokenIds(text: string): number[] {
+  const ids = text.split(",").map((part) => (/^\s*\d+\s*$/.test(part) ? Number(part) : Number.NaN));
+  if (ids.some((id) => !(id < 2 ** 31))) throw new InvalidArgumentError("Expected token ids with commas between.");
+  return ids;
+}
+
+async function written(session: Session, options: LogitsOptions): Promise<Answer> {
+  const { tokens: given, prompt, raw, bos = false, last = false, fast, out } = options;
+  if ((given === undefined) === (prompt === undefined))
+    throw new RequestError("logits needs --tokens 1,2,3 or --prompt TEXT, and not both");
+  if (given) refuseImages(options);
+  else checkPrompt(options);
+  const { signal } = session;
+  // float32 activations on exactly dequantized weights, so that another implementation can be compared
+  await using model = await openModel(options, session, fast ? {} : { activations: "f32", kvDtype: "f32" });
+  const tokens = given
+    ? Int32Array.from(given)
+    : raw
+      ? await model.encode(prompt!, { bos })
+      : await model.encodeChat([{ role: "user", content: prompt! }]);
+  const rows = last ? 1 : tokens.length;
+  const { vocabSize } = model.info;
+  const tensors: OutTensor[] = [
+    { name: "logits", dtype: "f32", shape: [rows, vocabSize], chunks: () => checked(model.logits(tokens, { last, signal }), vocabSize) },
+    { name: "tokens", dtype: "i32", shape: [tokens.length], chunks: () => once(new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)) },
+  ]; // biome-ignore format: a tensor a line
+  await writeSafetensorsFile(out, tensors, { signal });
+  return {
+    json: { out, tokens: [...tokens], shape: [rows, vocabSize], exact: !fast, backend: model.info.backend },
+    text: `${out}: logits [${rows}, ${vocabSize}], ${bytes(4 * rows * vocabSize)}`,
+  };
+}
+
+/** The bytes of rows that hold numbers; throws CheckpointError at the first that does not. */
+async function* checked(slices: AsyncIterable<LogitRows>, vocabSize: number): AsyncGenerator<Uint8Array> {
+  for await (const { position, logits } of slices) {
+    const wrong = logits.findIndex((x) => !Number.isFinite(x));
+    if (wrong >= 0)
+      throw new CheckpointError(
+        `the logits of position ${position + Math.floor(wrong / vocabSize)} have ${logits[wrong]}; expected numbers: the weights are broken, fetch or convert them again`,
+      );
+    const floats = Float32Array.from(logits);
+    yield new Uint8Array(floats.buffer);
+  }
+}
+
+async function* once(part: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield part;
+}
