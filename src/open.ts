@@ -3,15 +3,17 @@
 import { readFileSync } from "node:fs";
 import { openNative } from "./backends/native/backend.ts";
 import { openReference } from "./backends/reference/reference.ts";
+import { parseObject } from "./checkpoint/json.ts";
 import { type Checkpoint, openCheckpoint } from "./checkpoint/open.ts";
 import { cacheSizes, contextFor } from "./engine/kv-cache.ts";
-import type { Sampling } from "./engine/sampler.ts";
 import type { Llama4Config } from "./model/config.ts";
 import { mapParameters, type Parameters } from "./model/parameters.ts";
 import type { ChatFormat } from "./prompt/chat-format.ts";
+import { fromGguf } from "./prompt/gguf-vocabulary.ts";
 import { chatFormat } from "./prompt/template.ts";
+import { fromTiktoken } from "./prompt/tiktoken.ts";
 import type { Tokenizer } from "./prompt/tokenizer.ts";
-import { openPromptFiles } from "./prompt-files.ts";
+import { fromHuggingFace } from "./prompt/tokenizer-json.ts";
 import type { Backend } from "./tensor/backend.ts";
 import { byteLength, type DType } from "./tensor/dtype.ts";
 import { CapacityError, RequestError } from "./tensor/errors.ts";
@@ -45,7 +47,7 @@ export interface OpenModel {
   readonly tokenizer: Tokenizer | undefined;
   readonly chatFormat: ChatFormat | undefined;
   /** What the checkpoint recommends. */
-  readonly sampling: Sampling;
+  readonly sampling: Checkpoint["defaults"];
   readonly weightBytes: number;
   readonly kvBytes: number;
   readonly loadMs: number;
@@ -57,10 +59,10 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   const start = performance.now();
   const { threads, activations, onProgress, onWarning = () => {}, signal } = options;
   signal?.throwIfAborted();
-  const checkpoint = await openCheckpoint(path);
+  const checkpoint = await openCheckpoint(path, { ...(signal && { signal }) });
   try {
-    const { config, metadata } = checkpoint;
-    const { tokenizer, chatTemplate, sampling } = openPromptFiles(path, config, metadata);
+    const { config, chatTemplate, defaults: sampling } = checkpoint;
+    const tokenizer = openTokenizer(checkpoint);
     const backend = openBackend(options.backend, { threads, activations }, onWarning);
     try {
       const views: TensorView[] = [];
@@ -81,6 +83,22 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
     }
   } finally {
     await checkpoint.close();
+  }
+}
+
+/** A tokenizer of another size than the model's vocabulary is refused. */
+function openTokenizer({ tokenizer: material, config }: Checkpoint): Tokenizer | undefined {
+  const options = { vocabSize: config.vocabSize, bos: config.tokens.bos, eos: config.tokens.eos };
+  if (!material) return undefined;
+  switch (material.kind) {
+    case "huggingface":
+      return fromHuggingFace(parseObject(material.json, "tokenizer.json"), options);
+    case "tiktoken":
+      return fromTiktoken(material.bytes, options);
+    case "gguf":
+      return fromGguf(material, options);
+    default:
+      return material satisfies never;
   }
 }
 
