@@ -4,8 +4,10 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { fail, Interrupted, print, type Run, status } from "./answer.ts";
+import { bench } from "./bench.ts";
 import { chat } from "./chat.ts";
 import { generate } from "./generate.ts";
+import { init } from "./init.ts";
 import { logits } from "./logits.ts";
 import { plan } from "./plan.ts";
 
@@ -34,7 +36,7 @@ const program = new Command("llama4")
   .version(version)
   .exitOverride()
   .showHelpAfterError("(--help shows what there is)");
-for (const command of [chat, generate, logits, plan]) command(program, run);
+for (const command of [chat, generate, logits, plan, init, bench]) command(program, run);
 
 try {
   await program.parseAsync();
