@@ -1,0 +1,119 @@
+// JSON from files that nobody vouches for: parsed without deep recursion, and every value asked for by key and kind.
+
+import { CheckpointError } from "../tensor/errors.ts";
+
+export type Json = Readonly<Record<string, unknown>>;
+
+const deepest = 64; // config.json and headers nest three deep
+
+/** Parses an object. Throws CheckpointError for anything else, for nesting beyond 64, and for a key that stands twice. */
+export function parseObject(text: string, name: string): Json {
+  let depth = 0;
+  let quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const c = text.charCodeAt(i);
+    if (quoted) {
+      if (c === 0x5c) i++;
+      else if (c === 0x22) quoted = false;
+    } else if (c === 0x22) quoted = true;
+    else if (c === 0x7b || c === 0x5b) {
+      if (++depth > deepest)
+        throw new CheckpointError(`${name}: JSON nested deeper than ${deepest}; expected a config`);
+    } else if (c === 0x7d || c === 0x5d) depth--;
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new CheckpointError(`${name} is not JSON: ${(error as Error).message.slice(0, 120)}`); // JSON.parse throws SyntaxError
+  }
+  if (!isObject(value)) throw new CheckpointError(`${name} is ${show(value)}; expected a JSON object`);
+  return value;
+}
+
+export function isObject(value: unknown): value is Json {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** A value for an error message, cut short. */
+export function show(value: unknown): string {
+  if (typeof value === "bigint") return String(value);
+  return (JSON.stringify(value, (_, v) => (typeof v === "bigint" ? String(v) : v)) ?? String(value)).slice(0, 80);
+}
+
+/** Reads values by key; errors name the file and the key. `null` counts as absent, as in config.json. */
+export class Fields {
+  readonly #values: Json;
+  readonly #name: string;
+
+  constructor(values: Json, name: string) {
+    this.#values = values;
+    this.#name = name;
+  }
+
+  has(key: string): boolean {
+    return this.raw(key) !== undefined;
+  }
+
+  raw(key: string): unknown {
+    return Object.hasOwn(this.#values, key) ? (this.#values[key] ?? undefined) : undefined;
+  }
+
+  /** True where the key stands with `null`, which some keys mean. */
+  isNull(key: string): boolean {
+    return Object.hasOwn(this.#values, key) && this.#values[key] === null;
+  }
+
+  wrong(key: string, expected: string): CheckpointError {
+    const value = this.raw(key);
+    const found = value === undefined ? "is missing" : `is ${show(value)}`;
+    return new CheckpointError(`${this.#name}: ${key} ${found}; expected ${expected}`);
+  }
+
+  /** A whole number in [least, most]; `absent` where the key is not there, if given. */
+  count(
+    key: string,
+    { absent, least = 1, most = 2 ** 31 - 1 }: { absent?: number; least?: number; most?: number } = {},
+  ) {
+    const value = this.raw(key) ?? absent;
+    if (typeof value !== "number" || !Number.isInteger(value) || value < least || value > most)
+      throw this.wrong(key, `a whole number from ${least} to ${most}`);
+    return value;
+  }
+
+  /** A finite number above 0. */
+  positive(key: string, absent?: number): number {
+    const value = this.raw(key) ?? absent;
+    if (typeof value !== "number" || !Number.isFinite(value) || value <= 0) throw this.wrong(key, "a number above 0");
+    return value;
+  }
+
+  flag(key: string, absent?: boolean): boolean {
+    const value = this.raw(key) ?? absent;
+    if (typeof value !== "boolean") throw this.wrong(key, "true or false");
+    return value;
+  }
+
+  text(key: string): string {
+    const value = this.raw(key);
+    if (typeof value !== "string") throw this.wrong(key, "a text");
+    return value;
+  }
+
+  /** A list of whole numbers in [least, most]. */
+  counts(key: string, { least = 0, most = 2 ** 31 - 1 } = {}): number[] {
+    const value = this.raw(key);
+    const fits =
+      Array.isArray(value) &&
+      value.every((x) => typeof x === "number" && Number.isInteger(x) && x >= least && x <= most);
+    if (!fits) throw this.wrong(key, `a list of whole numbers from ${least} to ${most}`);
+    return value as number[]; // every element was checked
+  }
+
+  object(key: string): Fields | undefined {
+    const value = this.raw(key);
+    if (value === undefined) return undefined;
+    if (!isObject(value)) throw this.wrong(key, "an object");
+    return new Fields(value, `${this.#name}: ${key}`);
+  }
+}

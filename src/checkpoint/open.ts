@@ -1,0 +1,287 @@
+// Opens a checkpoint of any format: what the model is, where its weights stand, and the raw material of its tokenizer.
+
+import { existsSync } from "node:fs";
+import { readdir, readFile, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import type { Llama4Config } from "../model/config.ts";
+import type { Parameters } from "../model/parameters.ts";
+import { dequantize } from "../tensor/block-formats.ts";
+import { byteLength, dtypes } from "../tensor/dtype.ts";
+import { CheckpointError } from "../tensor/errors.ts";
+import { elementCount, type TensorView } from "../tensor/tensor.ts";
+import { fromGguf, fromHuggingFace, fromMeta, type GgufMetadata, readGenerationConfig } from "./config.ts";
+import { readGguf, splitNames } from "./gguf.ts";
+import { Fields, isObject, type Json, parseObject } from "./json.ts";
+import { readTorch } from "./meta.ts";
+import { bindGguf, bindHuggingFace, bindMeta, hasGgufOutput, ropeFreqsName, vocabRows } from "./names.ts";
+import { readIndex, readSafetensors } from "./safetensors.ts";
+import { type FileSource, openFile } from "./source.ts";
+
+/** What a checkpoint says about its tokenizer; prompt/ makes the tokenizer. */
+export type TokenizerMaterial =
+  | { readonly kind: "tiktoken"; readonly bytes: Uint8Array }
+  | { readonly kind: "huggingface"; readonly json: string }
+  | {
+      readonly kind: "gguf";
+      readonly model: string;
+      readonly pre: string;
+      readonly tokens: readonly string[];
+      readonly tokenTypes: ArrayLike<number>;
+      readonly merges?: readonly string[];
+    };
+
+export interface Checkpoint {
+  readonly format: "huggingface" | "meta" | "gguf";
+  readonly path: string;
+  readonly config: Llama4Config;
+  readonly parameters: Parameters<TensorView>;
+  /** Every tensor of every file, the vision encoder's included. */
+  readonly tensors: readonly TensorView[];
+  readonly tokenizer?: TokenizerMaterial;
+  /** The checkpoint's own Jinja template. */
+  readonly chatTemplate?: string;
+  /** Sampling that the model was tuned for. */
+  readonly defaults: { readonly temperature?: number; readonly topP?: number };
+  /** A GGUF file's own metadata. */
+  readonly metadata?: GgufMetadata;
+  /** Of all files that hold tensors. */
+  readonly totalBytes: number;
+  /** Closes the files; views cannot be read any more. */
+  close(): Promise<void>;
+}
+
+/** Opens a folder in Hugging Face's or Meta's layout, or a `.gguf` file (of a split, any part). */
+export async function openCheckpoint(path: string, { signal }: { signal?: AbortSignal } = {}): Promise<Checkpoint> {
+  signal?.throwIfAborted();
+  const files: FileSource[] = [];
+  const close = async () => {
+    await Promise.all(files.splice(0).map((file) => file.close()));
+  };
+  const open = async (name: string) => {
+    signal?.throwIfAborted();
+    const file = await openFile(name);
+    files.push(file);
+    return file;
+  };
+  try {
+    const contents = await openByKind(path, open);
+    return { ...contents, path, totalBytes: files.reduce((sum, file) => sum + file.byteLength, 0), close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+type Open = (path: string) => Promise<FileSource>;
+type Contents = Omit<Checkpoint, "path" | "totalBytes" | "close">;
+
+async function openByKind(path: string, open: Open): Promise<Contents> {
+  const found = await stat(path).catch(() => undefined);
+  if (!found)
+    throw new CheckpointError(
+      `${path}: no such file or folder; expected a folder with config.json or params.json, or a .gguf file`,
+    );
+  if (found.isFile()) {
+    if (path.endsWith(".gguf")) return openGguf(path, open);
+    throw new CheckpointError(`${path} is a file of an unknown kind; expected a .gguf file, or the folder it lies in`);
+  }
+  if (existsSync(join(path, "config.json"))) return openHuggingFace(path, open);
+  if (existsSync(join(path, "params.json"))) return openMeta(path, open);
+  const inside = await readdir(path);
+  const ggufs = inside.filter((name) => name.endsWith(".gguf"));
+  const hint = ggufs.length > 0 ? `; it holds ${ggufs.slice(0, 3).join(", ")}: name the file` : "";
+  throw new CheckpointError(
+    `${path}: neither config.json (Hugging Face) nor params.json (Meta) is in this folder${hint}`,
+  );
+}
+
+const largestText = 256 * 2 ** 20; // tokenizer.json of the published models has 28 MB
+
+async function readText(path: string): Promise<string> {
+  const { size } = await stat(path);
+  if (size > largestText)
+    throw new CheckpointError(`${path} has ${size} bytes; expected at most ${largestText} of text`);
+  return readFile(path, "utf8");
+}
+
+async function readJson(path: string): Promise<Json> {
+  return parseObject(await readText(path), basename(path));
+}
+
+async function ifThere<T>(path: string, read: (path: string) => Promise<T>): Promise<T | undefined> {
+  return existsSync(path) ? read(path) : undefined;
+}
+
+// ---- Hugging Face ----
+
+async function openHuggingFace(folder: string, open: Open): Promise<Contents> {
+  const config = fromHuggingFace(await readJson(join(folder, "config.json")));
+  const generation = await ifThere(join(folder, "generation_config.json"), readJson);
+  const said = generation && readGenerationConfig(generation);
+  const tensors = await huggingFaceFiles(folder, open);
+  const chatTemplate = await huggingFaceTemplate(folder);
+  const tokenizer = await folderTokenizer(folder);
+  return {
+    format: "huggingface",
+    config: said ? { ...config, tokens: { ...config.tokens, ...endings(config, said) } } : config,
+    parameters: bindHuggingFace(config, tensors, basename(folder)),
+    tensors,
+    ...(tokenizer && { tokenizer }),
+    ...(chatTemplate !== undefined && { chatTemplate }),
+    defaults: said?.defaults ?? {},
+  };
+}
+
+/** generation_config.json wins: chat models add their end-of-turn token there. */
+function endings({ tokens }: Llama4Config, said: ReturnType<typeof readGenerationConfig>) {
+  const bos = said.bos ?? tokens.bos;
+  return { ...(bos !== undefined && { bos }), eos: said.eos.length > 0 ? said.eos : tokens.eos };
+}
+
+async function huggingFaceFiles(folder: string, open: Open): Promise<TensorView[]> {
+  const single = join(folder, "model.safetensors");
+  if (existsSync(single)) return readSafetensors(await open(single));
+  const indexName = "model.safetensors.index.json";
+  if (!existsSync(join(folder, indexName)))
+    throw new CheckpointError(`${folder}: neither model.safetensors nor ${indexName} is there; fetch the weights`);
+  const places = readIndex(await readText(join(folder, indexName)), indexName);
+  const tensors: TensorView[] = [];
+  for (const file of new Set(places.values())) tensors.push(...(await readSafetensors(await open(join(folder, file)))));
+  const names = new Map(tensors.map((view) => [view.name, view]));
+  for (const [name, file] of places)
+    if (names.get(name)?.source.name !== file)
+      throw new CheckpointError(`${indexName}: "${name}" is not in ${file} where it should be; fetch both again`);
+  return tensors;
+}
+
+async function huggingFaceTemplate(folder: string): Promise<string | undefined> {
+  const alone = await ifThere(join(folder, "chat_template.jinja"), readText);
+  if (alone !== undefined) return alone;
+  for (const name of ["chat_template.json", "tokenizer_config.json"]) {
+    const template = (await ifThere(join(folder, name), readJson))?.["chat_template"];
+    if (typeof template === "string") return template;
+    if (!Array.isArray(template)) continue; // several templates by name
+    const usual = template.find((entry) => isObject(entry) && entry["name"] === "default");
+    if (isObject(usual) && typeof usual["template"] === "string") return usual["template"];
+  }
+  return undefined;
+}
+
+async function folderTokenizer(folder: string): Promise<TokenizerMaterial | undefined> {
+  const json = await ifThere(join(folder, "tokenizer.json"), readText);
+  if (json !== undefined) return { kind: "huggingface", json };
+  const bytes = await ifThere(join(folder, "tokenizer.model"), (path) => readFile(path));
+  return bytes && { kind: "tiktoken", bytes };
+}
+
+// ---- Meta ----
+
+async function openMeta(folder: string, open: Open): Promise<Contents> {
+  const params = await readJson(join(folder, "params.json"));
+  const names = (await readdir(folder)).filter((name) => /^consolidated\.\d+\.pth$/.test(name)).sort();
+  if (names.length === 0)
+    throw new CheckpointError(`${folder}: no consolidated.00.pth beside params.json; fetch the weights`);
+  const gap = names.findIndex((name, i) => Number(name.split(".")[1]) !== i);
+  if (gap >= 0) throw new CheckpointError(`${folder}: shard ${gap} is missing, ${names[gap]} follows; fetch it`);
+  const shards: TensorView[][] = [];
+  for (const name of names) shards.push(await readTorch(await open(join(folder, name))));
+  const config = fromMeta(params, { vocabRows: vocabRows(shards[0]!) * shards.length });
+  const tokenizer = await folderTokenizer(folder);
+  return {
+    format: "meta",
+    config,
+    parameters: bindMeta(config, shards, basename(folder)),
+    tensors: shards.flat(),
+    ...(tokenizer && { tokenizer }),
+    defaults: {},
+  };
+}
+
+// ---- GGUF ----
+
+async function openGguf(path: string, open: Open): Promise<Contents> {
+  const parts: Awaited<ReturnType<typeof readGguf>>[] = [];
+  for (const name of splitNames(basename(path))) {
+    const part = join(dirname(path), name);
+    if (!existsSync(part)) throw new CheckpointError(`${part}: this part of the split is missing; fetch it`);
+    parts.push(await readGguf(await open(part)));
+  }
+  const { metadata } = parts[0]!;
+  const tensors = parts.flatMap((part) => part.tensors);
+  const file = basename(path);
+  checkSplit(parts, file);
+  const freqs = tensors.find(({ name }) => name === ropeFreqsName);
+  const config = fromGguf(
+    metadata,
+    {
+      vocabRows: vocabRows(tensors),
+      tied: !hasGgufOutput(tensors),
+      ...(freqs && { ropeFreqs: await readNumbers(freqs) }),
+    },
+    file,
+  );
+  const tokenizer = ggufTokenizer(metadata);
+  const template = metadata.get("tokenizer.chat_template");
+  return {
+    format: "gguf",
+    config,
+    parameters: bindGguf(config, tensors, file),
+    tensors,
+    ...(tokenizer && { tokenizer }),
+    ...(template?.type === "string" && { chatTemplate: String(template.value) }),
+    defaults: {},
+    metadata,
+  };
+}
+
+function checkSplit(parts: readonly { metadata: GgufMetadata; tensors: readonly TensorView[] }[], file: string): void {
+  for (const [i, { metadata }] of parts.entries()) {
+    const fields = new Fields(scalars(metadata), `${file}: part ${i + 1}`);
+    if (fields.count("split.count", { absent: 1, least: 0 }) > 1 || parts.length > 1) {
+      if (fields.count("split.count") !== parts.length)
+        throw fields.wrong("split.count", `${parts.length}, as the file's name says; keep the names of a split`);
+      if (fields.count("split.no", { least: 0 }) !== i) throw fields.wrong("split.no", String(i));
+    }
+  }
+  const told = new Fields(scalars(parts[0]!.metadata), file);
+  const total = parts.reduce((sum, { tensors }) => sum + tensors.length, 0);
+  if (told.count("split.tensors.count", { absent: total, least: 0 }) !== total)
+    throw told.wrong("split.tensors.count", `the ${total} tensors that the parts hold`);
+}
+
+function scalars(metadata: GgufMetadata): Json {
+  return Object.fromEntries([...metadata].flatMap(([key, e]) => (e.type === "array" ? [] : [[key, e.value]])));
+}
+
+const mostNumbers = 65536; // of a small tensor that the config is made of
+
+async function readNumbers(view: TensorView): Promise<Float32Array> {
+  const n = elementCount(view.shape);
+  if (n > mostNumbers || dtypes[view.dtype].blockElements > 1)
+    throw new CheckpointError(`${view.name} holds ${n} numbers as ${view.dtype}; expected f32 divisors, half a head's`);
+  const out = new Float32Array(n);
+  dequantize(view.dtype, await view.source.read(view.offset, byteLength(view.dtype, n)), out);
+  return out;
+}
+
+function ggufTokenizer(metadata: GgufMetadata): TokenizerMaterial | undefined {
+  const list = (key: string, strings: boolean) => {
+    const entry = metadata.get(`tokenizer.ggml.${key}`);
+    return entry?.type === "array" && (entry.of === "string") === strings ? entry.values : undefined;
+  };
+  const text = (key: string, absent: string) => {
+    const entry = metadata.get(`tokenizer.ggml.${key}`);
+    return entry?.type === "string" ? String(entry.value) : absent;
+  };
+  const tokens = list("tokens", true) as readonly string[] | undefined; // the element type is "string"
+  if (!tokens) return undefined;
+  const merges = list("merges", true) as readonly string[] | undefined;
+  return {
+    kind: "gguf",
+    model: text("model", "gpt2"),
+    pre: text("pre", "llama4"),
+    tokens,
+    tokenTypes: (list("token_type", false) ?? new Int32Array(tokens.length).fill(1)) as ArrayLike<number>,
+    ...(merges && { merges }),
+  };
+}

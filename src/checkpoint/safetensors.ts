@@ -1,0 +1,125 @@
+// safetensors: header length (u64), a JSON header { name: { dtype, shape, data_offsets } }, the tensors' bytes.
+// Every number of the header is checked against the file before it is used.
+
+import { dtypeOfSafetensors, dtypes } from "../tensor/dtype.ts";
+import { CheckpointError } from "../tensor/errors.ts";
+import type { ByteSource, TensorView } from "../tensor/tensor.ts";
+import { isObject, type Json, parseObject, show } from "./json.ts";
+
+const longestHeader = 100_000_000; // the format's own limit
+
+/** The tensors of one file, in the order of its bytes. */
+export async function readSafetensors(source: ByteSource): Promise<TensorView[]> {
+  const { name, byteLength } = source;
+  if (byteLength < 8) throw new CheckpointError(`${name} has ${byteLength} bytes; a safetensors file has at least 8`);
+  const prefix = await source.read(0, 8);
+  const length = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
+  if (length > longestHeader || 8 + Number(length) > byteLength)
+    throw new CheckpointError(
+      `${name}: its header says it has ${length} bytes and the file has ${byteLength}; it is no safetensors file or truncated`,
+    );
+  const dataStart = 8 + Number(length);
+  const text = decodeUtf8(await source.read(8, Number(length)), name);
+  const header = parseObject(text, `${name}: header`);
+  const dataBytes = byteLength - dataStart;
+  const views: TensorView[] = [];
+  for (const [tensor, entry] of Object.entries(header)) {
+    if (tensor === "__metadata__") continue;
+    views.push(readEntry(source, tensor, entry, dataStart, dataBytes));
+  }
+  refuseDuplicates(text, header, name);
+  return checkOverlaps(views, name);
+}
+
+/** The files of a sharded checkpoint, from `model.safetensors.index.json`: tensor name -> file name. */
+export function readIndex(text: string, name: string): Map<string, string> {
+  const map = parseObject(text, name)["weight_map"];
+  if (!isObject(map)) throw new CheckpointError(`${name}: weight_map is ${show(map)}; expected an object`);
+  const files = new Map<string, string>();
+  for (const [tensor, file] of Object.entries(map)) {
+    if (typeof file !== "string" || !/^[\w.-]+$/.test(file) || file.startsWith("."))
+      throw new CheckpointError(`${name}: the file of ${show(tensor)} is ${show(file)}; expected a name in its folder`);
+    files.set(tensor, file);
+  }
+  return files;
+}
+
+function readEntry(source: ByteSource, name: string, entry: unknown, dataStart: number, dataBytes: number): TensorView {
+  const bad = (what: string, found: unknown, expected: string) =>
+    new CheckpointError(`${source.name}: ${what} of ${show(name)} is ${show(found)}; expected ${expected}`);
+  if (!isObject(entry)) throw bad("the entry", entry, "dtype, shape and data_offsets");
+  const { dtype: called, shape, data_offsets: range } = entry as Json;
+  const dtype = typeof called === "string" ? dtypeOfSafetensors(called) : undefined;
+  // BOOL, U8 and 64-bit types of other models have no place here.
+  if (!dtype) throw bad("the dtype", called, "F32, F16, BF16, F64, F8_E4M3 or I8 to I64");
+  const elements = Array.isArray(shape) ? extentProduct(shape) : undefined;
+  if (elements === undefined) throw bad("the shape", shape, "at most 8 extents whose product is below 2⁵³");
+  const whole = Array.isArray(range) && range.length === 2 && range.every((x) => Number.isSafeInteger(x) && x >= 0);
+  const [begin, end] = whole ? (range as [number, number]) : [-1, -1];
+  if (!whole || end < begin || end > dataBytes)
+    throw bad("the byte range", range, `begin and end within the file's ${dataBytes} bytes of data`);
+  const bytes = elements * dtypes[dtype].blockBytes;
+  if (end - begin !== bytes) throw bad("the byte range", range, `${bytes} bytes for ${called} ${show(shape)}`);
+  return { name, dtype, shape: shape as number[], source, offset: dataStart + begin };
+}
+
+/** The product of extents, or undefined where it is no number of elements. */
+export function extentProduct(extents: readonly unknown[]): number | undefined {
+  if (extents.length > 8) return undefined;
+  let product = 1;
+  let nonZero = 1; // so that a zero does not hide an overflow
+  for (const extent of extents) {
+    if (typeof extent !== "number" || !Number.isSafeInteger(extent) || extent < 0) return undefined;
+    product *= extent;
+    nonZero *= extent || 1;
+  }
+  return Number.isSafeInteger(nonZero) ? product : undefined;
+}
+
+/** The views in the order of their bytes; throws where two share a byte. */
+export function checkOverlaps(views: readonly TensorView[], file: string): TensorView[] {
+  const length = (view: TensorView) => storedLength(view);
+  const sorted = [...views].sort((a, b) => a.offset - b.offset || length(a) - length(b));
+  for (let i = 1; i < sorted.length; i++) {
+    const [before, after] = [sorted[i - 1]!, sorted[i]!];
+    if (before.offset + length(before) > after.offset)
+      throw new CheckpointError(
+        `${file}: ${show(before.name)} and ${show(after.name)} share bytes at ${after.offset}; expected tensors apart`,
+      );
+  }
+  return sorted;
+}
+
+function storedLength({ dtype, shape }: TensorView): number {
+  const { blockElements, blockBytes } = dtypes[dtype];
+  return (shape.reduce((n, extent) => n * extent, 1) / blockElements) * blockBytes;
+}
+
+// JSON.parse keeps the last of two equal keys. Names are written with or without escapes; so every name that was kept
+// must account for one key of the text at the header's own depth.
+function refuseDuplicates(text: string, header: Json, file: string): void {
+  let keys = 0;
+  let depth = 0;
+  let quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const c = text.charCodeAt(i);
+    if (quoted) {
+      if (c === 0x5c) i++;
+      else if (c === 0x22) quoted = false;
+    } else if (c === 0x22) quoted = true;
+    else if (c === 0x7b || c === 0x5b) depth++;
+    else if (c === 0x7d || c === 0x5d) depth--;
+    else if (c === 0x3a && depth === 1) keys++;
+  }
+  if (keys !== Object.keys(header).length)
+    throw new CheckpointError(`${file}: its header names ${keys} tensors, some of them twice; expected each once`);
+}
+
+/** Text that must be UTF-8. */
+export function decodeUtf8(bytes: Uint8Array, name: string): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch {
+    throw new CheckpointError(`${name}: the header is not UTF-8 text; the file is corrupted or of another kind`);
+  }
+}
