@@ -122,12 +122,12 @@ function encodeChat(
   return model.chatFormat!.encode(messages, options).ids;
 }
 
-/** Calls at most every 50 ms, and for the last time at the end. */
+/** Calls at most every 50 ms, and once at the end. */
 function throttled(f: (done: number, total: number) => void): (done: number, total: number) => void {
-  let last = 0;
+  let last = -Infinity;
   return (done, total) => {
-    const now = performance.now();
-    if (done < total && now - last < 50) return;
+    const now = done < total ? performance.now() : Infinity;
+    if (now - last < 50 || last === Infinity) return;
     last = now;
     f(done, total);
   };

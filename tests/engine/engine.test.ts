@@ -1,7 +1,12 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { openCheckpoint } from "../../src/checkpoint/open.ts";
 import { Engine, type EngineOptions, type Generated, type GenerateRequest } from "../../src/engine/engine.ts";
+import { mapParameters } from "../../src/model/parameters.ts";
 import { forward, type Step } from "../../src/model/transformer.ts";
 import { CapacityError, RequestError } from "../../src/tensor/errors.ts";
+import type { TensorView } from "../../src/tensor/tensor.ts";
 import { backend, config, prompt, randomParameters } from "./random-model.ts";
 
 const parameters = randomParameters();
@@ -118,6 +123,25 @@ describe("the engine computes what the model computes", () => {
     const alone = await tokens(open(), request(5));
     expect(await tokens(busy, request(5))).toEqual(alone);
     expect(await others[0]).not.toEqual(alone);
+  });
+});
+
+describe("with the published implementation's numbers", () => {
+  it.each(["chunk-16", "scout", "top-2"])("%s: the engine's logits are those", async (name) => {
+    const folder = join(import.meta.dirname, "../golden/llama4", name);
+    const expected = JSON.parse(readFileSync(join(folder, "expected.json"), "utf8"));
+    const checkpoint = await openCheckpoint(folder);
+    const views: TensorView[] = [];
+    mapParameters(checkpoint.parameters, (view) => views.push(view));
+    const tensors = await backend.load(views);
+    await checkpoint.close();
+    let next = 0;
+    const loaded = mapParameters(checkpoint.parameters, () => tensors[next++]!);
+    const engine = open({ parameters: loaded, config: checkpoint.config, stepTokens: 7 });
+    const got: number[] = [];
+    for await (const { logits } of engine.logits(expected.input_ids)) got.push(...logits);
+    const worst = (expected.logits.flat() as number[]).reduce((most, x, i) => Math.max(most, Math.abs(x - got[i]!)), 0);
+    expect(worst).toBeLessThan(2e-4);
   });
 });
 
