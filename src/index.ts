@@ -147,7 +147,7 @@ function requestOf({ maxTokens, stop, ...sampling }: Omit<CompleteOptions, "bos"
 /** The calls that wait for the engine's thread. */
 class Calls {
   readonly #worker: Worker;
-  readonly #open = new Map<number, Channel<unknown>>();
+  readonly #open = new Map<number, { readonly channel: Channel<unknown>; readonly forget: () => boolean }>();
   #next = 0;
   #ended: Error | undefined;
   #closed: (() => void) | undefined;
@@ -160,18 +160,21 @@ class Calls {
     signal?.throwIfAborted();
     if (this.#ended) throw this.#ended;
     const id = this.#next++;
-    const cancel = () => {
-      if (this.#open.delete(id)) this.#post({ type: "cancel", id });
+    const forget = () => {
       signal?.removeEventListener("abort", abort);
+      return this.#open.delete(id);
+    };
+    const cancel = () => {
+      if (forget()) this.#post({ type: "cancel", id });
     };
     const channel = new Channel<unknown>(cancel);
     const abort = () => {
       channel.fail(signal?.reason);
       cancel();
     };
+    this.#post({ type: "call", id, call }); // throws where something in the call cannot be cloned
     signal?.addEventListener("abort", abort);
-    this.#open.set(id, channel);
-    this.#post({ type: "call", id, call });
+    this.#open.set(id, { channel, forget });
     return channel as AsyncIterable<unknown> as AsyncIterable<T>; // what worker.ts answers to this call
   }
 
@@ -185,10 +188,10 @@ class Calls {
       this.#closed?.();
       return;
     }
-    const channel = this.#open.get(message.id); // none: it was cancelled meanwhile
+    const { channel, forget } = this.#open.get(message.id) ?? {}; // none: it was cancelled meanwhile
     if (message.type === "value") channel?.push(message.value);
     else {
-      this.#open.delete(message.id);
+      forget?.();
       if (message.type === "end") channel?.end();
       else channel?.fail(revive(message.error));
     }
@@ -196,8 +199,10 @@ class Calls {
 
   failAll(error: Error): void {
     this.#ended ??= error;
-    for (const channel of this.#open.values()) channel.fail(this.#ended);
-    this.#open.clear();
+    for (const { channel, forget } of [...this.#open.values()]) {
+      forget();
+      channel.fail(this.#ended);
+    }
     this.#closed?.();
   }
 

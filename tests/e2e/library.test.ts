@@ -105,6 +105,11 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
     await expect(library.load(join(folder, "nowhere"))).rejects.toBeInstanceOf(library.CheckpointError);
   });
 
+  it("loads at most until it is told to stop", async () => {
+    const loading = library.load(folder, { backend: "reference", signal: AbortSignal.timeout(1) });
+    await expect(loading).rejects.toMatchObject({ name: "TimeoutError" });
+  });
+
   it("ends what runs when it is closed, and refuses what comes after", async () => {
     const other = await library.load(folder, { backend: "reference", context: 64 });
     const reply = all(other.complete("a"));
