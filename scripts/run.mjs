@@ -119,7 +119,7 @@ function start() {
 /** Checks, then every test of ours, then those against peers; the last line counts them. */
 function test() {
   install(".");
-  install("tests/peers", "--omit=optional");
+  install("tests/peers");
   build();
   must("npx", ["biome", "check", "."]);
   must("npx", ["tsc", "--noEmit"]);
