@@ -86,8 +86,11 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   }
 }
 
-/** A tokenizer of another size than the model's vocabulary is refused. */
-function openTokenizer({ tokenizer: material, config }: Checkpoint): Tokenizer | undefined {
+/** The checkpoint's tokenizer, if it has one. A tokenizer of another size than the model's vocabulary is refused. */
+export function openTokenizer({
+  tokenizer: material,
+  config,
+}: Pick<Checkpoint, "tokenizer" | "config">): Tokenizer | undefined {
   const options = { vocabSize: config.vocabSize, bos: config.tokens.bos, eos: config.tokens.eos };
   if (!material) return undefined;
   switch (material.kind) {

@@ -3,11 +3,12 @@
 // D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary · L layers
 
 import { type Mix, type Role, storedType } from "../checkpoint/mix.ts";
+import type { Checkpoint } from "../checkpoint/open.ts";
 import type { Llama4Config } from "../model/config.ts";
 import { countParameters } from "../model/config.ts";
 import { mapParameters, type Parameters } from "../model/parameters.ts";
 import { byteLength, type DType } from "../tensor/dtype.ts";
-import { elementCount, type Tensor } from "../tensor/tensor.ts";
+import { elementCount, type Tensor, type TensorView } from "../tensor/tensor.ts";
 
 export type Part = "embeddings" | "attention" | "dense" | "shared" | "routed" | "norms" | "routers" | "vision";
 
@@ -115,3 +116,28 @@ export function loadedBytesPerToken(
 }
 
 const sizeOf = ({ dtype, shape }: Pick<Tensor, "dtype" | "shape">) => byteLength(dtype, elementCount(shape));
+
+/** Bytes of each part as a checkpoint stores them. */
+export function storedPartBytes({ parameters: p, tensors, config }: Stored): Record<Part, number> {
+  const parts = { embeddings: 0, attention: 0, dense: 0, shared: 0, routed: 0, norms: 0, routers: 0, vision: 0 };
+  const add = (part: Part, ...weights: readonly TensorView[]) => {
+    for (const w of weights) parts[part] += sizeOf(w);
+  };
+  add("embeddings", ...new Set([p.tokEmbeddings, p.output]));
+  add("norms", p.norm);
+  for (const { attentionNorm, ffnNorm, wq, wk, wv, wo, ffn } of p.layers) {
+    add("norms", attentionNorm, ffnNorm);
+    add("attention", wq, wk, wv, wo);
+    if (!("router" in ffn)) add("dense", ffn.w1, ffn.w2, ffn.w3);
+    else {
+      add("routers", ffn.router);
+      add("shared", ffn.shared.w1, ffn.shared.w2, ffn.shared.w3);
+      add("routed", ffn.experts.gate, ffn.experts.up, ffn.experts.down);
+    }
+  }
+  const text = Object.values(parts).reduce((sum, n) => sum + n);
+  if (config.vision) add("vision", ...tensors); // whatever is not text
+  return { ...parts, vision: Math.max(0, parts.vision - text) };
+}
+
+type Stored = Pick<Checkpoint, "parameters" | "tensors" | "config">;

@@ -8,6 +8,7 @@ import { bench } from "./bench.ts";
 import { chat } from "./chat.ts";
 import { generate } from "./generate.ts";
 import { init } from "./init.ts";
+import { inspect } from "./inspect.ts";
 import { logits } from "./logits.ts";
 import { plan } from "./plan.ts";
 
@@ -36,7 +37,7 @@ const program = new Command("llama4")
   .version(version)
   .exitOverride()
   .showHelpAfterError("(--help shows what there is)");
-for (const command of [chat, generate, logits, plan, init, bench]) command(program, run);
+for (const command of [chat, generate, logits, inspect, plan, init, bench]) command(program, run);
 
 try {
   await program.parseAsync();

@@ -2,10 +2,12 @@
 
 import type { Command } from "commander";
 import { type Mix, mixes } from "../checkpoint/mix.ts";
+import { openCheckpoint } from "../checkpoint/open.ts";
 import { countParameters, type Llama4Config, presets } from "../model/config.ts";
+import { availableMemory } from "../open.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
-import { bytesPerToken, kvBytes, type Part, partBytes } from "./budget.ts";
+import { bytesPerToken, kvBytes, loadedBytesPerToken, type Part, partBytes, storedPartBytes } from "./budget.ts";
 import { define, number, whole } from "./options.ts";
 
 interface PlanOptions {
@@ -38,62 +40,97 @@ async function planned(argument: string | undefined, options: PlanOptions): Prom
   if (name === undefined) throw new RequestError("plan: no model; expected scout, maverick, behemoth or a path");
   if (argument !== undefined && options.model !== undefined && argument !== options.model)
     throw new RequestError(`plan: two models, ${argument} and ${options.model}; expected one`);
-  const { ram = process.availableMemory() / 1e9, bandwidth } = options;
+  const { ram = availableMemory() / 1e9, bandwidth } = options;
   if (!(ram > 0)) throw new RequestError(`--ram is ${ram}; expected more than 0 GB`);
   if (!(bandwidth > 0)) throw new RequestError(`--bandwidth is ${bandwidth}; expected more than 0 GB/s`);
-  const json = budget(name, await configOf(name), options, ram * 1e9);
+  const json = budget(await weightsNamed(name, options.quant), options, ram * 1e9);
   return { json, text: shown(json) };
 }
 
-async function configOf(name: string): Promise<Llama4Config> {
-  const preset = Object.entries(presets).find(([known]) => known === name);
-  if (!preset)
-    throw new RequestError(`plan: there is no preset "${name}"; expected ${Object.keys(presets).join(", ")}`);
-  return preset[1];
+/** What is known of a model's weights without loading them. */
+interface Weights {
+  readonly model: string;
+  readonly config: Llama4Config;
+  readonly quantization: string;
+  readonly parts: Readonly<Record<Part, number>>;
+  readonly bytesPerToken: number;
+  /** Of the files that hold the text model; a GGUF keeps vision in another one. */
+  readonly weightBytes: number;
 }
+
+async function weightsNamed(model: string, quant: string | undefined): Promise<Weights> {
+  const mix = quant === undefined ? undefined : oneOf<Mix>("--quant", quant, mixes);
+  const preset = Object.entries(presets).find(([name]) => name === model)?.[1];
+  if (preset) return mixed(model, preset, mix ?? "bf16");
+  const checkpoint = await openCheckpoint(model);
+  try {
+    const { config, parameters, format } = checkpoint;
+    if (mix) return mixed(model, config, mix);
+    const parts = storedPartBytes(checkpoint);
+    return {
+      ...{ model, config, parts },
+      quantization: `as stored (${format})`,
+      bytesPerToken: loadedBytesPerToken(parameters, config),
+      weightBytes: sum(parts),
+    };
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+function mixed(model: string, config: Llama4Config, mix: Mix): Weights {
+  const parts = partBytes(config, mix);
+  const isFolder = mix === "bf16" || mix === "f16" || mix === "f32"; // as published: one folder with everything
+  const weightBytes = sum(parts) - (isFolder ? 0 : parts.vision);
+  return { model, config, quantization: mix, parts, bytesPerToken: bytesPerToken(config, mix), weightBytes };
+}
+
+const sum = (parts: Readonly<Record<Part, number>>) => Object.values(parts).reduce((total, n) => total + n);
 
 type Budget = ReturnType<typeof budget>;
 
+const workBytes = 300e6; // the program, its buffers and the activations of a slice
+
 /** Where the bytes go, and what follows from that. */
-export function budget(
-  model: string,
-  c: Llama4Config,
-  { quant, context = Math.min(8192, c.contextLength), ranks, bandwidth }: Omit<PlanOptions, "ram" | "model">,
+function budget(
+  { config: c, parts, ...weights }: Weights,
+  { context = Math.min(8192, c.contextLength), ranks, bandwidth }: PlanOptions,
   memoryBytes: number,
 ) {
   if (context > c.contextLength)
     throw new RequestError(
       `--context is ${context} and the model's longest is ${c.contextLength}; expected at most that`,
     );
-  const type = oneOf<Mix>("--quant", quant ?? "bf16", mixes);
-  const parts = partBytes(c, type);
   const kv = kvBytes(c, context, "f16");
-  const isFile16 = type === "bf16" || type === "f16" || type === "f32"; // the published layout: one folder with everything
-  const text = Object.values(parts).reduce((sum, n) => sum + n) - parts.vision;
-  const weightBytes = text + (isFile16 ? parts.vision : 0);
   const kvTotal = kv.global + kv.local;
-  const workBytes = 300e6; // the program, its buffers and the activations of a slice
-  const neededBytes = Math.ceil((text + parts.vision + kvTotal) / ranks) + workBytes;
-  const tokenBytes = bytesPerToken(c, type);
+  const neededBytes = Math.ceil((sum(parts) + kvTotal) / ranks) + workBytes;
+  const readBytes = weights.bytesPerToken + kvTotal;
+  const localLayers = c.layers.filter((layer) => layer.chunked).length;
   return {
-    model,
-    hypothetical: model === "behemoth",
+    model: weights.model,
+    hypothetical: weights.model === "behemoth",
     parameters: countParameters(c),
-    quantization: type,
-    weightBytes,
+    quantization: weights.quantization,
+    weightBytes: weights.weightBytes,
     visionBytes: parts.vision,
     parts,
     context,
     kvBytes: kvTotal,
-    kv: { dtype: "f16", globalBytes: kv.global, localBytes: kv.local, globalLayers: c.layers.filter((l) => !l.chunked).length, localLayers: c.layers.filter((l) => l.chunked).length }, // biome-ignore format: a table
+    kv: {
+      dtype: "f16",
+      globalLayers: c.layers.length - localLayers,
+      globalBytes: kv.global,
+      localLayers,
+      localBytes: kv.local,
+    },
     ranks,
     memoryBytes,
     neededBytes,
     fits: neededBytes <= memoryBytes,
     expected: {
       bandwidthGBps: bandwidth,
-      bytesPerToken: tokenBytes + kvTotal,
-      tokensPerSecond: (bandwidth * 1e9 * ranks) / (tokenBytes + kvTotal),
+      bytesPerToken: readBytes,
+      tokensPerSecond: (bandwidth * 1e9 * ranks) / readBytes,
       assumption: "every weight that a token needs, and the whole cache, is read from memory once a token",
     },
   };
@@ -114,7 +151,7 @@ function shown(b: Budget): string {
   const perCent = (n: number) => `${((100 * n) / (b.weightBytes + b.kvBytes)).toFixed(1)} %`;
   const row = (name: string, n: number) => [name, bytes(n), perCent(n)];
   const parts = (Object.entries(b.parts) as [Part, number][]).filter(([, n]) => n > 0);
-  const billions = (n: number) => `${(n / 1e9).toFixed(1)} B`;
+  const billions = (n: number) => (n < 1e8 ? n.toLocaleString("en") : `${(n / 1e9).toFixed(1)} billion`);
   const { kv, expected } = b;
   const machines = b.ranks === 1 ? "" : ` on each of ${b.ranks} machines`;
   return [
