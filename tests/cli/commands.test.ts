@@ -1,0 +1,302 @@
+// What every command promises: one JSON object, clear errors, exit statuses.
+
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { llama4, objectOf } from "./llama4.ts";
+import { initTiny, temporaryPlace, tinySizes } from "./models.ts";
+
+const place = temporaryPlace();
+let model = "";
+
+beforeAll(async () => {
+  model = await initTiny(place.at("tiny"));
+});
+afterAll(() => place.remove());
+
+/** The tensors of a safetensors file. */
+function safetensors(path: string) {
+  const file = readFileSync(path);
+  const length = Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.toString("utf8", 8, 8 + length));
+  const bytes = (name: string) => {
+    const [from, to] = header[name].data_offsets;
+    return file.buffer.slice(file.byteOffset + 8 + length + from, file.byteOffset + 8 + length + to) as ArrayBuffer;
+  };
+  return { header, bytes };
+}
+
+describe("llama4 init", () => {
+  it("writes the same bytes for the same seed, and others for another", async () => {
+    const [same, other] = await Promise.all([initTiny(place.at("same")), initTiny(place.at("other"), "--seed", "1")]);
+    const weights = (folder: string) => readFileSync(`${folder}/model.safetensors`);
+    expect(weights(same).equals(weights(model))).toBe(true);
+    expect(weights(other).equals(weights(model))).toBe(false);
+  });
+
+  it("writes a whole Hugging Face folder and nothing else", () => {
+    expect(readdirSync(model).sort()).toEqual([
+      "config.json",
+      "generation_config.json",
+      "model.safetensors",
+      "tokenizer.json",
+      "tokenizer_config.json",
+    ]);
+  });
+
+  it("does not touch what is there, unless forced", async () => {
+    const taken = place.at("taken");
+    mkdirSync(taken);
+    const refused = await llama4(["init", "scout", taken, ...tinySizes, "--json"]);
+    expect(objectOf(refused)).toEqual({ error: { name: "RequestError", message: expect.stringContaining("--force") } });
+    expect(refused.status).toBe(2);
+    expect(readdirSync(taken)).toEqual([]);
+    const forced = await llama4(["init", "scout", taken, ...tinySizes, "--force", "--json"]);
+    expect(objectOf(forced)).toMatchObject({ out: taken, layers: 2 });
+    expect(existsSync(`${taken}/model.safetensors`)).toBe(true);
+  });
+
+  it.each([
+    [["scot", "x"], 'the preset is "scot"'],
+    [["scout", "x", ...tinySizes, "--kv-heads", "3"], "3 key/value heads"],
+    [["scout", "x", ...tinySizes, "--dtype", "q8"], "Allowed choices"],
+    [["scout", "x", ...tinySizes, "--tokenizer", "missing.model"], "missing.model"],
+  ])("refuses %j", async (args, message) => {
+    const [preset, name, ...rest] = args as [string, string, ...string[]];
+    const ended = await llama4(["init", preset, place.at(name), ...rest, "--json"]);
+    expect(objectOf(ended)).toEqual({ error: { name: expect.any(String), message: expect.stringContaining(message) } });
+    expect(ended.status).toBeGreaterThan(0);
+    expect(existsSync(place.at(name))).toBe(false);
+  });
+});
+
+describe("llama4 generate", () => {
+  const generate = (...args: string[]) => llama4(["generate", "--model", model, ...args]);
+
+  it("prints one object with text, ids, counts and timings", async () => {
+    const ended = await generate("--prompt", "Hello", "--max-tokens", "5", "--temperature", "0", "--json");
+    const timing = expect.any(Number);
+    expect(objectOf(ended)).toMatchObject({
+      text: expect.any(String),
+      tokens: expect.any(Array),
+      promptTokens: expect.any(Number),
+      finishReason: expect.stringMatching(/^(stop|length)$/),
+      timings: {
+        loadMs: timing,
+        prefillMs: timing,
+        decodeMs: timing,
+        prefillTokensPerSecond: timing,
+        decodeTokensPerSecond: timing,
+      },
+    });
+    expect(ended.status).toBe(0);
+  });
+
+  it("counts a raw prompt as it stands, and begin-of-text where asked for", async () => {
+    const count = async (...more: string[]) =>
+      objectOf(await generate("--raw", "--prompt", "abc", "--max-tokens", "1", "--json", ...more))["promptTokens"];
+    expect(await count()).toBe(3); // a byte a token
+    expect(await count("--bos")).toBe(4);
+  });
+
+  it("gives the same tokens for the same seed", async () => {
+    const tokens = async (seed: string) =>
+      objectOf(await generate("--prompt", "x", "--max-tokens", "6", "--temperature", "1", "--seed", seed, "--json"))[
+        "tokens"
+      ];
+    expect(await tokens("7")).toEqual(await tokens("7"));
+  });
+
+  it("shows people the text alone", async () => {
+    const args = ["--raw", "--prompt", "x", "--max-tokens", "4", "--temperature", "0"];
+    const { text } = objectOf(await generate(...args, "--json"));
+    expect((await generate(...args)).stdout).toBe(`${text}\n`);
+  });
+
+  it.each([
+    [["--prompt", "x", "--temperature", "-1"], "RequestError", "temperature is -1", 2],
+    [["--prompt", "x", "--top-p", "2"], "RequestError", "topP is 2", 2],
+    [["--prompt", "x", "--max-tokens", "0"], "RequestError", "whole number", 2],
+    [["--prompt", "x", "--backend", "cuda"], "RequestError", "Allowed choices", 2],
+    [["--prompt", "x", "--image", "cat.jpg"], "RequestError", "images are not supported yet", 2],
+    [["--prompt", "x", "--video", "cat.mp4"], "RequestError", "images are not supported yet", 2],
+    [["--raw", "--prompt", "<|image|>"], "RequestError", "images are not supported yet", 2],
+    [["--prompt", "x", "--bos"], "RequestError", "--raw", 2],
+    [["--prompt", "x", "--colour"], "RequestError", "unknown option", 2],
+    [[], "RequestError", "no prompt", 2],
+    [["--raw", "--prompt", "x".repeat(40), "--context", "32"], "CapacityError", "40 tokens", 1],
+  ])("refuses %j", async (args, name, message, status) => {
+    const ended = await generate(...args, "--json");
+    expect(objectOf(ended)).toEqual({ error: { name, message: expect.stringContaining(message) } });
+    expect(ended.status).toBe(status);
+  });
+});
+
+describe("llama4 logits", () => {
+  const logits = (...args: string[]) => llama4(["logits", "--model", model, ...args]);
+
+  it("writes logits [T, V] and the tokens beside them", async () => {
+    const out = place.at("all.safetensors");
+    expect((await logits("--tokens", "1,2,3,4", "--out", out)).status).toBe(0);
+    const { header, bytes } = safetensors(out);
+    expect(header).toMatchObject({ logits: { dtype: "F32", shape: [4, 512] }, tokens: { dtype: "I32", shape: [4] } });
+    expect([...new Int32Array(bytes("tokens"))]).toEqual([1, 2, 3, 4]);
+  });
+
+  it("gives with --last the last row of all", async () => {
+    const [all, last] = [place.at("rows.safetensors"), place.at("last.safetensors")];
+    await logits("--tokens", "5,6,7", "--out", all);
+    await logits("--tokens", "5,6,7", "--out", last, "--last");
+    const { header, bytes } = safetensors(last);
+    expect(header).toMatchObject({ logits: { shape: [1, 512] }, tokens: { shape: [3] } });
+    expect(new Float32Array(bytes("logits"))).toEqual(new Float32Array(safetensors(all).bytes("logits")).slice(-512));
+  });
+
+  it("crosses chunks and slices as generate does: the likeliest token of the last row is generate's first", async () => {
+    const prompt = "a text of more than one chunk of 32 positions, and of more than two";
+    const out = place.at("prompt.safetensors");
+    await logits("--prompt", prompt, "--out", out, "--last");
+    const { header, bytes } = safetensors(out);
+    const row = new Float32Array(bytes("logits"));
+    const { tokens, promptTokens } = objectOf(
+      await llama4([
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        prompt,
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "1",
+        "--json",
+      ]),
+    );
+    expect(header.tokens.shape).toEqual([promptTokens]);
+    expect(row.indexOf(Math.max(...row))).toBe((tokens as number[])[0]);
+  });
+
+  it.each([
+    [["--tokens", "1,x"], "token ids", 2],
+    [["--tokens", "1,512"], "512", 2],
+    [["--tokens", "1", "--prompt", "x"], "not both", 2],
+    [[], "--tokens", 2],
+  ])("refuses %j and leaves no file", async (args, message, status) => {
+    const out = place.at("refused.safetensors");
+    const ended = await logits(...args, "--out", out, "--json");
+    expect(objectOf(ended)).toEqual({ error: { name: "RequestError", message: expect.stringContaining(message) } });
+    expect(ended.status).toBe(status);
+    expect(readdirSync(place.folder).filter((name) => name.includes("refused"))).toEqual([]);
+  });
+
+  it("says that it cannot write", async () => {
+    writeFileSync(place.at("file"), "");
+    const ended = await logits("--tokens", "1", "--out", place.at("file/logits.safetensors"), "--json");
+    expect(objectOf(ended)).toMatchObject({ error: { message: expect.stringContaining("file") } });
+    expect(ended.status).toBe(1);
+  });
+});
+
+describe("llama4 chat", () => {
+  it("answers each line of its input with one object a turn", async () => {
+    const { status, stdout } = await llama4(
+      ["chat", "--model", model, "--json", "--max-tokens", "3"],
+      "Hello\nAgain\n",
+    );
+    const turns = stdout
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    expect(turns).toHaveLength(2);
+    for (const turn of turns) expect(turn).toMatchObject({ role: "assistant", tokens: expect.any(Array) });
+    expect(turns[1].promptTokens).toBeGreaterThan(turns[0].promptTokens);
+    expect(status).toBe(0);
+  });
+
+  it("answers a greeting once where there is neither terminal nor input", async () => {
+    const { status, stdout } = await llama4(["chat", "--model", model, "--max-tokens", "3"]);
+    expect(stdout).not.toBe("");
+    expect(status).toBe(0);
+  });
+});
+
+describe("llama4 inspect", () => {
+  it("lists every tensor with dtype, shape and bytes", async () => {
+    const json = objectOf(await llama4(["inspect", model, "--json"]));
+    expect(json).toMatchObject({
+      format: "huggingface",
+      config: { dim: 64, nExperts: 4 },
+      tokenizer: { vocabSize: 512 },
+    });
+    const tensors = json["tensors"] as { bytes: number }[];
+    expect(tensors.reduce((sum, tensor) => sum + tensor.bytes, 0)).toBe(json["tensorBytes"]);
+  });
+
+  it("shows people one row for all layers", async () => {
+    const { stdout } = await llama4(["inspect", "--model", model]);
+    expect(stdout).toContain("model.layers.*.self_attn.q_proj.weight");
+  });
+});
+
+describe("llama4 plan of a checkpoint", () => {
+  it("counts its bytes as stored, and by another mix", async () => {
+    const plan = async (...more: string[]) => objectOf(await llama4(["plan", model, "--json", ...more]));
+    const { weightBytes, parameters, fits } = await plan();
+    expect(weightBytes).toBe(4 * (parameters as { total: number }).total);
+    expect(fits).toBe(true);
+    expect((await plan("--quant", "q8_0"))["weightBytes"]).toBeLessThan(weightBytes as number);
+  });
+});
+
+describe("llama4 bench", () => {
+  it("prints samples, medians and the machine's ceilings", async () => {
+    const args = ["--prompt-tokens", "40", "--gen-tokens", "8", "--runs", "2", "--json"];
+    const json = objectOf(await llama4(["bench", "--model", model, ...args]));
+    const speed = (tokens: number) => ({
+      tokens,
+      tokensPerSecond: expect.any(Number),
+      samples: [expect.any(Number), expect.any(Number)],
+    });
+    expect(json).toMatchObject({
+      threads: expect.any(Number),
+      prefill: speed(40),
+      decode: { ...speed(8), bytesPerToken: expect.any(Number) },
+    });
+    expect(json).toHaveProperty("ceilings");
+  });
+});
+
+describe("a bad checkpoint", () => {
+  const commands = [["inspect"], ["plan", "--model"], ["generate", "--prompt", "x", "--model"], ["bench", "--model"]];
+  const refusedBy = async (path: string, message: RegExp) => {
+    for (const command of commands) {
+      const ended = await llama4([...command, path, "--json"]);
+      expect(objectOf(ended)).toEqual({ error: { name: "CheckpointError", message: expect.stringMatching(message) } });
+      expect(ended.status).toBe(1);
+    }
+  };
+
+  it("that is missing is named by every command", () => refusedBy(place.at("nothing"), /nothing/));
+
+  it("that is truncated is named by every command", async () => {
+    const cut = place.at("cut");
+    cpSync(model, cut, { recursive: true });
+    truncateSync(`${cut}/model.safetensors`, statSync(`${cut}/model.safetensors`).size - 100);
+    await refusedBy(cut, /model\.safetensors/);
+  });
+
+  it("whose config is no JSON is named by every command", async () => {
+    const broken = place.at("broken");
+    cpSync(model, broken, { recursive: true });
+    writeFileSync(`${broken}/config.json`, "{");
+    await refusedBy(broken, /config\.json/);
+  });
+});
