@@ -8,7 +8,7 @@ import { countParameters } from "./model/config.ts";
 import { type OpenModel, openModel } from "./open.ts";
 import type { Tokenizer } from "./prompt/tokenizer.ts";
 import { type Call, flatten, type ModelInfo, type Start, type ToMain, type ToWorker } from "./protocol.ts";
-import { CheckpointError } from "./tensor/errors.ts";
+import { CheckpointError, RequestError } from "./tensor/errors.ts";
 
 if (!parentPort) throw new Error("worker.js is the engine's thread; expected to be started by load()");
 const port = parentPort;
@@ -119,7 +119,10 @@ function encodeChat(
   { messages, options }: Extract<Call, { method: "chat" | "encodeChat" }>,
 ): Int32Array {
   needTokenizer(model);
-  return model.chatFormat!.encode(messages, options).ids;
+  const { ids, images } = model.chatFormat!.encode(messages, options);
+  if (images.length > 0)
+    throw new RequestError(`the messages have ${images.length} images; this version reads text only, leave them out`);
+  return ids;
 }
 
 /** Calls at most every 50 ms, and once at the end. */

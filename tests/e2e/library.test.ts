@@ -49,6 +49,13 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
     expect(typeof text).toBe("string");
   });
 
+  it("refuses images, which this version does not see", async () => {
+    const content = [{ type: "image" }, { type: "text", text: "What is this?" }] as const;
+    await expect(all(model.chat([{ role: "user", content }]))).rejects.toThrow(
+      /1 images; this version reads text only/,
+    );
+  });
+
   it("gives the same tokens for the same seed, alone and among others", async () => {
     const one = (seed: number) => all(model.complete("Once upon a time", { maxTokens: 12, seed, temperature: 1 }));
     const [a, , b] = await Promise.all([one(1), one(2), one(1), one(3)]);
