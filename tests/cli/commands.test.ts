@@ -1,5 +1,6 @@
 // What every command promises: one JSON object, clear errors, exit statuses.
 
+import { spawn } from "node:child_process";
 import {
   cpSync,
   existsSync,
@@ -11,8 +12,8 @@ import {
   writeFileSync,
 } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { llama4, objectOf } from "./llama4.ts";
-import { initTiny, temporaryPlace, tinySizes } from "./models.ts";
+import { llama4, main, objectOf } from "./llama4.ts";
+import { initTiny, safetensors, temporaryPlace, tinySizes } from "./models.ts";
 
 const place = temporaryPlace();
 let model = "";
@@ -21,18 +22,6 @@ beforeAll(async () => {
   model = await initTiny(place.at("tiny"));
 });
 afterAll(() => place.remove());
-
-/** The tensors of a safetensors file. */
-function safetensors(path: string) {
-  const file = readFileSync(path);
-  const length = Number(file.readBigUInt64LE(0));
-  const header = JSON.parse(file.toString("utf8", 8, 8 + length));
-  const bytes = (name: string) => {
-    const [from, to] = header[name].data_offsets;
-    return file.buffer.slice(file.byteOffset + 8 + length + from, file.byteOffset + 8 + length + to) as ArrayBuffer;
-  };
-  return { header, bytes };
-}
 
 describe("llama4 init", () => {
   it("writes the same bytes for the same seed, and others for another", async () => {
@@ -298,5 +287,28 @@ describe("a bad checkpoint", () => {
     cpSync(model, broken, { recursive: true });
     writeFileSync(`${broken}/config.json`, "{");
     await refusedBy(broken, /config\.json/);
+  });
+});
+
+describe("Ctrl-C", () => {
+  it("ends init with status 130 and leaves nothing behind", async () => {
+    const out = place.at("interrupted");
+    const child = spawn(process.execPath, [
+      main,
+      "init",
+      "scout",
+      out,
+      "--layers",
+      "8",
+      "--dim",
+      "2048",
+      "--vocab",
+      "4096",
+    ]);
+    const isWriting = () => readdirSync(place.folder).some((name) => name.startsWith("interrupted"));
+    while (!isWriting()) await new Promise((resolve) => setTimeout(resolve, 20));
+    child.kill("SIGINT");
+    expect(await new Promise((resolve) => child.on("exit", resolve))).toBe(130);
+    expect(isWriting()).toBe(false);
   });
 });

@@ -1,6 +1,6 @@
 // Small random checkpoints in a folder of their own, made by the command line itself.
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { llama4 } from "./llama4.ts";
@@ -27,4 +27,16 @@ export async function initTiny(path: string, ...more: readonly string[]): Promis
   const { status, stderr } = await llama4(["init", "scout", path, ...tinySizes, ...more]);
   if (status !== 0) throw new Error(`llama4 init: ${stderr}`);
   return path;
+}
+
+/** The tensors of a safetensors file. */
+export function safetensors(path: string) {
+  const file = readFileSync(path);
+  const length = Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.toString("utf8", 8, 8 + length));
+  const bytes = (name: string) => {
+    const [from, to] = header[name].data_offsets;
+    return file.buffer.slice(file.byteOffset + 8 + length + from, file.byteOffset + 8 + length + to) as ArrayBuffer;
+  };
+  return { header, bytes };
 }
