@@ -24,11 +24,11 @@ export async function readGguf(source: ByteSource): Promise<GgufFile> {
     throw new CheckpointError(
       `${source.name}: GGUF version ${version}${version >>> 16 ? ", perhaps of a big-endian machine" : ""}; expected 2 or 3`,
     );
-  const tensorCount = cursor.count(24); // an info has at least a name's length, an axis count, a type, an offset
-  const keyCount = cursor.count(13); // an entry has at least a key's length, a type and one byte
+  const tensorCount = cursor.count(24, mostTensors); // an info has at least a name's length, an axis count, a type, an offset
+  const keyCount = cursor.count(13, mostKeys); // an entry has at least a key's length, a type and one byte
   const metadata = new Map<string, GgufValue>();
   for (let i = 0; i < keyCount; i++) {
-    const key = await cursor.string(65535);
+    const key = await cursor.string(longestName);
     if (metadata.has(key)) throw new CheckpointError(`${source.name}: the key ${show(key)} is there twice`);
     const value = await readValue(cursor, key);
     if (value) metadata.set(key, value);
@@ -76,7 +76,7 @@ interface Info {
 }
 
 async function readInfo(cursor: Cursor): Promise<Info> {
-  const name = await cursor.string(65535);
+  const name = await cursor.string(longestName);
   await cursor.ahead(4 + 8 * 8 + 12);
   const axes = cursor.u32();
   if (axes > 8) throw new CheckpointError(`${cursor.source.name}: ${show(name)} has ${axes} axes; expected at most 8`);
@@ -150,7 +150,7 @@ async function readArray(cursor: Cursor, key: string, depth = 0): Promise<GgufVa
   }
   if (of === "string") {
     const values: string[] = [];
-    for (let n = cursor.count(8); n > 0; n--) values.push(await cursor.string());
+    for (let n = cursor.count(8, mostTexts); n > 0; n--) values.push(await cursor.string());
     return { type: "array", of, values };
   }
   const n = cursor.count(scalarBytes[of]);
@@ -158,6 +158,13 @@ async function readArray(cursor: Cursor, key: string, depth = 0): Promise<GgufVa
 }
 
 const windowBytes = 1 << 20;
+
+// What a file may make us hold beyond its own bytes: an entry costs up to some hundred bytes once it is read.
+const longestName = 65535;
+const longestText = 2 ** 24;
+const mostKeys = 2 ** 16;
+const mostTensors = 2 ** 17;
+const mostTexts = 2 ** 22; // Llama 4's vocabulary has 202,048 and twice as many merges
 
 /** Reads on through a source, a window at a time. */
 class Cursor {
@@ -212,19 +219,20 @@ class Cursor {
   }
 
   /** A number of things that take at least `least` bytes each. */
-  count(least: number): number {
+  count(least: number, most = Number.POSITIVE_INFINITY): number {
     const value = this.u64("a count");
     if (value * least > this.source.byteLength - this.at)
       throw new CheckpointError(
         `${this.source.name}: a count before byte ${this.at} promises ${value} entries and ${this.source.byteLength - this.at} bytes are left; it is corrupted or truncated`,
       );
+    if (value > most) throw this.bad(`a count of ${value}`, `at most ${most}`);
     return value;
   }
 
-  async string(most = Number.POSITIVE_INFINITY): Promise<string> {
+  async string(most = longestText): Promise<string> {
     await this.ahead(8);
     const length = this.count(1);
-    if (length > most) throw this.bad(`a name of ${length} bytes`, `at most ${most}`);
+    if (length > most) throw this.bad(`a text of ${length} bytes`, `at most ${most}`);
     await this.ahead(length);
     const at = this.#take(length);
     try {
@@ -244,9 +252,14 @@ class Cursor {
 
   async numbers(type: Exclude<GgufScalarType, "string">, n: number): Promise<ArrayLike<number | bigint>> {
     const length = n * scalarBytes[type];
-    await this.ahead(length);
-    const at = this.#take(length);
-    const bytes = this.#bytes.slice(at, at + length); // aligned for the array over it
+    const bytes = new Uint8Array(length); // aligned for the array over it
+    for (let done = 0; done < length; ) {
+      const part = Math.min(length - done, windowBytes);
+      await this.ahead(part);
+      const at = this.#take(part);
+      bytes.set(this.#bytes.subarray(at, at + part), done);
+      done += part;
+    }
     return new arrays[type](bytes.buffer);
   }
 }

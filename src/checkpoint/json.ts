@@ -5,9 +5,11 @@ import { CheckpointError } from "../tensor/errors.ts";
 export type Json = Readonly<Record<string, unknown>>;
 
 const deepest = 64; // config.json and headers nest three deep
+const mostParts = 2 ** 21; // brackets and commas; a tensor's entry has eight. Each may cost tens of bytes once parsed
 
-/** Parses an object. Throws CheckpointError for anything else, for nesting beyond 64, and for a key that stands twice. */
+/** Parses an object. Throws CheckpointError for anything else, for nesting beyond 64 and for millions of parts. */
 export function parseObject(text: string, name: string): Json {
+  let parts = 0;
   let depth = 0;
   let quoted = false;
   for (let i = 0; i < text.length; i++) {
@@ -16,11 +18,14 @@ export function parseObject(text: string, name: string): Json {
       if (c === 0x5c) i++;
       else if (c === 0x22) quoted = false;
     } else if (c === 0x22) quoted = true;
+    else if (c === 0x2c) parts++;
     else if (c === 0x7b || c === 0x5b) {
+      parts++;
       if (++depth > deepest)
         throw new CheckpointError(`${name}: JSON nested deeper than ${deepest}; expected a config`);
     } else if (c === 0x7d || c === 0x5d) depth--;
   }
+  if (parts > mostParts) throw new CheckpointError(`${name}: JSON of ${parts} parts; expected at most ${mostParts}`);
   let value: unknown;
   try {
     value = JSON.parse(text);

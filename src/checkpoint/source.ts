@@ -53,7 +53,7 @@ export function memorySource(bytes: Uint8Array, name = "memory"): ByteSource {
     byteLength: bytes.length,
     async read(offset, length) {
       checkRange(name, offset, length, bytes.length);
-      return bytes.slice(offset, offset + length);
+      return new Uint8Array(bytes.subarray(offset, offset + length)); // a copy; Buffer.slice makes none
     },
   };
 }

@@ -2,6 +2,7 @@
 
 import { CheckpointError } from "../tensor/errors.ts";
 import type { ByteSource } from "../tensor/tensor.ts";
+import { show } from "./json.ts";
 
 /** A range of bytes of the archive. */
 export interface ZipEntry {
@@ -25,12 +26,14 @@ export async function readZip(source: ByteSource): Promise<Map<string, ZipEntry>
     if (end > length) throw bad("its directory is damaged");
     const entry = new TextDecoder().decode(directory.subarray(at + 46, at + 46 + nameLength));
     if (view.getUint16(at + 10, true) !== 0)
-      throw new CheckpointError(`${name}: "${entry}" is compressed; expected stored entries, save it with torch.save`);
+      throw new CheckpointError(
+        `${name}: ${show(entry)} is compressed; expected stored entries, save it with torch.save`,
+      );
     const sizes = wideSizes(view, at, nameLength, extraLength, bad);
-    if (sizes.packed !== sizes.size) throw bad(`"${entry}" has two sizes`);
-    if (entries.has(entry)) throw bad(`"${entry}" is there twice`);
+    if (sizes.packed !== sizes.size) throw bad(`${show(entry)} has two sizes`);
+    if (entries.has(entry)) throw bad(`${show(entry)} is there twice`);
     entries.set(entry, { offset: await dataOffset(source, sizes.local, bad), byteLength: sizes.size });
-    if (entries.get(entry)!.offset + sizes.size > byteLength) throw bad(`"${entry}" reaches beyond the end`);
+    if (entries.get(entry)!.offset + sizes.size > byteLength) throw bad(`${show(entry)} reaches beyond the end`);
     at = end;
   }
   return entries;
