@@ -428,7 +428,7 @@ export function fromGguf(metadata: GgufMetadata, facts: GgufFacts, name = "GGUF 
   const tokens = listOfTexts(metadata.get("tokenizer.ggml.tokens"));
   return checked(
     {
-      vocabSize: count("vocab_size", { absent: tokens.length || facts.vocabRows }),
+      vocabSize: count("vocab_size", { absent: facts.vocabRows || tokens.length }),
       dim,
       nHeads,
       nKvHeads: oneOf("attention.head_count_kv", nHeads),

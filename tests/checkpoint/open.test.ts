@@ -1,6 +1,7 @@
 // The same weights, whatever file they come from.
 
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gguf as parseGguf } from "@huggingface/gguf";
@@ -10,7 +11,7 @@ import { fromHuggingFace, ropeFreqs, toGguf, toHuggingFace } from "../../src/che
 import { randomTensors } from "../../src/checkpoint/init.ts";
 import { bindHuggingFace, bindVision, ggufNames, huggingFaceTensors } from "../../src/checkpoint/names.ts";
 import { type Checkpoint, openCheckpoint } from "../../src/checkpoint/open.ts";
-import { memorySource, sideBySide } from "../../src/checkpoint/source.ts";
+import { memorySource, openFile, sideBySide } from "../../src/checkpoint/source.ts";
 import { type GgufValue, type OutTensor, writeGguf, writeHuggingFace } from "../../src/checkpoint/writers.ts";
 import { type Llama4Config, presets } from "../../src/model/config.ts";
 import { mapParameters, type Parameters } from "../../src/model/parameters.ts";
@@ -305,6 +306,20 @@ describe("what is not a checkpoint", () => {
 
   it("stops when the signal says so", async () => {
     await expect(openCheckpoint(golden("dense"), { signal: AbortSignal.abort() })).rejects.toThrow(/abort/i);
+  });
+});
+
+describe("a file of more than 4 GiB", () => {
+  it("is read at any offset, and not beyond its end", async () => {
+    const path = join(scratch, "large"); // sparse: it takes a block of the disk
+    const size = 5 * 2 ** 30;
+    const file = await open(path, "w");
+    await file.write(Buffer.from("here"), 0, 4, size - 4);
+    await file.close();
+    const source = await openFile(path);
+    expect(Buffer.from(await source.read(size - 6, 6)).toString()).toBe("\0\0here");
+    await expect(source.read(size - 3, 4)).rejects.toThrow(/large has 5368709120 bytes; expected 4 more at 5368709117/);
+    await source.close();
   });
 });
 
