@@ -150,7 +150,7 @@ async function readArray(cursor: Cursor, key: string, depth = 0): Promise<GgufVa
   }
   if (of === "string") {
     const values: string[] = [];
-    for (let n = cursor.count(8, mostTexts); n > 0; n--) values.push(await cursor.string());
+    for (let n = cursor.count(8, mostTexts); n > 0; n--) values.push(cursor.stringAtHand() ?? (await cursor.string()));
     return { type: "array", of, values };
   }
   const n = cursor.count(scalarBytes[of]);
@@ -164,7 +164,7 @@ const longestName = 65535;
 const longestText = 2 ** 24;
 const mostKeys = 2 ** 16;
 const mostTensors = 2 ** 17;
-const mostTexts = 2 ** 22; // Llama 4's vocabulary has 202,048 and twice as many merges
+const mostTexts = 2 ** 20; // Llama 4's vocabulary has 202,048 and twice as many merges
 
 /** Reads on through a source, a window at a time. */
 class Cursor {
@@ -234,6 +234,19 @@ class Cursor {
     const length = this.count(1);
     if (length > most) throw this.bad(`a text of ${length} bytes`, `at most ${most}`);
     await this.ahead(length);
+    return this.#text(length);
+  }
+
+  /** As `string`, if the window holds all of it: hundreds of thousands of words without a promise each. */
+  stringAtHand(): string | undefined {
+    if (this.#next + 8 > this.#bytes.length) return undefined;
+    const length = this.#view.getBigUint64(this.#next, true);
+    if (length > this.#bytes.length - this.#next - 8) return undefined;
+    this.#next += 8;
+    return this.#text(Number(length));
+  }
+
+  #text(length: number): string {
     const at = this.#take(length);
     try {
       return strictUtf8.decode(this.#bytes.subarray(at, at + length));

@@ -5,7 +5,7 @@ import { CheckpointError } from "../tensor/errors.ts";
 export type Json = Readonly<Record<string, unknown>>;
 
 const deepest = 64; // config.json and headers nest three deep
-const mostParts = 2 ** 21; // brackets and commas; a tensor's entry has eight. Each may cost tens of bytes once parsed
+const mostParts = 2 ** 20; // brackets and commas; a tensor's entry has eight. Each may cost tens of bytes once parsed
 
 /** Parses an object. Throws CheckpointError for anything else, for nesting beyond 64 and for millions of parts. */
 export function parseObject(text: string, name: string): Json {
@@ -43,6 +43,7 @@ export function isObject(value: unknown): value is Json {
 /** A value for an error message, cut short. */
 export function show(value: unknown): string {
   if (typeof value === "bigint") return String(value);
+  if (Array.isArray(value) && value.length > 32) value = value.slice(0, 32); // more would not be seen
   return (JSON.stringify(value, (_, v) => (typeof v === "bigint" ? String(v) : v)) ?? String(value)).slice(0, 80);
 }
 
