@@ -7,6 +7,7 @@ import type { ByteSource, TensorView } from "../tensor/tensor.ts";
 import { isObject, type Json, parseObject, show } from "./json.ts";
 
 const longestHeader = 32 * 2 ** 20; // the largest published, of unfused experts, has about 4 MB
+const mostParts = 2 ** 20; // brackets and commas; an entry has eight
 
 /** The tensors of one file, in the order of its bytes. */
 export async function readSafetensors(source: ByteSource): Promise<TensorView[]> {
@@ -22,7 +23,7 @@ export async function readSafetensors(source: ByteSource): Promise<TensorView[]>
     );
   const dataStart = 8 + Number(length);
   const text = decodeUtf8(await source.read(8, Number(length)), name);
-  const header = parseObject(text, `${name}: header`);
+  const header = parseObject(text, `${name}: header`, mostParts);
   const dataBytes = byteLength - dataStart;
   const views: TensorView[] = [];
   for (const [tensor, entry] of Object.entries(header)) {

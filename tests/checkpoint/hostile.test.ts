@@ -310,6 +310,12 @@ describe("JSON", () => {
   it("of a million brackets in a text is only a text", () => {
     expect(parseObject(JSON.stringify({ a: `${"[".repeat(1e6)}"` }), "json")["a"]).toHaveLength(1e6 + 1);
   });
+
+  it("as large as the published tokenizer.json is read; a header of as many parts is not", async () => {
+    const merges = `{"merges":[${'["a","b"],'.repeat(440_000)}[]]}`;
+    expect(parseObject(merges, "tokenizer.json")["merges"]).toHaveLength(440_001);
+    expect(await outcome(asSafetensors, safetensorsBytes(merges, Buffer.alloc(0)))).toMatch(/JSON of \d+ parts/);
+  });
 });
 
 // ---- thousands of lies ----
