@@ -13,6 +13,8 @@ export interface Start {
   readonly context?: number | undefined;
   readonly kvDtype?: "f32" | "f16" | undefined;
   readonly sequences?: number | undefined;
+  /** Most tokens computed at once; a prompt comes in slices of this size. */
+  readonly stepTokens?: number | undefined;
 }
 
 export interface ModelInfo {

@@ -28,10 +28,11 @@ try {
 
 function serve(model: OpenModel): void {
   const { backend, parameters, config, context, kvDtype } = model;
-  const { sequences } = start;
+  const { sequences, stepTokens } = start;
   const engine = new Engine({
     ...{ backend, parameters, config, context, kvDtype },
     ...(sequences !== undefined && { sequences }),
+    ...(stepTokens !== undefined && { stepTokens }),
   });
   const running = new Map<number, AbortController>();
   port.on("message", async (message: ToWorker) => {

@@ -31,6 +31,8 @@ export function logits(program: Command, run: Run): void {
     .action(run((session, options: LogitsOptions) => written(session, options)));
 }
 
+const stepTokens = 64; // rows of logits in memory at once: 52 MB where the vocabulary has 202,048 tokens
+
 function tokenIds(text: string): number[] {
   const ids = text.split(",").map((part) => (/^\s*\d+\s*$/.test(part) ? Number(part) : Number.NaN));
   if (ids.some((id) => !(id < 2 ** 31))) throw new InvalidArgumentError("Expected token ids with commas between.");
@@ -45,7 +47,8 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   else checkPrompt(options);
   const { signal } = session;
   // float32 activations on exactly dequantized weights, so that another implementation can be compared
-  await using model = await openModel(options, session, fast ? {} : { activations: "f32", kvDtype: "f32" });
+  const exact = fast ? {} : ({ activations: "f32", kvDtype: "f32" } as const);
+  await using model = await openModel(options, session, { ...exact, stepTokens });
   const tokens = given
     ? Int32Array.from(given)
     : raw

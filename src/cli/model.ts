@@ -8,7 +8,7 @@ import type { ModelOptions } from "./options.ts";
 export async function openModel(
   { model, backend, threads, context }: ModelOptions,
   { signal }: Session,
-  more: Pick<LoadOptions, "activations" | "kvDtype"> = {},
+  more: Pick<LoadOptions, "activations" | "kvDtype" | "stepTokens"> = {},
 ): Promise<Llama4> {
   const bar = progress("loading");
   try {

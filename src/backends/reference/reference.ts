@@ -14,6 +14,7 @@ import type {
   Segment,
   Span,
 } from "../../tensor/backend.ts";
+import { byteLength } from "../../tensor/dtype.ts";
 import { elementCount, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
 import { decode } from "./decode.ts";
 
@@ -56,13 +57,17 @@ class Reference implements Backend {
 
   async load(views: readonly TensorView[], { onProgress, signal }: LoadOptions = {}): Promise<Tensor[]> {
     const loaded = new Map<TensorView, Tensor>();
+    const bytes = ({ dtype, shape }: TensorView) => byteLength(dtype, elementCount(shape));
+    const unique = [...new Set(views)];
+    const total = unique.reduce((sum, view) => sum + bytes(view), 0);
     let done = 0;
-    for (const view of new Set(views)) {
+    for (const view of unique) {
       signal?.throwIfAborted();
       const data = this.#zeros(elementCount(view.shape));
       await decode(view, data);
       loaded.set(view, this.#tensor(view.shape, data));
-      onProgress?.(++done, new Set(views).size);
+      done += bytes(view);
+      onProgress?.(done, total);
     }
     return views.map((view) => loaded.get(view)!);
   }
