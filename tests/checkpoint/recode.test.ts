@@ -1,0 +1,122 @@
+import { describe, expect, it } from "vitest";
+import { openNative } from "../../src/backends/native/backend.ts";
+import { type Quantizer, recoded, referenceQuantizer, turned } from "../../src/checkpoint/recode.ts";
+import { memorySource } from "../../src/checkpoint/source.ts";
+import { dequantize } from "../../src/tensor/block-formats.ts";
+import { type DType, rowBytes } from "../../src/tensor/dtype.ts";
+import { type QuantizableDType, quantize } from "../../src/tensor/quantize.ts";
+import { elementCount, type Shape, type TensorView } from "../../src/tensor/tensor.ts";
+
+const quantizers: Record<string, Quantizer | undefined> = { reference: referenceQuantizer, native: native() };
+
+function native(): Quantizer | undefined {
+  try {
+    return openNative({ threads: 2 });
+  } catch {
+    return undefined; // where no compiler is, the native cases say so
+  }
+}
+
+/** Numbers that are their own index in the tensor, small enough for every float. */
+const numbers = (shape: Shape, scale = 1) =>
+  Float32Array.from({ length: elementCount(shape) }, (_, i) => ((i * 37) % 251) * scale - 3);
+
+function stored(values: Float32Array, dtype: QuantizableDType, columns: number): Uint8Array {
+  const out = new Uint8Array((values.length / columns) * rowBytes(dtype, columns));
+  quantize(dtype, values, out);
+  return out;
+}
+
+function viewOf(
+  values: Float32Array,
+  dtype: QuantizableDType,
+  shape: Shape,
+  strides?: readonly number[],
+  offset = 0,
+): TensorView {
+  const source = memorySource(stored(values, dtype, strides ? 1 : shape.at(-1)!));
+  return { name: "w", dtype, shape, source, offset, ...(strides && { strides }) };
+}
+
+async function all(chunks: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
+  const parts: Uint8Array[] = [];
+  for await (const chunk of chunks) parts.push(chunk);
+  return new Uint8Array(Buffer.concat(parts));
+}
+
+function decoded(bytes: Uint8Array, dtype: DType, n: number): Float32Array {
+  const out = new Float32Array(n);
+  dequantize(dtype, bytes, out);
+  return out;
+}
+
+describe.each(Object.entries(quantizers))("recoding, %s", (_name, quantizer) => {
+  const test = it.skipIf(!quantizer); // the addon is not built here
+  const q = quantizer ?? referenceQuantizer;
+
+  test("the same dtype passes through", async () => {
+    const view = viewOf(numbers([3, 64]), "q8_0", [3, 64]);
+    expect(await all(recoded(view, "q8_0", q))).toEqual(await view.source.read(0, view.source.byteLength));
+  });
+
+  test.each(["f32", "f16", "bf16", "q8_0", "q4_0", "q5_0", "q4_k", "q6_k"] as const)(
+    "bf16 rows become the reference quantizer's %s",
+    async (dtype) => {
+      const values = decoded(stored(numbers([5, 512], 0.01), "bf16", 512), "bf16", 5 * 512);
+      const view = viewOf(values, "bf16", [5, 512]);
+      expect(Buffer.compare(await all(recoded(view, dtype, q)), stored(values, dtype, 512))).toBe(0);
+    },
+  );
+
+  test("rows of more than one block of the file arrive in order", async () => {
+    const values = numbers([150, 16384]); // 10 MB, and a block has 8 MiB
+    const view = viewOf(values, "f32", [150, 16384]);
+    expect(Buffer.compare(await all(recoded(view, "bf16", q)), stored(values, "bf16", 16384))).toBe(0);
+  });
+
+  test("an element that the dtype cannot hold is named", async () => {
+    const values = numbers([150, 16384]);
+    values[2_300_000] = 1e6;
+    const refused = all(recoded(viewOf(values, "f32", [150, 16384]), "f16", q));
+    await expect(refused).rejects.toThrow("w: element 2300000 is 1000000, which f16 cannot hold");
+  });
+});
+
+describe("turning", () => {
+  const q = quantizers["native"] ?? referenceQuantizer;
+  const [E, D, F] = [3, 70, 45];
+  const fused = numbers([E, D, 2 * F]);
+  const strides = [2 * F * D, 1, 2 * F];
+  const gate = viewOf(fused, "f32", [E, F, D], strides);
+  const up = { ...gate, offset: 4 * F };
+  const at = (e: number, d: number, f: number) => fused[(e * D + d) * 2 * F + f]!;
+
+  it("fused experts of Hugging Face come apart into rows of gate and up", async () => {
+    for (const [view, first] of [
+      [gate, 0],
+      [up, F],
+    ] as const) {
+      const got = decoded(await all(recoded(view, "f32", q)), "f32", E * F * D);
+      const expected = got.map((_, i) => at(Math.floor(i / D / F), i % D, first + (Math.floor(i / D) % F)));
+      expect(got).toEqual(expected);
+    }
+  });
+
+  it("gate and up are fused again to the same bytes", async () => {
+    expect(decoded(await all(turned([gate, up], "f32", q)), "f32", fused.length)).toEqual(fused);
+  });
+
+  it("separate experts are turned as they are decoded", async () => {
+    const values = decoded(stored(numbers([2, 40, 64]), "q8_0", 64), "q8_0", 2 * 40 * 64);
+    const got = decoded(await all(turned([viewOf(values, "q8_0", [2, 40, 64])], "f32", q)), "f32", values.length);
+    for (let e = 0; e < 2; e++)
+      for (let r = 0; r < 40; r++)
+        for (let c = 0; c < 64; c++) expect(got[(e * 64 + c) * 40 + r]).toBe(values[(e * 40 + r) * 64 + c]);
+  });
+
+  it("rows with gaps between them are gathered", async () => {
+    const view = viewOf(fused, "f32", [D, F], [2 * F, 1]);
+    const got = decoded(await all(recoded(view, "f32", q)), "f32", D * F);
+    for (let d = 0; d < D; d++) for (let f = 0; f < F; f++) expect(got[d * F + f]).toBe(at(0, d, f));
+  });
+});
