@@ -7,10 +7,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -18,13 +20,16 @@
 #include <thread>
 #include <vector>
 
-#include "memory.h"
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace llama4 {
 
 namespace {
 
 constexpr int kThreads = 4;  // reads in flight
+constexpr int64_t kPage = 4096;  // offsets, lengths and addresses past the page cache are multiples of it
 
 // `bytes` of a file from `offset`. rows = 0: they go to the one scatter as they are. Else they are `rows` rows, each
 // `row_bytes` after the other, of elements; each scatter takes a range of columns and transposes it.
@@ -43,14 +48,43 @@ constexpr int kScatterNumbers = 5;
 struct File {
   std::string path;
   int descriptor = -1;
+  int direct = -1;  // past the page cache; -1 where the file system cannot
 };
+
+// Huge pages: past the page cache a disk takes a request in as many pieces as its memory has pages.
+uint8_t* whole_pages(int64_t bytes) {
+  constexpr size_t kHugePage = size_t(2) << 20;
+  const size_t size = (size_t(bytes) + kHugePage - 1) / kHugePage * kHugePage;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, kHugePage, size) != 0) return nullptr;
+#ifdef MADV_HUGEPAGE
+  madvise(memory, size, MADV_HUGEPAGE);
+#endif
+  return static_cast<uint8_t*>(memory);
+}
+
+// Whether the page cache holds most of the pages of [offset, offset + bytes); offset is a whole page.
+bool cached(const File& file, int64_t offset, int64_t bytes) {
+#ifdef __linux__
+  void* pages = mmap(nullptr, size_t(bytes), PROT_READ, MAP_SHARED, file.descriptor, off_t(offset));
+  if (pages == MAP_FAILED) return true;
+  std::vector<unsigned char> held(size_t((bytes + kPage - 1) / kPage));
+  const bool known = mincore(pages, size_t(bytes), held.data()) == 0;
+  munmap(pages, size_t(bytes));
+  size_t count = 0;
+  for (const unsigned char page : held) count += page & 1;
+  return !known || count * 2 > held.size();
+#else
+  return true;
+#endif
+}
 
 struct Reading {
   std::vector<File> files;
   std::vector<Unit> units;
   std::vector<Scatter> scatters;
   std::vector<uint8_t*> buffers;
-  int64_t largest = 0;  // bytes of the largest unit that is transposed
+  int64_t largest = 0;  // bytes of the largest unit
 
   std::atomic<size_t> next{0};
   std::atomic<int64_t> done{0};
@@ -82,19 +116,42 @@ struct Reading {
     }
   }
 
+  // The same past the page cache, into whole pages of `block`: where the bytes begin there, or nullptr when they must
+  // be fetched after all. The page cache would take as much fresh memory as the weights do, which costs more than the
+  // copy from the block; what it holds already is faster there than on any disk.
+  const uint8_t* fetch_direct(const File& file, int64_t offset, int64_t bytes, uint8_t* block) {
+    const int64_t start = offset / kPage * kPage, end = offset + bytes;
+    if (file.direct < 0 || cached(file, start, end - start)) return nullptr;
+    const int64_t length = (end - start + kPage - 1) / kPage * kPage;
+    for (int64_t got = 0; start + got < end && !cancelled->load();) {
+      const ssize_t n = pread(file.direct, block + got, size_t(length - got), off_t(start + got));
+      if (n < 0 && errno == EINTR) continue;
+      if (n > 0) got += n;
+      if (start + got < end && (n <= 0 || n % kPage)) return nullptr;  // refused, or the end of the file
+    }
+    return block + (offset - start);
+  }
+
   void work() {
-    Scratch scratch;
+    const std::unique_ptr<uint8_t, void (*)(void*)> owner(whole_pages(largest + 2 * kPage), free);
+    uint8_t* block = owner.get();
+    if (!block) fail("native: the system refused " + std::to_string(largest) + " bytes to read into");
     for (size_t i; !cancelled->load() && (i = next.fetch_add(1)) < units.size();) {
       const Unit& unit = units[i];
       const File& file = files[size_t(unit.file)];
       const Scatter* to = &scatters[size_t(unit.first_scatter)];
+      const uint8_t* bytes = fetch_direct(file, unit.offset, unit.bytes, block);
       if (unit.rows == 0) {
-        fetch(file, unit.offset, buffers[size_t(to->buffer)] + to->offset, unit.bytes);
+        uint8_t* out = buffers[size_t(to->buffer)] + to->offset;
+        if (bytes) memcpy(out, bytes, size_t(unit.bytes));
+        else fetch(file, unit.offset, out, unit.bytes);
       } else {
-        uint8_t* block = static_cast<uint8_t*>(scratch.reserve(size_t(largest)));
-        fetch(file, unit.offset, block, unit.bytes);
-        for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++) transpose(unit, to[s], block);
+        if (!bytes) fetch(file, unit.offset, block, unit.bytes);
+        for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++) transpose(unit, to[s], bytes ? bytes : block);
       }
+#if defined(__SSE2__)
+      _mm_sfence();  // after streamed stores
+#endif
       if (cancelled->load()) break;
       done.fetch_add(unit.bytes);
       napi_call_threadsafe_function(notify, nullptr, napi_tsfn_nonblocking);
@@ -113,29 +170,94 @@ struct Reading {
     }
   }
 
-  // out[column][row] = in[row][column], in squares that stay in the cache.
+  // out[column][row] = in[row][column], in squares of a cache line each way.
   template <typename T>
   static void turn(const Unit& unit, const Scatter& to, const uint8_t* in, uint8_t* out) {
-    constexpr int64_t kSquare = 32;
-    for (int64_t c0 = 0; c0 < to.columns; c0 += kSquare)
-      for (int64_t r0 = 0; r0 < unit.rows; r0 += kSquare) {
-        const int64_t c1 = c0 + kSquare < to.columns ? c0 + kSquare : to.columns;
-        const int64_t r1 = r0 + kSquare < unit.rows ? r0 + kSquare : unit.rows;
+    constexpr int64_t kSide = 64 / sizeof(T);
+    for (int64_t r0 = 0; r0 < unit.rows; r0 += kSide)
+      for (int64_t c0 = 0; c0 < to.columns; c0 += kSide) {
+        const int64_t columns = kSide < to.columns - c0 ? kSide : to.columns - c0;
+        const int64_t rows = kSide < unit.rows - r0 ? kSide : unit.rows - r0;
+        const uint8_t* from = in + r0 * unit.row_bytes + c0 * int64_t(sizeof(T));
+        uint8_t* place = out + c0 * to.stride + r0 * int64_t(sizeof(T));
         // Rows are often a power of two apart, where a cache holds few of them: each line is fetched once, into here.
-        T square[kSquare][kSquare];
-        for (int64_t r = r0; r < r1; r++)
-          memcpy(square[r - r0], in + r * unit.row_bytes + c0 * int64_t(sizeof(T)), size_t(c1 - c0) * sizeof(T));
-        for (int64_t c = c0; c < c1; c++) {
-          T column[kSquare];
-          for (int64_t r = r0; r < r1; r++) column[r - r0] = square[r - r0][c - c0];
-          memcpy(out + c * to.stride + r0 * int64_t(sizeof(T)), column, size_t(r1 - r0) * sizeof(T));
+        alignas(64) T square[kSide][kSide];
+        if (columns == kSide && rows == kSide) {
+          for (int64_t r = 0; r < kSide; r++) {
+            memcpy(square[r], from + r * unit.row_bytes, 64);
+            __builtin_prefetch(from + r * unit.row_bytes + 256);
+          }
+          turn_square(square, place, to.stride);
+          continue;
+        }
+        for (int64_t r = 0; r < rows; r++) memcpy(square[r], from + r * unit.row_bytes, size_t(columns) * sizeof(T));
+        for (int64_t c = 0; c < columns; c++) {
+          T column[kSide];
+          for (int64_t r = 0; r < rows; r++) column[r] = square[r][c];
+          memcpy(place + c * to.stride, column, size_t(rows) * sizeof(T));
         }
       }
   }
 
+  template <typename T, int64_t kSide = 64 / sizeof(T)>
+  static void turn_square(const T (&square)[kSide][kSide], uint8_t* out, int64_t stride) {
+#if defined(__SSE2__)
+    // Registers of 16 bytes hold n elements; n registers are transposed by log2 n rounds that interleave the first
+    // half of them with the second. Lines that are written whole and not read soon go past the cache.
+    constexpr int n = 16 / sizeof(T);
+    const bool stream = ((reinterpret_cast<uintptr_t>(out) | uintptr_t(stride)) & 15) == 0;
+    for (int64_t c = 0; c < kSide; c += n) {
+      __m128i line[4][n];
+#pragma GCC unroll 4
+      for (int quarter = 0; quarter < 4; quarter++) {
+        __m128i v[n], next[n];
+#pragma GCC unroll 16
+        for (int i = 0; i < n; i++) v[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(&square[n * quarter + i][c]));
+#pragma GCC unroll 4
+        for (int round = 1; round < n; round *= 2) {
+#pragma GCC unroll 8
+          for (int i = 0; i < n / 2; i++) {
+            next[2 * i] = interleave<sizeof(T), false>(v[i], v[i + n / 2]);
+            next[2 * i + 1] = interleave<sizeof(T), true>(v[i], v[i + n / 2]);
+          }
+#pragma GCC unroll 16
+          for (int i = 0; i < n; i++) v[i] = next[i];
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < n; i++) line[quarter][i] = v[i];
+      }
+      for (int i = 0; i < n; i++) {
+        __m128i* to = reinterpret_cast<__m128i*>(out + (c + i) * stride);
+        for (int quarter = 0; quarter < 4; quarter++) {
+          if (stream) _mm_stream_si128(to + quarter, line[quarter][i]);
+          else _mm_storeu_si128(to + quarter, line[quarter][i]);
+        }
+      }
+    }
+#else
+    for (int64_t c = 0; c < kSide; c++) {
+      T column[kSide];
+      for (int64_t r = 0; r < kSide; r++) column[r] = square[r][c];
+      memcpy(out + c * stride, column, 64);
+    }
+#endif
+  }
+
+#if defined(__SSE2__)
+  template <size_t Bytes, bool High>
+  static __m128i interleave(__m128i a, __m128i b) {
+    if constexpr (Bytes == 1) return High ? _mm_unpackhi_epi8(a, b) : _mm_unpacklo_epi8(a, b);
+    else if constexpr (Bytes == 2) return High ? _mm_unpackhi_epi16(a, b) : _mm_unpacklo_epi16(a, b);
+    else if constexpr (Bytes == 4) return High ? _mm_unpackhi_epi32(a, b) : _mm_unpacklo_epi32(a, b);
+    else return High ? _mm_unpackhi_epi64(a, b) : _mm_unpacklo_epi64(a, b);
+  }
+#endif
+
   ~Reading() {
-    for (const File& file : files)
+    for (const File& file : files) {
       if (file.descriptor >= 0) ::close(file.descriptor);
+      if (file.direct >= 0) ::close(file.direct);
+    }
   }
 };
 
@@ -236,6 +358,9 @@ napi_value start_reading(napi_env env, napi_callback_info info) {
 #ifdef POSIX_FADV_SEQUENTIAL
       posix_fadvise(file.descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);  // doubles the kernel's read-ahead
 #endif
+#ifdef O_DIRECT
+      file.direct = ::open(file.path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+#endif
       reading->files.push_back(file);
     }
     std::vector<size_t> lengths;
@@ -257,7 +382,7 @@ napi_value start_reading(napi_env env, napi_callback_info info) {
       reading->units.push_back({n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]});
       const Unit& unit = reading->units.back();
       check(*reading, unit, lengths);
-      if (unit.rows && unit.bytes > reading->largest) reading->largest = unit.bytes;
+      if (unit.bytes > reading->largest) reading->largest = unit.bytes;
     }
     napi_value name;
     napi_create_string_utf8(env, "llama4 reader", NAPI_AUTO_LENGTH, &name);

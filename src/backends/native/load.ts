@@ -8,7 +8,7 @@ import { elementCount, type TensorView } from "../../tensor/tensor.ts";
 import type { Addon } from "./addon.ts";
 import type { Memory } from "./memory.ts";
 
-const blockBytes = 16 * 2 ** 20; // large enough for a disk's full speed, small enough that several in flight weigh little
+const blockBytes = 4 * 2 ** 20; // large enough for a disk's full speed, small enough that several in flight weigh little
 
 /** One buffer for each view, its elements row-major. */
 export async function readViews(
