@@ -1,0 +1,338 @@
+// One checkpoint into another: GGUF in one of the mixes, or a folder in Hugging Face's layout. Nothing is held but the
+// blocks that are being recoded (recode.ts), so a checkpoint may have any size.
+
+import { basename, dirname, join } from "node:path";
+import type { Llama4Config, VisionConfig } from "../model/config.ts";
+import { type Block, mapParameters, type Parameters } from "../model/parameters.ts";
+import { type DType, isQuantized } from "../tensor/dtype.ts";
+import { CheckpointError, RequestError } from "../tensor/errors.ts";
+import type { Shape, TensorView } from "../tensor/tensor.ts";
+import { ggufLosses, ropeFreqs, toGguf, toHuggingFace } from "./config.ts";
+import { fileTypes, type Mix, type Role, storedType } from "./mix.ts";
+import { bindVision, ggufNames, huggingFaceTensors, visionTensors } from "./names.ts";
+import type { Checkpoint } from "./open.ts";
+import { type Quantizer, recoded, referenceQuantizer, turned } from "./recode.ts";
+import {
+  type GgufValue,
+  type OutTensor,
+  storedBytes,
+  type WriteOptions,
+  writeGguf,
+  writeHuggingFace,
+} from "./writers.ts";
+
+/** A tokenizer as GGUF's keys `tokenizer.ggml.*` say it. */
+export interface Vocabulary {
+  readonly model: string;
+  readonly pre: string;
+  readonly tokens: readonly string[];
+  readonly tokenTypes: ArrayLike<number>;
+  readonly merges?: readonly string[] | undefined;
+  readonly bos?: number | undefined;
+  readonly eos?: number | undefined;
+  readonly pad?: number | undefined;
+}
+
+export interface ConvertOptions extends WriteOptions {
+  /** Default: as the input's matrices are stored. A folder holds f32, f16 or bf16. */
+  readonly type?: Mix | undefined;
+  readonly quantizer?: Quantizer;
+  /** For a .gguf file; a GGUF input's own wins. Without one the file says that it has none. */
+  readonly vocabulary?: Vocabulary | undefined;
+  /** For a folder: texts to stand beside config.json, such as tokenizer.json. */
+  readonly files?: Readonly<Record<string, string>>;
+  /** Write what llama.cpp would misread, with hints that only this program obeys. */
+  readonly allowLossy?: boolean;
+  readonly onWarning?: (message: string) => void;
+}
+
+export interface Converted {
+  readonly type: Mix;
+  /** What was written: the folder, or the file and, with a vision encoder, the one beside it. */
+  readonly paths: readonly string[];
+  /** Of all tensors. */
+  readonly bytes: number;
+}
+
+/** Writes `input` to `out`: a .gguf file, else a folder. Throws CheckpointError for what the format cannot say. */
+export async function convert(input: Checkpoint, out: string, options: ConvertOptions = {}): Promise<Converted> {
+  const isGguf = out.endsWith(".gguf");
+  const type = options.type ?? typeOf(input, isGguf);
+  const source = withoutForeignVision(input, options);
+  return isGguf ? convertToGguf(source, out, type, options) : convertToFolder(source, out, type, options);
+}
+
+function typeOf({ parameters }: Checkpoint, isGguf: boolean): Mix {
+  const { dtype } = parameters.tokEmbeddings;
+  if (dtype === "f32" || dtype === "f16" || dtype === "bf16") return dtype;
+  if (isGguf) throw new RequestError(`the input is stored as ${dtype}; say with a type what it should become`);
+  return "bf16";
+}
+
+interface Source {
+  readonly config: Llama4Config;
+  readonly parameters: Parameters<TensorView>;
+  /** By Hugging Face's names. */
+  readonly vision: ReadonlyMap<string, TensorView>;
+  readonly checkpoint: Checkpoint;
+}
+
+/** Meta's vision tensors are laid out for model parallelism in ways that are not read: the text model goes alone. */
+function withoutForeignVision(checkpoint: Checkpoint, { onWarning }: ConvertOptions): Source {
+  const { config, parameters, tensors, path } = checkpoint;
+  if (!config.vision) return { config, parameters, checkpoint, vision: new Map() };
+  if (checkpoint.format === "huggingface")
+    return { config, parameters, checkpoint, vision: bindVision(config, tensors, basename(path)) };
+  onWarning?.(`${path}: its vision encoder is left out; only one in Hugging Face's layout is converted`);
+  const { vision: _, ...text } = config;
+  return { config: text, parameters, checkpoint, vision: new Map() };
+}
+
+// ---- to GGUF ----
+
+async function convertToGguf(source: Source, out: string, type: Mix, options: ConvertOptions): Promise<Converted> {
+  const { config } = source;
+  const { allowLossy = false, onWarning } = options;
+  const losses = ggufLosses(config);
+  if (losses.length > 0 && !allowLossy)
+    throw new CheckpointError(
+      `${basename(out)}: GGUF has no word that llama.cpp obeys for ${losses.join("; ")}; ` +
+        "write a folder instead, or allow a lossy file, which only this program reads rightly",
+    );
+  for (const loss of losses) onWarning?.(`llama.cpp will misread ${basename(out)}: ${loss}`);
+  const text = ggufText(source, type, options);
+  const vision = ggufVision(source, type, options);
+  const bytes = [text, vision].map((tensors) => tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0));
+  const [textBytes, visionBytes] = bytes as [number, number];
+  const part = (before: number): WriteOptions => ({
+    ...(options.signal && { signal: options.signal }),
+    onProgress: (done) => options.onProgress?.(before + done, textBytes + visionBytes),
+  });
+  await writeGguf(out, textMetadata(source, out, type, options), text, part(0));
+  if (!config.vision) return { type, paths: [out], bytes: textBytes };
+  const beside = join(dirname(out), `mmproj-${basename(out)}`);
+  await writeGguf(
+    beside,
+    visionMetadata(config, config.vision, out, visionType(source, type)),
+    vision,
+    part(textBytes),
+  );
+  return { type, paths: [out, beside], bytes: textBytes + visionBytes };
+}
+
+/** The text model's tensors, in the order of the tree. */
+function ggufText({ config, parameters }: Source, type: Mix, { quantizer = referenceQuantizer }: ConvertOptions) {
+  const names = ggufNames(config);
+  const nLayers = config.layers.length;
+  const [views, texts, places] = [listed(parameters), listed(names.parameters), listed(roles(parameters))];
+  const tensors = views.map((view, i): OutTensor => {
+    const { role, layer } = places[i]!;
+    const dtype = storedType(
+      ...([
+        type,
+        config.tied && role === "tokEmbeddings" ? "output" : role,
+        layer,
+        nLayers,
+        view.shape.at(-1)!,
+      ] as const),
+    );
+    return { name: texts[i]!, dtype, shape: view.shape, chunks: () => recoded(view, dtype, quantizer) };
+  });
+  const divisors = ropeFreqs(config);
+  return [
+    ...(config.tied ? tensors.slice(0, -1) : tensors),
+    ...(divisors ? [numbersTensor(names.ropeFreqs, divisors)] : []),
+  ];
+}
+
+function listed<W>(parameters: Parameters<W>): W[] {
+  const list: W[] = [];
+  mapParameters(parameters, (weight) => list.push(weight));
+  return list;
+}
+
+interface Place {
+  readonly role: Role;
+  readonly layer: number;
+}
+
+function roles({ layers }: Parameters<unknown>): Parameters<Place> {
+  const at = (role: Role, layer = 0): Place => ({ role, layer });
+  const block = ({ ffn }: Block<unknown>, i: number): Block<Place> => {
+    const swiglu = { w1: at("w1", i), w2: at("w2", i), w3: at("w3", i) };
+    const experts = { gate: swiglu.w1, up: swiglu.w3, down: swiglu.w2 };
+    return {
+      attentionNorm: at("attentionNorm", i),
+      wq: at("wq", i),
+      wk: at("wk", i),
+      wv: at("wv", i),
+      wo: at("wo", i),
+      ffnNorm: at("ffnNorm", i),
+      ffn: "router" in ffn ? { router: at("router", i), experts, shared: swiglu } : swiglu,
+    };
+  };
+  return { tokEmbeddings: at("tokEmbeddings"), layers: layers.map(block), norm: at("norm"), output: at("output") };
+}
+
+function numbersTensor(name: string, numbers: Float32Array): OutTensor {
+  const bytes = new Uint8Array(numbers.buffer, numbers.byteOffset, numbers.byteLength);
+  return {
+    name,
+    dtype: "f32",
+    shape: [numbers.length],
+    async *chunks() {
+      yield bytes;
+    },
+  };
+}
+
+/** Quantizers' blocks do not divide vision's rows (588, 1408): matrices keep 16 bits, the rest 32. */
+function ggufVision(source: Source, type: Mix, { quantizer = referenceQuantizer }: ConvertOptions): OutTensor[] {
+  const matrixType = visionType(source, type);
+  return visionTensors(source.config).map(({ huggingFace, gguf, shape }): OutTensor => {
+    const view = source.vision.get(huggingFace)!; // bindVision took every name
+    const isMatrix = shape.length > 1 && !gguf.includes("position_embd");
+    const dtype = isMatrix ? matrixType : "f32";
+    return { name: gguf, dtype, shape, chunks: () => recoded(view, dtype, quantizer) };
+  });
+}
+
+function visionType({ vision }: Source, type: Mix): "f32" | "f16" | "bf16" {
+  if (type === "f32" || type === "f16" || type === "bf16") return type;
+  return [...vision.values()].some(({ dtype }) => dtype === "bf16") ? "bf16" : "f16";
+}
+
+const text = (value: string): GgufValue => ({ type: "string", value });
+const u32 = (value: number): GgufValue => ({ type: "u32", value });
+
+function generalMetadata(out: string, kind: string, fileType: number): [string, GgufValue][] {
+  return [
+    ["general.type", text(kind)],
+    ["general.name", text(basename(out, ".gguf"))],
+    ["general.file_type", u32(fileType)],
+    ["general.quantization_version", u32(2)],
+  ];
+}
+
+function textMetadata({ config, checkpoint }: Source, out: string, type: Mix, options: ConvertOptions) {
+  const { metadata, chatTemplate } = checkpoint;
+  const own = [...(metadata ?? [])].filter(([key]) => key.startsWith("tokenizer."));
+  const template: [string, GgufValue][] =
+    chatTemplate === undefined ? [] : [["tokenizer.chat_template", text(chatTemplate)]];
+  return new Map([
+    ...toGguf(config),
+    ...generalMetadata(out, "model", fileTypes[type]),
+    ...(own.length > 0 ? own : [...vocabularyMetadata(config, options.vocabulary), ...template]),
+  ]);
+}
+
+const [CONTROL, UNUSED] = [3, 5]; // kinds of tokens
+
+function vocabularyMetadata(c: Llama4Config, vocabulary: Vocabulary | undefined): [string, GgufValue][] {
+  if (!vocabulary) return [["tokenizer.ggml.model", text("none")]]; // llama.cpp's word for a model without one
+  const { model, pre, tokens, tokenTypes, merges, pad } = vocabulary;
+  if (tokens.length > c.vocabSize)
+    throw new CheckpointError(
+      `the tokenizer has ${tokens.length} tokens and the model ${c.vocabSize}; expected no more`,
+    );
+  const missing = Array.from({ length: c.vocabSize - tokens.length }, (_, i) => `[PAD${tokens.length + i}]`);
+  const types = Int32Array.from({ length: c.vocabSize }, (_, i) => tokenTypes[i] ?? UNUSED);
+  const [bos, eos] = [vocabulary.bos ?? c.tokens.bos, vocabulary.eos ?? c.tokens.eos.at(-1)];
+  const ids = Object.entries({ bos, eos, padding: pad, eot: special("<|eot|>"), eom: special("<|eom|>") });
+  return [
+    ["tokenizer.ggml.model", text(model)],
+    ["tokenizer.ggml.pre", text(pre)],
+    ["tokenizer.ggml.tokens", { type: "array", of: "string", values: [...tokens, ...missing] }],
+    ["tokenizer.ggml.token_type", { type: "array", of: "i32", values: types }],
+    ...(merges
+      ? [["tokenizer.ggml.merges", { type: "array", of: "string", values: merges }] as [string, GgufValue]]
+      : []),
+    ...ids.flatMap(([kind, id]): [string, GgufValue][] =>
+      id === undefined ? [] : [[`tokenizer.ggml.${kind}_token_id`, u32(id)]],
+    ),
+    ["tokenizer.ggml.add_bos_token", { type: "bool", value: bos !== undefined }],
+  ];
+
+  function special(name: string): number | undefined {
+    const id = tokens.lastIndexOf(name);
+    return id >= 0 && tokenTypes[id] === CONTROL ? id : undefined;
+  }
+}
+
+/** Specification gguf.md §4. */
+function visionMetadata({ dim }: Llama4Config, v: VisionConfig, out: string, type: Mix): Map<string, GgufValue> {
+  const halves: GgufValue = { type: "array", of: "f32", values: [0.5, 0.5, 0.5] };
+  const yes: GgufValue = { type: "bool", value: true };
+  return new Map([
+    ["general.architecture", text("clip")],
+    ...generalMetadata(out, "mmproj", fileTypes[type]),
+    ["clip.has_vision_encoder", yes],
+    ["clip.projector_type", text("llama4")],
+    ["clip.use_gelu", yes],
+    ["clip.vision.image_size", u32(v.imageSize)],
+    ["clip.vision.patch_size", u32(v.patchSize)],
+    ["clip.vision.embedding_length", u32(v.dim)],
+    ["clip.vision.feed_forward_length", u32(v.ffnDim)],
+    ["clip.vision.block_count", u32(v.nLayers)],
+    ["clip.vision.attention.head_count", u32(v.nHeads)],
+    ["clip.vision.attention.layer_norm_epsilon", { type: "f32", value: v.normEps }],
+    ["clip.vision.projection_dim", u32(dim)],
+    ["clip.vision.image_mean", halves],
+    ["clip.vision.image_std", halves],
+    ["clip.vision.projector.scale_factor", u32(v.shuffle)],
+  ]);
+}
+
+// ---- to a folder ----
+
+const torchNames = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;
+
+async function convertToFolder(source: Source, out: string, type: Mix, options: ConvertOptions): Promise<Converted> {
+  if (type !== "f32" && type !== "f16" && type !== "bf16")
+    throw new RequestError(`a folder cannot hold ${type}; take f32, f16 or bf16, or a name that ends in .gguf`);
+  const tensors = folderTensors(source, type, options);
+  const files = {
+    ...options.files,
+    "config.json": `${JSON.stringify(toHuggingFace(source.config, torchNames[type]), null, 2)}\n`,
+  };
+  await writeHuggingFace(out, files, tensors, options);
+  return { type, paths: [out], bytes: tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0) };
+}
+
+/** Hugging Face's tensors, all of one dtype; what they are made of is listed in the order of their names. */
+function folderTensors(
+  { config, parameters, vision }: Source,
+  dtype: DType,
+  { quantizer = referenceQuantizer }: ConvertOptions,
+): OutTensor[] {
+  const asIs = (view: TensorView) => ({ shape: view.shape, chunks: () => recoded(view, dtype, quantizer) });
+  const fused = (...views: readonly TensorView[]) => {
+    const [E, , columns] = views[0]!.shape as [number, number, number];
+    const shape: Shape = [E, columns, views.reduce((sum, view) => sum + view.shape[1]!, 0)];
+    return { shape, chunks: () => turned(views, dtype, quantizer) };
+  };
+  const swiglu = ({ w1, w2, w3 }: { w1: TensorView; w2: TensorView; w3: TensorView }) => [w1, w3, w2].map(asIs);
+  const block = ({ ffn, ...b }: Block<TensorView>) => [
+    ...[b.attentionNorm, b.wq, b.wk, b.wv, b.wo, b.ffnNorm].map(asIs),
+    ...("router" in ffn
+      ? [asIs(ffn.router), fused(ffn.experts.gate, ffn.experts.up), fused(ffn.experts.down), ...swiglu(ffn.shared)]
+      : swiglu(ffn)),
+  ];
+  const contents = [
+    asIs(parameters.tokEmbeddings),
+    ...parameters.layers.flatMap(block),
+    asIs(parameters.norm),
+    ...(config.tied ? [] : [asIs(parameters.output)]),
+    ...visionTensors(config).map(({ huggingFace }) => asIs(vision.get(huggingFace)!)),
+  ];
+  return huggingFaceTensors(config).map(({ name, shape }, i) => {
+    const { shape: found, chunks } = contents[i]!;
+    if (found.join() !== shape.join()) throw new RangeError(`${name}: [${found}] where [${shape}] belongs`);
+    return { name, dtype, shape, chunks };
+  });
+}
+
+/** True where the input has lost precision already, so that another quantization adds to its errors. */
+export function isRequantized({ parameters }: Checkpoint, type: Mix): boolean {
+  return listed(parameters).some(({ dtype }) => isQuantized(dtype) && type !== "f32" && type !== dtype);
+}
