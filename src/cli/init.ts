@@ -1,21 +1,21 @@
 // `llama4 init`: a randomly initialised checkpoint in Hugging Face layout.
 
-import { existsSync, readFileSync } from "node:fs";
-import { rename, rm } from "node:fs/promises";
+import { readFileSync } from "node:fs";
 import { type Command, Option } from "commander";
 import { toHuggingFace as configFile } from "../checkpoint/config.ts";
 import { type Overrides, overridePreset, randomTensors } from "../checkpoint/init.ts";
 import { parseObject } from "../checkpoint/json.ts";
 import { huggingFaceTensors } from "../checkpoint/names.ts";
+import type { Checkpoint } from "../checkpoint/open.ts";
 import { writeHuggingFace } from "../checkpoint/writers.ts";
 import { countParameters, type Llama4Config, presets, type TokenIds } from "../model/config.ts";
 import { byteLevel, cut } from "../prompt/small-vocabularies.ts";
 import { fromTiktoken } from "../prompt/tiktoken.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { fromHuggingFace, toHuggingFace, toHuggingFaceConfig } from "../prompt/tokenizer-json.ts";
-import { RequestError } from "../tensor/errors.ts";
 import { type Answer, oneOf, progress, type Run, type Session } from "./answer.ts";
 import { define, whole } from "./options.ts";
+import { refuseToOverwrite, replacing } from "./output.ts";
 
 interface InitOptions extends Omit<Overrides, "vision"> {
   readonly vision?: "on" | "off";
@@ -50,7 +50,7 @@ export function init(program: Command, run: Run): void {
     .option("--tokenizer <file>", "a tokenizer.model, cut to the vocabulary (default: one token a byte)")
     .addOption(new Option("--dtype <type>", "of the weights").choices(["bf16", "f16", "f32"]).default("bf16"))
     .option("--seed <n>", "the same seed gives the same bytes", whole(), 0)
-    .option("--force", "replaces what is there")
+    .option("--force", "replaces the checkpoint that is there")
     .action(run(initialise));
 }
 
@@ -62,11 +62,13 @@ async function initialise({ signal }: Session, preset: string, out: string, opti
   const tokenizer = vocabulary === undefined ? byteLevel(shape) : cutTo(shape.vocabSize, vocabulary);
   const config = { ...shape, tokens: tokenIds(tokenizer) };
   const tensors = randomTensors(huggingFaceTensors(config), config.layers.length, dtype, seed);
+  const files = {
+    "config.json": shown(configFile(config, torchNames[dtype])),
+    ...promptFiles(config, tokenizer, { defaults: {} }),
+  };
   const bar = progress(`writing ${out}`);
   try {
-    await replacing(out, (folder) =>
-      writeHuggingFace(folder, filesOf(config, tokenizer, dtype), tensors, { signal, onProgress: bar.update }),
-    );
+    await replacing(out, (folder) => writeHuggingFace(folder, files, tensors, { signal, onProgress: bar.update }));
   } finally {
     bar.stop();
   }
@@ -80,18 +82,27 @@ async function initialise({ signal }: Session, preset: string, out: string, opti
 
 const torchNames = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;
 
-/** Everything beside the weights. */
-function filesOf(config: Llama4Config, tokenizer: Tokenizer, dtype: InitOptions["dtype"]): Record<string, string> {
-  const { bos, eos } = config.tokens;
-  const generation = { do_sample: true, temperature: 0.6, top_p: 0.9, bos_token_id: bos, eos_token_id: eos };
+/** Everything beside weights and config.json: the tokenizer, its template and the sampling. */
+export function promptFiles(
+  { tokens: { bos, eos } }: Pick<Llama4Config, "tokens">,
+  tokenizer: Tokenizer | undefined,
+  { defaults, chatTemplate }: Pick<Checkpoint, "defaults" | "chatTemplate">,
+): Record<string, string> {
+  const { temperature = 0.6, topP = 0.9 } = defaults; // as published (specification §11)
   const files = {
-    "config.json": configFile(config, torchNames[dtype]),
-    "generation_config.json": generation, // as published (specification §11)
-    "tokenizer.json": toHuggingFace(tokenizer),
-    "tokenizer_config.json": toHuggingFaceConfig(tokenizer),
+    "generation_config.json": {
+      ...{ do_sample: temperature > 0, bos_token_id: bos, eos_token_id: eos },
+      ...(temperature > 0 && { temperature, top_p: topP }),
+    },
+    ...(tokenizer && {
+      "tokenizer.json": toHuggingFace(tokenizer),
+      "tokenizer_config.json": toHuggingFaceConfig(tokenizer, chatTemplate === undefined ? {} : { chatTemplate }),
+    }),
   };
-  return Object.fromEntries(Object.entries(files).map(([name, json]) => [name, `${JSON.stringify(json, null, 2)}\n`]));
+  return Object.fromEntries(Object.entries(files).map(([name, json]) => [name, shown(json)]));
 }
+
+const shown = (json: object) => `${JSON.stringify(json, null, 2)}\n`;
 
 /** What the configuration names of the vocabulary. */
 function tokenIds({ special, bos, stop }: Tokenizer): TokenIds {
@@ -108,22 +119,4 @@ function cutTo(vocabSize: number, file: string): Tokenizer {
   const isJson = file.endsWith(".json");
   const whole = isJson ? fromHuggingFace(parseObject(bytes.toString(), file)) : fromTiktoken(bytes);
   return whole.vocabSize === vocabSize ? whole : cut(whole, vocabSize);
-}
-
-/** Has `write` make a new folder or file beside `out`, which then takes the place of what is there. */
-export async function replacing(out: string, write: (path: string) => Promise<unknown>): Promise<void> {
-  if (!existsSync(out)) {
-    await write(out);
-    return;
-  }
-  const fresh = `${out}.${process.pid}.new`;
-  await write(fresh);
-  await rm(out, { recursive: true });
-  await rename(fresh, out);
-}
-
-/** Without --force a command leaves alone what is there. */
-export function refuseToOverwrite(out: string, force: true | undefined): void {
-  if (!force && existsSync(out))
-    throw new RequestError(`${out} exists already; choose another place, or replace it with --force`);
 }

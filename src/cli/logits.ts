@@ -10,12 +10,14 @@ import { type Answer, bytes, type Run, type Session } from "./answer.ts";
 import { checkPrompt, type PromptOptions, withPrompt } from "./generate.ts";
 import { openModel } from "./model.ts";
 import { define, refuseImages, withImages, withModel } from "./options.ts";
+import { isFile, refuseMissingFolder, refuseToOverwrite } from "./output.ts";
 
 interface LogitsOptions extends PromptOptions {
   readonly tokens?: readonly number[];
   readonly last?: true;
   readonly fast?: true;
   readonly out: string;
+  readonly force?: true;
 }
 
 export function logits(program: Command, run: Run): void {
@@ -26,6 +28,7 @@ export function logits(program: Command, run: Run): void {
   withImages(withPrompt(withModel(command)))
     .option("--tokens <ids>", "token ids with commas between, in place of a prompt", tokenIds)
     .requiredOption("-o, --out <file>", "gets the tensors `logits` [T, V] f32 and `tokens` [T] i32")
+    .option("--force", "replaces the file that is there")
     .option("--last", "the last position only")
     .option("--fast", "computes as `generate` does, with rounded activations where that is faster")
     .action(run((session, options: LogitsOptions) => written(session, options)));
@@ -40,11 +43,13 @@ function tokenIds(text: string): number[] {
 }
 
 async function written(session: Session, options: LogitsOptions): Promise<Answer> {
-  const { tokens: given, prompt, raw, bos = false, last = false, fast, out } = options;
+  const { tokens: given, prompt, raw, bos = false, last = false, fast, out, force } = options;
   if ((given === undefined) === (prompt === undefined))
     throw new RequestError("logits needs --tokens 1,2,3 or --prompt TEXT, and not both");
   if (given) refuseImages(options);
   else checkPrompt(options);
+  refuseToOverwrite(out, force, isFile);
+  refuseMissingFolder(out);
   const { signal } = session;
   // float32 activations on exactly dequantized weights, so that another implementation can be compared
   const exact = fast ? {} : ({ activations: "f32", kvDtype: "f32" } as const);

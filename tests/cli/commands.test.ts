@@ -53,6 +53,28 @@ describe("llama4 init", () => {
     expect(existsSync(`${taken}/model.safetensors`)).toBe(true);
   });
 
+  it("replaces by force a checkpoint, and leaves nothing beside it", async () => {
+    const out = await initTiny(place.at("replaced"));
+    await initTiny(`${out}/`, "--force", "--seed", "1");
+    const weights = (folder: string) => readFileSync(`${folder}/model.safetensors`);
+    expect(weights(out).equals(weights(model))).toBe(false);
+    expect(readdirSync(place.folder).filter((name) => name.startsWith("replaced"))).toEqual(["replaced"]);
+  });
+
+  it("does not replace by force what is no checkpoint", async () => {
+    const work = place.at("work");
+    mkdirSync(work);
+    for (const name of ["thesis.txt", "config.json"]) writeFileSync(`${work}/${name}`, "mine");
+    for (const out of [work, `${work}/thesis.txt`]) {
+      const refused = await llama4(["init", "scout", out, ...tinySizes, "--force", "--json"]);
+      expect(objectOf(refused)).toMatchObject({
+        error: { name: "RequestError", message: expect.stringContaining("not what this command writes") },
+      });
+      expect(refused.status).toBe(2);
+    }
+    expect(readFileSync(`${work}/thesis.txt`, "utf8")).toBe("mine");
+  });
+
   it.each([
     [["scot", "x"], 'the preset is "scot"'],
     [["scout", "x", ...tinySizes, "--kv-heads", "3"], "3 key/value heads"],
@@ -186,11 +208,27 @@ describe("llama4 logits", () => {
     expect(readdirSync(place.folder).filter((name) => name.includes("refused"))).toEqual([]);
   });
 
-  it("says that it cannot write", async () => {
+  it("replaces a file only by force", async () => {
+    const out = place.at("mine.safetensors");
+    writeFileSync(out, "mine");
+    const refused = await logits("--tokens", "1", "--out", out, "--json");
+    expect(objectOf(refused)).toMatchObject({
+      error: { name: "RequestError", message: expect.stringContaining("--force") },
+    });
+    expect(refused.status).toBe(2);
+    expect(readFileSync(out, "utf8")).toBe("mine");
+    expect((await logits("--tokens", "1", "--out", out, "--force")).status).toBe(0);
+    expect(safetensors(out).header.tokens.shape).toEqual([1]);
+  });
+
+  it.each(["file/logits.safetensors", "missing/logits.safetensors"])("makes no folder for %s", async (name) => {
     writeFileSync(place.at("file"), "");
-    const ended = await logits("--tokens", "1", "--out", place.at("file/logits.safetensors"), "--json");
-    expect(objectOf(ended)).toMatchObject({ error: { message: expect.stringContaining("file") } });
-    expect(ended.status).toBe(1);
+    const ended = await logits("--tokens", "1", "--out", place.at(name), "--json");
+    expect(objectOf(ended)).toMatchObject({
+      error: { name: "RequestError", message: expect.stringContaining("is no folder") },
+    });
+    expect(ended.status).toBe(2);
+    expect(existsSync(place.at("missing"))).toBe(false);
   });
 });
 
