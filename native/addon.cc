@@ -78,7 +78,7 @@ class Call {
   const napi_env env;
 
   napi_value value() {
-    if (next_ == count_) throw std::range_error("native: " + std::to_string(count_) + " arguments; expected more");
+    if (next_ >= count_) throw std::range_error("native: " + std::to_string(count_) + " arguments; expected more");
     return args_[next_++];
   }
 
@@ -308,6 +308,8 @@ napi_value experts(Call& call) {
   a.T = call.size(), a.D = call.size(), a.F = call.size(), a.E = call.size(), a.top_k = call.size();
   a.gate_type = call.type(), a.up_type = call.type(), a.down_type = call.type();
   a.int8 = engine.int8;
+  if (a.D < 1 || a.F < 1 || a.E < 1 || a.top_k < 1)
+    throw std::range_error("native: experts needs D, F, E and topK of at least 1");
   a.x = call.floats(product({a.T, a.D}));
   const int64_t gates = product({a.E, a.F});
   a.gate = call.bytes(bytes_of(a.gate_type, gates, a.D));
@@ -335,7 +337,8 @@ napi_value attend(Call& call) {
   const int64_t blocks = call.size();
   a.block_size = call.size();
   a.type = call.type();
-  if (a.K < 1 || a.H % a.K || a.d < 1) throw std::range_error("native: attend needs K a divisor of H");
+  if (a.H < 1 || a.K < 1 || a.H % a.K || a.d < 1)
+    throw std::range_error("native: attend needs H and d of at least 1 and K a divisor of H");
   if (cached && ((a.type != kF32 && a.type != kF16) || a.block_size < 1))
     throw std::range_error("native: a cache holds f32 or f16 in blocks of at least one slot");
   a.q = call.floats(product({T, a.H, a.d}));
@@ -394,6 +397,7 @@ napi_value layer_norm(Call& call) {
 napi_value rope(Call& call) {
   Engine& engine = call.engine();
   const int64_t T = call.size(), H = call.size(), d = call.size();
+  if (d % 2) throw std::range_error("native: rope turns pairs; " + std::to_string(d) + " elements of a head are odd");
   const float *x = call.floats(product({T, H, d})), *rotations = call.floats(product({T, d}));
   float* y = call.floats(product({T, H, d}));
   if (H > 0 && d > 0) engine.kernels->rope(engine.pool, x, rotations, T, H, d, y);
@@ -496,6 +500,7 @@ napi_value route(Call& call) {
 napi_value cross_entropy(Call& call) {
   Engine& engine = call.engine();
   const int64_t T = call.size(), V = call.size();
+  if (V < 1) throw std::range_error("native: crossEntropy needs a vocabulary of at least 1");
   const float* logits = call.floats(product({T, V}));
   const Call::Ints targets = call.ints();
   if (targets.length != T) throw std::range_error("native: crossEntropy needs one target a row");

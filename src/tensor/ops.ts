@@ -92,8 +92,11 @@ export function gelu(x: Tensor): Tensor {
 
 export function rope(x: Tensor, rotations: Tensor): Tensor {
   const [T, , d] = x.shape;
-  const fits = x.shape.length === 3 && rotations.shape.join() === [T, d! / 2, 2].join();
-  expect(fits, () => `rope: x is ${show(x)} and rotations are ${show(rotations)}; expected [T, H, d] and [T, d/2, 2]`);
+  const fits = x.shape.length === 3 && d! % 2 === 0 && rotations.shape.join() === [T, d! / 2, 2].join();
+  expect(
+    fits,
+    () => `rope: x is ${show(x)} and rotations are ${show(rotations)}; expected [T, H, d], d even, and [T, d/2, 2]`,
+  );
   return sameBackend("rope", x, rotations).rope(x, rotations);
 }
 
@@ -104,12 +107,14 @@ export function attend(q: Tensor, k: Tensor, v: Tensor, span: Span): Tensor {
     q.shape.length === 3 &&
     k.shape.join() === [T, K, d].join() &&
     v.shape.join() === k.shape.join() &&
+    H! > 0 &&
     K > 0 &&
-    H! % K === 0;
+    H! % K === 0 &&
+    d! > 0;
   expect(
     fits,
     () =>
-      `attend: q is ${show(q)}, k ${show(k)}, v ${show(v)}; expected [T, H, d] and twice [T, K, d], K a divisor of H`,
+      `attend: q is ${show(q)}, k ${show(k)}, v ${show(v)}; expected [T, H, d] and twice [T, K, d], none of H, K, d 0, K a divisor of H`,
   );
   for (const { row, length, position } of span.segments) {
     expect(
@@ -141,15 +146,17 @@ export function experts(x: Tensor, bank: ExpertBank, routes: Routes): Promise<Te
     x.shape.length === 2 &&
     bank.gate.shape.join() === [E, F, D].join() &&
     bank.up.shape.join() === bank.gate.shape.join() &&
-    bank.down.shape.join() === [E, D, F].join();
+    bank.down.shape.join() === [E, D, F].join() &&
+    [D, E, F].every((n) => n! > 0);
   expect(
     fits,
     () =>
-      `experts: x is ${show(x)}, gate ${show(bank.gate)}, up ${show(bank.up)}, down ${show(bank.down)}; expected [T, D], twice [E, F, D] and [E, D, F]`,
+      `experts: x is ${show(x)}, gate ${show(bank.gate)}, up ${show(bank.up)}, down ${show(bank.down)}; expected [T, D], twice [E, F, D] and [E, D, F], none of D, E, F 0`,
   );
   expect(
-    routes.experts.length === T! * routes.topK,
-    () => `experts: ${routes.experts.length} routes for ${T} rows of top ${routes.topK}`,
+    routes.topK >= 1 && routes.experts.length === T! * routes.topK,
+    () =>
+      `experts: ${routes.experts.length} routes for ${T} rows of top ${routes.topK}; expected topK of them a row, at least 1`,
   );
   return sameBackend("experts", x, bank.gate, bank.up, bank.down, routes.scores).experts(x, bank, routes);
 }
@@ -191,8 +198,9 @@ export function splice(x: Tensor, replacement: Tensor, at: Int32Array): Tensor {
 export function crossEntropy(logits: Tensor, targets: Int32Array): Tensor {
   const [T, V] = logits.shape;
   expect(
-    logits.shape.length === 2 && targets.length === T,
-    () => `crossEntropy: logits are ${show(logits)} for ${targets.length} targets`,
+    logits.shape.length === 2 && targets.length === T && V! > 0,
+    () =>
+      `crossEntropy: logits are ${show(logits)} for ${targets.length} targets; expected a row of at least 1 for each`,
   );
   for (const target of targets)
     expect(target < V!, () => `crossEntropy: target ${target} is outside the vocabulary of ${V}`);

@@ -1,0 +1,120 @@
+// What a call says that no kernel can do: sizes of 0, odd ones, and memory that there is not.
+
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type Addon, type EngineHandle, loadAddon } from "../../../src/backends/native/addon.ts";
+import { openReference } from "../../../src/backends/reference/reference.ts";
+import { attend, crossEntropy, experts, rope, route } from "../../../src/tensor/ops.ts";
+
+function built(): Addon | undefined {
+  try {
+    return loadAddon();
+  } catch {
+    return undefined; // no compiler: the build said so
+  }
+}
+
+const addon = built();
+const sizes = [0, 1, 3];
+const buffer = () => new ArrayBuffer(4096); // more than any call below needs
+
+describe.skipIf(!addon)("the border (skipped where the addon is not built)", () => {
+  const { rope, experts, attend, crossEntropy, route, linear, rows, splice, rmsNorm, recode, add, gelu, mul } =
+    addon ?? ({} as Addon);
+  let e: EngineHandle;
+  beforeAll(() => {
+    e = addon!.open(2, addon!.isas()[0]!, true);
+  });
+  afterAll(() => addon!.close(e));
+
+  it("turns pairs only, and writes nothing past them", () => {
+    for (const T of sizes)
+      for (const H of sizes) {
+        for (const d of [1, 3]) expect(() => rope(e, T, H, d, buffer(), 0, buffer(), 0, buffer(), 0)).toThrow(/odd/);
+        for (const d of [0, 2]) rope(e, T, H, d, buffer(), 0, buffer(), 0, buffer(), 0);
+      }
+  });
+
+  it("refuses experts of no width, and no experts", () => {
+    for (const T of sizes)
+      for (const [D, F, E, k] of combinations(4)) {
+        const pairs = Array.from({ length: 4 }, () => [buffer(), 0] as const).flat() as Four;
+        const call = () =>
+          experts(e, T, D!, F!, E!, k!, 0, 0, 0, ...pairs, new Int32Array(T * k!), buffer(), 0, buffer(), 0);
+        if (D! * F! * E! * k! > 0) call();
+        else expect(call, `${[T, D, F, E, k]}`).toThrow(/at least 1/);
+      }
+  });
+
+  it("refuses attention without heads", () => {
+    for (const T of sizes)
+      for (const [H, K, d] of combinations(3)) {
+        const segments = T > 0 ? Int32Array.of(0, T, 0, 0) : new Int32Array();
+        const qkv = [buffer(), 0, buffer(), 0, buffer(), 0] as const;
+        const cache = [null, 0, null, 0] as const;
+        const call = () =>
+          attend(e, T, H!, K!, d!, 0, true, false, 0, 1, 0, ...qkv, segments, new Int32Array(), ...cache, buffer(), 0);
+        if (H! * K! * d! > 0 && H! % K! === 0) call();
+        else expect(call, `${[T, H, K, d]}`).toThrow(/at least 1/);
+      }
+  });
+
+  it("refuses an empty vocabulary, and more choices than there are", () => {
+    for (const T of sizes) {
+      expect(() => crossEntropy(e, T, 0, buffer(), 0, new Int32Array(T), buffer(), 0)).toThrow(/at least 1/);
+      for (const V of [1, 3]) crossEntropy(e, T, V, buffer(), 0, new Int32Array(T), buffer(), 0);
+      for (const [E, k] of combinations(2)) {
+        const call = () => route(e, T, E!, k!, buffer(), 0, new Int32Array(T * k!), buffer(), 0);
+        if (k! >= 1 && k! <= E!) call();
+        else expect(call).toThrow(/choices/);
+      }
+    }
+  });
+
+  it("takes any other size, with nothing to do for 0", () => {
+    for (const [n, width, out] of combinations(3)) {
+      linear(e, n!, width!, out!, 0, buffer(), 0, buffer(), 0, null, 0, buffer(), 0);
+      rows(e, n!, width!, 0, buffer(), 0, new Int32Array(n! && out!), buffer(), 0);
+      splice(e, n!, width!, buffer(), 0, new Int32Array(n! && out!), buffer(), 0, buffer(), 0);
+      rmsNorm(e, n!, width!, 1e-5, buffer(), 0, null, 0, null, 0, buffer(), 0);
+      recode(e, 0, 1, n!, width!, buffer(), 0, buffer(), 0);
+      mul(e, Int32Array.of(n!, 0, width!, 1), buffer(), 0, buffer(), 0, buffer(), 0);
+      add(e, n!, buffer(), 0, buffer(), 0, buffer(), 0);
+      gelu(e, n!, buffer(), 0, buffer(), 0);
+    }
+  });
+
+  it("refuses a call that ends before its arguments do", () => {
+    expect(() => (linear as (...args: unknown[]) => void)(e, 1, 1, 1, 0, buffer(), 0, buffer(), 0, null)).toThrow(
+      /expected more/,
+    );
+  });
+});
+
+describe("operations", () => {
+  const backend = openReference();
+  const zeros = (...shape: number[]) => backend.from(new Float32Array(shape.reduce((a, b) => a * b, 1)), shape);
+  const span = { segments: [] };
+
+  it("refuse what no backend can do, in a sentence", async () => {
+    expect(() => rope(zeros(1, 1, 3), zeros(1, 1, 2))).toThrow(/d even/);
+    expect(() => attend(zeros(1, 0, 2), zeros(1, 1, 2), zeros(1, 1, 2), span)).toThrow(/none of H, K, d 0/);
+    expect(() => attend(zeros(1, 1, 0), zeros(1, 1, 0), zeros(1, 1, 0), span)).toThrow(/none of H, K, d 0/);
+    expect(() => route(zeros(1, 2), 0)).toThrow(/expected 1 to 2/);
+    expect(() => crossEntropy(zeros(1, 0), new Int32Array([-1]))).toThrow(/at least 1/);
+    const bank = (E: number, F: number, D: number) => ({
+      ...{ gate: zeros(E, F, D), up: zeros(E, F, D), down: zeros(E, D, F) },
+    });
+    const routes = { topK: 1, experts: new Int32Array(1), scores: zeros(1, 1) };
+    expect(() => experts(zeros(1, 0), bank(1, 1, 0), routes)).toThrow(/none of D, E, F 0/);
+    const none = { topK: 0, experts: new Int32Array(), scores: zeros(1, 0) };
+    expect(() => experts(zeros(1, 1), bank(1, 1, 1), none)).toThrow(/at least 1/);
+    backend.close();
+  });
+});
+
+type Four = [ArrayBuffer, number, ArrayBuffer, number, ArrayBuffer, number, ArrayBuffer, number];
+
+/** Every choice of `n` sizes. */
+function combinations(n: number): number[][] {
+  return n === 0 ? [[]] : combinations(n - 1).flatMap((rest) => sizes.map((size) => [...rest, size]));
+}
