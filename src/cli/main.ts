@@ -6,6 +6,7 @@ import { Command, CommanderError } from "commander";
 import { fail, Interrupted, print, type Run, status } from "./answer.ts";
 import { bench } from "./bench.ts";
 import { chat } from "./chat.ts";
+import { convertCommand } from "./convert.ts";
 import { generate } from "./generate.ts";
 import { init } from "./init.ts";
 import { inspect } from "./inspect.ts";
@@ -37,7 +38,7 @@ const program = new Command("llama4")
   .version(version)
   .exitOverride()
   .showHelpAfterError("(--help shows what there is)");
-for (const command of [chat, generate, logits, inspect, plan, init, bench]) command(program, run);
+for (const command of [chat, generate, logits, inspect, plan, init, convertCommand, bench]) command(program, run);
 
 try {
   await program.parseAsync();
