@@ -28,46 +28,63 @@ static inline void scale_bytes(const int8_t* q, float scale, float offset, float
   for (int i = 0; i < N; i += W) store(y + i, splat(scale) * __builtin_convertvector(widen_bytes(q + i), vec) - splat(offset));
 }
 
+// Bytes side by side in registers: of loops that shift, mask and join bytes GCC 12 makes single-byte code.
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint8_t bytes32 __attribute__((vector_size(32)));
+
+template <typename V>
+static inline V load_bytes(const uint8_t* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
 static inline void decode_fast(const Q8_0& b, float* y) { scale_bytes<32>(b.q, f16_to_f32(b.d), 0, y); }
 
 static inline void decode_fast(const Q4_0& b, float* y) {
   int8_t q[32];
-  for (int i = 0; i < 16; i++) q[i] = int8_t((b.qs[i] & 15) - 8);
-  for (int i = 0; i < 16; i++) q[i + 16] = int8_t((b.qs[i] >> 4) - 8);
+  const bytes16 pairs = load_bytes<bytes16>(b.qs), low = (pairs & 15) - 8, high = (pairs >> 4) - 8;
+  memcpy(q, &low, 16);
+  memcpy(q + 16, &high, 16);
   scale_bytes<32>(q, f16_to_f32(b.d), 0, y);
 }
 
+// Sub-block k of a block with minima, from its 32 integers.
+template <typename B>
+static inline void scale_sub_block(const B& b, int k, bytes32 integers, float* y) {
+  int8_t q[32];
+  memcpy(q, &integers, 32);
+  scale_bytes<32>(q, f16_to_f32(b.d) * float(scale6(b.s, k)), f16_to_f32(b.dmin) * float(min6(b.s, k)), y + 32 * k);
+}
+
 static inline void decode_fast(const Q4_K& b, float* y) {
-  const float d = f16_to_f32(b.d), dmin = f16_to_f32(b.dmin);
+#pragma GCC unroll 4
   for (int k = 0; k < 8; k += 2) {
-    int8_t low[32], high[32];
-    const uint8_t* qs = b.qs + 16 * k;
-    for (int l = 0; l < 32; l++) low[l] = int8_t(qs[l] & 15);
-    for (int l = 0; l < 32; l++) high[l] = int8_t(qs[l] >> 4);
-    scale_bytes<32>(low, d * float(scale6(b.s, k)), dmin * float(min6(b.s, k)), y + 32 * k);
-    scale_bytes<32>(high, d * float(scale6(b.s, k + 1)), dmin * float(min6(b.s, k + 1)), y + 32 * k + 32);
+    const bytes32 pairs = load_bytes<bytes32>(b.qs + 16 * k);
+    scale_sub_block(b, k, pairs & 15, y);
+    scale_sub_block(b, k + 1, pairs >> 4, y);
   }
 }
 
 static inline void decode_fast(const Q5_K& b, float* y) {
-  const float d = f16_to_f32(b.d), dmin = f16_to_f32(b.dmin);
+  const bytes32 fifths = load_bytes<bytes32>(b.qh);
+#pragma GCC unroll 4
   for (int k = 0; k < 8; k += 2) {
-    int8_t low[32], high[32];
-    const uint8_t* qs = b.qs + 16 * k;
-    for (int l = 0; l < 32; l++) low[l] = int8_t((qs[l] & 15) | (((b.qh[l] >> k) & 1) << 4));
-    for (int l = 0; l < 32; l++) high[l] = int8_t((qs[l] >> 4) | (((b.qh[l] >> (k + 1)) & 1) << 4));
-    scale_bytes<32>(low, d * float(scale6(b.s, k)), dmin * float(min6(b.s, k)), y + 32 * k);
-    scale_bytes<32>(high, d * float(scale6(b.s, k + 1)), dmin * float(min6(b.s, k + 1)), y + 32 * k + 32);
+    const bytes32 pairs = load_bytes<bytes32>(b.qs + 16 * k);
+    scale_sub_block(b, k, (pairs & 15) | (((fifths >> k) & 1) << 4), y);
+    scale_sub_block(b, k + 1, (pairs >> 4) | (((fifths >> (k + 1)) & 1) << 4), y);
   }
 }
 
 static inline void decode_fast(const Q6_K& b, float* y) {
   const float d = f16_to_f32(b.d);
+#pragma GCC unroll 8
   for (int r = 0; r < 8; r++) {
     const int n = r >> 2, j = r & 3, shift = 4 * (j >> 1);
-    const uint8_t *ql = b.ql + 64 * n + 32 * (j & 1), *qh = b.qh + 32 * n;
+    const bytes32 low = load_bytes<bytes32>(b.ql + 64 * n + 32 * (j & 1)), high = load_bytes<bytes32>(b.qh + 32 * n);
+    const bytes32 integers = (((low >> shift) & 15) | (((high >> (2 * j)) & 3) << 4)) - 32;
     int8_t q[32];
-    for (int l = 0; l < 32; l++) q[l] = int8_t((((ql[l] >> shift) & 15) | (((qh[l] >> (2 * j)) & 3) << 4)) - 32);
+    memcpy(q, &integers, 32);
     scale_bytes<16>(q, d * float(b.scales[2 * r]), 0, y + 32 * r);
     scale_bytes<16>(q + 16, d * float(b.scales[2 * r + 1]), 0, y + 32 * r + 16);
   }
