@@ -299,6 +299,7 @@ class Job implements Schedulable {
   cachedTokens = 0;
   startedAt: number | undefined;
   firstTokenAt: number | undefined;
+  refusedAt: number | undefined;
   isOver = false;
   /** Called when it has left the loop. */
   over: () => void = () => {};

@@ -51,6 +51,7 @@ export class KVCache {
   readonly #pools: Record<Kind, BlockPool | undefined>;
   readonly #sequences = new Map<number, Sequence>();
   readonly #root: PrefixNode = newNode(undefined, "");
+  #releases = 0;
 
   constructor(sizes: CacheSizes, { sharePrefixes = true }: { sharePrefixes?: boolean } = {}) {
     const { blockSize, chunk, globalBlocks, localBlocks } = sizes;
@@ -141,6 +142,11 @@ export class KVCache {
     return kinds.every((kind) => !this.#pools[kind] || missing[kind] <= this.#pools[kind].available);
   }
 
+  /** Grows whenever a sequence gives blocks up or ends. */
+  get releases(): number {
+    return this.#releases;
+  }
+
   /** Blocks that nobody reads now: free ones, and those kept for a request with the same beginning. */
   available(kind: Kind): number {
     return this.#pools[kind]?.available ?? 0;
@@ -197,6 +203,7 @@ export class KVCache {
   }
 
   #drop(state: Sequence, kind: Kind): void {
+    this.#releases++;
     // the last first: a beginning without its end is of use, an end without its beginning is not
     for (const block of state.held[kind].reverse()) this.#pools[kind]!.drop(block);
     state.held[kind] = [];
@@ -276,10 +283,14 @@ function evict({ node, kind }: Publication): void {
 
 /** Forgets a node that says nothing any more, and its parents likewise. */
 function prune(node: PrefixNode): void {
-  const { parent, block, ends, next } = node;
-  if (!parent || ends > 0 || next.size > 0 || block.global !== undefined || block.local !== undefined) return;
-  parent.next.delete(node.key);
-  prune(parent);
+  for (let { parent } = node; parent && !isNeeded(node); { parent } = node) {
+    parent.next.delete(node.key);
+    node = parent;
+  }
+}
+
+function isNeeded({ block, ends, next }: PrefixNode): boolean {
+  return ends > 0 || next.size > 0 || block.global !== undefined || block.local !== undefined;
 }
 
 function keyOf(tokens: ArrayLike<number>, from: number, count: number): string {

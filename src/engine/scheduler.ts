@@ -54,6 +54,8 @@ export interface Schedulable extends Running {
   position: number;
   /** Every position has to be computed: nothing of it may come from the cache. */
   readonly wantsAll?: boolean;
+  /** `cache.releases` when there was no room for it: until that changes there is none. */
+  refusedAt?: number | undefined;
 }
 
 export interface Queues<R extends Schedulable> {
@@ -96,10 +98,12 @@ export function schedule<R extends Schedulable>(
 
 /** Opens the sequence if it and all that run fit to their known lengths, with a block more for each that runs. */
 function admit(r: Schedulable, running: readonly Running[], cache: KVCache): boolean {
+  if (r.refusedAt === cache.releases) return false; // a million tokens are not looked up again in every step
   r.position = cache.open(r.sequence, r.wantsAll ? [] : r.tokens);
   const grown = running.map((x) => [x.sequence, x.length + cache.sizes.blockSize] as const);
   if (cache.fits([...grown, [r.sequence, r.length]])) return true;
   cache.close(r.sequence);
   r.position = 0;
+  r.refusedAt = cache.releases;
   return false;
 }

@@ -91,6 +91,19 @@ describe("the key-value cache", () => {
     expect(cache.open(4, tokens(12))).toBe(4);
   });
 
+  it("forgets a beginning of 30,000 blocks, the last of which was evicted, without running out of stack", () => {
+    const cache = new KVCache({ blockSize: 1, chunk: 2, globalBlocks: undefined, localBlocks: 2 });
+    const long = new Int32Array(30_000);
+    cache.open(1, long);
+    for (let end = 2; end <= long.length; end += 2) {
+      expect(cache.reserve(1, end)).toBe(true);
+      cache.commit(1, long, end);
+    }
+    cache.close(1);
+    expect(run(cache, 2, [7, 8])).toBe(0);
+    expect(cache.available("local")).toBe(2);
+  });
+
   it("shares nothing when told so", () => {
     const cache = new KVCache(sizes, { sharePrefixes: false });
     run(cache, 1, tokens(14));

@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { KVCache } from "../../src/engine/kv-cache.ts";
 import { plan, type Running, schedule } from "../../src/engine/scheduler.ts";
 
@@ -182,5 +182,24 @@ describe("scheduling with a cache", () => {
     );
     expect(preempted).toBeGreaterThan(50); // the property has met what it is about
     expect(shared).toBeGreaterThan(50);
+  });
+
+  it("looks a waiting prompt up once, until blocks are given up", () => {
+    const cache = new KVCache({ blockSize: 4, chunk: Infinity, globalBlocks: 8, localBlocks: undefined });
+    const job = (sequence: number, length: number) => ({
+      ...{ sequence, position: 0, length, tokens: Array.from({ length }, (_, i) => i + sequence) },
+    });
+    const waiting = [job(0, 20), job(1, 16)];
+    const running: typeof waiting = [];
+    const step = () => schedule({ waiting, running }, cache, { tokens: 4, chunk: Infinity, sequences: 2 });
+    const open = vi.spyOn(cache, "open");
+    for (let i = 0; i < 4; i++) {
+      expect(step().map((s) => s.sequence)).toEqual([0]);
+      running[0]!.position += 4;
+    }
+    expect(open.mock.calls.map(([sequence]) => sequence)).toEqual([0, 1]);
+    cache.close(0);
+    running.pop();
+    expect(step().map((s) => s.sequence)).toEqual([1]);
   });
 });
