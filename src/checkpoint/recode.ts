@@ -214,19 +214,26 @@ interface Grid {
   readonly stride: number;
 }
 
-const tile = 32; // rows and columns that a cache holds together
+const tile = 32; // elements: a cache line of 16-bit ones
 
-/** to[j][i] = from[i][j] for `rows` × `columns` of from. */
+/**
+ * to[j][i] = from[i][j] for `rows` × `columns` of from. Tile by tile through a small square, so that both sides are
+ * touched a whole line at a time: where rows lie a power of two apart, few of their lines stay in a cache together.
+ */
 function turn(size: number, rows: number, columns: number, from: Grid, to: Grid): void {
   const [x, y] = [elements(size, from.bytes), elements(size, to.bytes)];
+  const square = new (size === 1 ? Uint8Array : size === 2 ? Uint16Array : Uint32Array)(tile * tile);
   for (let i0 = 0; i0 < rows; i0 += tile) {
-    const i1 = Math.min(rows, i0 + tile);
+    const height = Math.min(tile, rows - i0);
     for (let j0 = 0; j0 < columns; j0 += tile) {
-      const j1 = Math.min(columns, j0 + tile);
-      for (let j = j0; j < j1; j++) {
-        let source = from.at + i0 * from.stride + j;
-        const target = to.at + j * to.stride;
-        for (let i = i0; i < i1; i++, source += from.stride) y[target + i] = x[source]!;
+      const width = Math.min(tile, columns - j0);
+      for (let i = 0; i < height; i++) {
+        const source = from.at + (i0 + i) * from.stride + j0;
+        for (let j = 0; j < width; j++) square[j * tile + i] = x[source + j]!;
+      }
+      for (let j = 0; j < width; j++) {
+        const target = to.at + (j0 + j) * to.stride + i0;
+        for (let i = 0; i < height; i++) y[target + i] = square[j * tile + i]!;
       }
     }
   }
