@@ -2,7 +2,7 @@
 
 import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, fstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 const root = new URL("..", import.meta.url).pathname;
@@ -109,10 +109,12 @@ function start() {
     console.error("This model's weights are random: it shows that the machinery runs, and speaks nonsense.");
     console.error("For sense: node dist/cli/main.js chat --model <a Llama 4 folder or .gguf file>\n");
   }
-  const chat = spawn("node", ["dist/cli/main.js", "chat", "--model", model, ...process.argv.slice(3)], {
-    stdio: "inherit",
-  });
-  for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => {}); // the chat decides what they mean
+  const input = fstatSync(process.stdin.fd);
+  const mayNeverEnd = input.isFIFO() || input.isSocket(); // then one reply shows that it runs
+  const args = ["--model", model, ...(mayNeverEnd ? ["--greet"] : []), ...process.argv.slice(3)];
+  const chat = spawn("node", ["dist/cli/main.js", "chat", ...args], { stdio: "inherit" });
+  process.on("SIGINT", () => {}); // a terminal's Ctrl-C reaches the chat too, which decides what it means
+  for (const signal of ["SIGTERM", "SIGHUP"]) process.on(signal, () => chat.kill(signal));
   chat.on("exit", (status) => process.exit(status ?? 1));
 }
 

@@ -1,7 +1,7 @@
 // `llama4 chat`: a conversation in the terminal. Turns share their beginning, so only what is new is computed.
 
 import { createInterface } from "node:readline";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import type { Llama4, Message } from "../index.ts";
 import { type Answer, Interrupted, type Run, type Session } from "./answer.ts";
 import { collected } from "./generate.ts";
@@ -20,6 +20,7 @@ import {
 
 interface ChatOptions extends ModelOptions, ImageOptions, SamplingOptions {
   readonly system?: string;
+  readonly greet?: true;
 }
 
 export function chat(program: Command, run: Run): void {
@@ -29,6 +30,7 @@ export function chat(program: Command, run: Run): void {
   ]);
   withSampling(withImages(withModel(command)))
     .option("--system <text>", "what the assistant is told first")
+    .addOption(new Option("--greet", "answers a greeting instead of reading input: for `npm start`").hideHelp())
     .action(run((session, options: ChatOptions) => talk(session, options)));
 }
 
@@ -41,7 +43,8 @@ async function talk(session: Session, options: ChatOptions): Promise<Answer | un
   const sampling = samplingOf(options);
   await using model = await openModel(options, session);
   const conversation = new Conversation(model, session, { ...options, ...sampling });
-  if (process.stdin.isTTY && !session.json) await inTerminal(conversation, session);
+  if (options.greet) await conversation.turn(greeting, session.signal, greetingTokens);
+  else if (process.stdin.isTTY && !session.json) await inTerminal(conversation, session);
   else await fromPipe(conversation, session);
   return undefined; // every turn has been shown
 }
@@ -109,31 +112,30 @@ async function inTerminal(conversation: Conversation, { signal }: Session): Prom
     lines.prompt();
   }
   lines.close();
-  if (interrupted || signal.aborted) throw new Interrupted("stopped by Ctrl-C");
+  signal.throwIfAborted();
+  if (interrupted) throw new Interrupted("stopped by Ctrl-C");
 }
 
 const greeting = "Hello!";
 const greetingTokens = 128; // of the answer to it
-const patienceMs = 2000;
 
-/** A turn for each line. Without any, one answer to a greeting: what `npm start` shows where there is no terminal. */
-async function fromPipe(conversation: Conversation, { json, signal }: Session): Promise<void> {
+/** A turn for each line; where the input ends without any, one answer to a greeting. */
+async function fromPipe(conversation: Conversation, { signal }: Session): Promise<void> {
   const lines = createInterface({ input: process.stdin });
   signal.addEventListener("abort", () => lines.close());
-  let turns = 0;
-  const patience = json ? undefined : setTimeout(() => lines.close(), patienceMs); // a pipe that nobody writes to
-  for await (const line of lines) {
-    clearTimeout(patience);
-    if (line.trim() === "") continue;
-    if (line.trim() === "/exit") break;
-    if (line.trim() === "/reset") conversation.reset();
-    else {
-      turns++;
-      await conversation.turn(line, signal);
+  let isEmpty = true;
+  try {
+    for await (const line of lines) {
+      const text = line.trim();
+      if (text === "") continue;
+      isEmpty = false;
+      if (text === "/exit") break;
+      if (text === "/reset") conversation.reset();
+      else await conversation.turn(line, signal);
     }
+  } finally {
+    process.stdin.destroy(); // an open pipe would keep the process alive
   }
-  clearTimeout(patience);
   signal.throwIfAborted();
-  if (turns === 0) await conversation.turn(greeting, signal, greetingTokens);
-  process.stdin.destroy(); // an open pipe would keep the process alive
+  if (isEmpty) await conversation.turn(greeting, signal, greetingTokens);
 }

@@ -11,6 +11,7 @@ import {
   truncateSync,
   writeFileSync,
 } from "node:fs";
+import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { llama4, main, objectOf } from "./llama4.ts";
 import { initTiny, safetensors, temporaryPlace, tinySizes } from "./models.ts";
@@ -248,10 +249,36 @@ describe("llama4 chat", () => {
     expect(status).toBe(0);
   });
 
-  it("answers a greeting once where there is neither terminal nor input", async () => {
+  it("answers a greeting once where the input ends without a line", async () => {
     const { status, stdout } = await llama4(["chat", "--model", model, "--max-tokens", "3"]);
     expect(stdout).not.toBe("");
     expect(status).toBe(0);
+  });
+
+  const certain = ["chat", "--max-tokens", "8", "--temperature", "0"];
+  const started = (...args: string[]) => {
+    const child = spawn(process.execPath, [main, ...certain, "--model", model, ...args]);
+    const stdout = text(child.stdout);
+    return { child, ended: new Promise<number>((resolve) => child.on("exit", resolve)), stdout };
+  };
+
+  it("waits for a line that comes late", async () => {
+    const { child, ended, stdout } = started();
+    await new Promise((resolve) => setTimeout(resolve, 4000));
+    child.stdin.end("Why is the sky blue?\n");
+    expect(await ended).toBe(0);
+    const atOnce = await llama4([...certain, "--model", model], "Why is the sky blue?\n");
+    expect(await stdout).toBe(atOnce.stdout);
+  });
+
+  it("answers with --greet a greeting and ends, though its input does not", async () => {
+    const { ended, stdout } = started("--greet");
+    expect(await ended).toBe(0);
+    expect(await stdout).toBe((await llama4([...certain, "--model", model])).stdout);
+  });
+
+  it("has nothing to say to /exit", async () => {
+    expect(await llama4(["chat", "--model", model], "/exit\n")).toMatchObject({ status: 0, stdout: "" });
   });
 });
 
