@@ -1,6 +1,6 @@
 // From the logits of one position to a token. V vocabulary
 
-import { RequestError } from "../tensor/errors.ts";
+import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import { uniform } from "./random.ts";
 
 /** How tokens are chosen. The defaults are those that Llama 4's `generation_config.json` gives. */
@@ -99,9 +99,11 @@ export class Sampler {
 
 /** The choices with their defaults, or a RequestError that names the wrong one. */
 function checked(sampling: Sampling, vocabSize: number) {
-  const { temperature = 0.6, topP = 0.9, topK = 0, minP = 0 } = sampling;
-  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 } = sampling;
-  const { seed = Math.floor(Math.random() * 2 ** 53), logprobs, logitBias = {} } = sampling;
+  const { temperature = 0.6, topP = 0.9, topK = 0, minP = 0, ...others } = sampling;
+  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0, ...rest } = others;
+  const { seed = Math.floor(Math.random() * 2 ** 53), logprobs, logitBias = {}, ...unknown } = rest;
+  for (const name of Object.keys(unknown))
+    throw new RequestError(`there is no option "${name}"; expected the options of \`Sampling\``);
   expectNumber("temperature", temperature, 0, 2);
   expectNumber("topP", topP, 0, 1);
   expectWhole("topK", topK, 0, 2 ** 31);
@@ -112,9 +114,11 @@ function checked(sampling: Sampling, vocabSize: number) {
   expectWhole("seed", seed, 0, Number.MAX_SAFE_INTEGER);
   if (logprobs !== undefined) expectWhole("logprobs", logprobs, 0, 20);
   const biases = Object.entries(logitBias).map(([token, bias]): [number, number] => {
-    expectWhole("a token of logitBias", Number(token), 0, vocabSize - 1);
+    const id = /^\d+$/.test(token) ? Number(token) : Number.NaN;
+    if (!(id < vocabSize))
+      throw new RequestError(`"${token}" of logitBias is no token; expected an id from 0 to ${vocabSize - 1}`);
     expectNumber(`logitBias of token ${token}`, bias, -100, 100);
-    return [Number(token), bias];
+    return [id, bias];
   });
   return {
     ...{ temperature, topP, topK, minP, repetitionPenalty, presencePenalty, frequencyPenalty },
@@ -138,13 +142,19 @@ function argmax(logits: Logits): number {
   let best = -1;
   let max = -Infinity;
   for (let i = 0; i < logits.length; i++) {
-    if (logits[i]! > max) {
-      max = logits[i]!;
+    const logit = logits[i]!;
+    if (!(logit < Infinity)) throw broken(`logit ${i} is ${logit}`); // NaN too
+    if (logit > max) {
+      max = logit;
       best = i;
     }
   }
-  if (best < 0) throw new Error(`none of the ${logits.length} logits is a number; expected a working model`);
+  if (best < 0) throw broken(`all ${logits.length} logits are -Infinity`);
   return best;
+}
+
+function broken(found: string): CheckpointError {
+  return new CheckpointError(`the weights are broken: ${found}; expected numbers, get the checkpoint anew`);
 }
 
 function logSumExp(logits: Logits): number {

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Sampler, type Sampling } from "../../src/engine/sampler.ts";
-import { RequestError } from "../../src/tensor/errors.ts";
+import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
 
 const V = 12;
 const logits = Float32Array.from({ length: V }, (_, i) => Math.sin(i * 2.3) * 2);
@@ -110,9 +110,16 @@ describe("a sampled token", () => {
     expect(draw(flat, { topP: 0.5, temperature: 1, seed: 1 })).toBeLessThan(101_025);
   });
 
-  it("is refused where no logit is a number", () => {
-    expect(() => draw(new Float32Array(4).fill(Number.NaN), {})).toThrow("none of the 4 logits is a number");
-  });
+  for (const sampling of [{ temperature: 0 }, {}, { temperature: 0, logprobs: 1 }])
+    it(`is refused where a logit is no number: ${JSON.stringify(sampling)}`, () => {
+      const broken = (bad: number) => () => draw(Float32Array.of(1, 2, bad, 3), sampling);
+      expect(broken(Number.NaN)).toThrow(CheckpointError);
+      expect(broken(Infinity)).toThrow(
+        "the weights are broken: logit 2 is Infinity; expected numbers, get the checkpoint anew",
+      );
+      expect(broken(-Infinity)).not.toThrow(); // a model may forbid a token
+      expect(() => draw(new Float32Array(4).fill(-Infinity), sampling)).toThrow("all 4 logits are -Infinity");
+    });
 });
 
 describe("penalties", () => {
@@ -161,7 +168,10 @@ describe("a wrong choice", () => {
     [{ topK: 2.5 }, "topK is 2.5; expected a whole number from 0 to 2147483648"],
     [{ seed: -3 }, "seed is -3; expected a whole number from 0 to 9007199254740991"],
     [{ logprobs: 21 }, "logprobs is 21; expected a whole number from 0 to 20"],
-    [{ logitBias: { 12: 1 } }, "a token of logitBias is 12; expected a whole number from 0 to 11"],
+    [{ logitBias: { 12: 1 } }, '"12" of logitBias is no token; expected an id from 0 to 11'],
+    [{ logitBias: Object.fromEntries([["", 5]]) }, '"" of logitBias is no token; expected an id from 0 to 11'],
+    [{ logitBias: Object.fromEntries([["1e0", 5]]) }, '"1e0" of logitBias is no token; expected an id from 0 to 11'],
+    [{ topp: 1 } as Sampling, 'there is no option "topp"; expected the options of `Sampling`'],
     [{ logitBias: { 3: 101 } }, "logitBias of token 3 is 101; expected a number from -100 to 100"],
   ];
   for (const [sampling, message] of wrong) {
