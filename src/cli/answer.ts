@@ -13,7 +13,7 @@ export interface Answer {
 /** What a command is told beside its options. */
 export interface Session {
   readonly json: boolean;
-  /** Aborted by Ctrl-C. */
+  /** Aborted by Ctrl-C, SIGTERM and SIGHUP. */
   readonly signal: AbortSignal;
 }
 
@@ -24,9 +24,15 @@ export type Run = <A extends unknown[]>(
 
 export const status = { done: 0, failed: 1, wrongUsage: 2, interrupted: 130 } as const;
 
-/** Thrown where Ctrl-C ended a command. */
+/** Thrown where Ctrl-C or another signal ended a command. */
 export class Interrupted extends Error {
   override readonly name = "Interrupted";
+  readonly code: number;
+
+  constructor(message: string, code: number = status.interrupted) {
+    super(message);
+    this.code = code;
+  }
 }
 
 export function print({ json, text }: Answer, asJson: boolean): void {
@@ -49,6 +55,7 @@ function described(error: unknown): { name: string; message: string; code: numbe
     return { name: "RequestError", message: error.message.replace(/^error: /, ""), code: status.wrongUsage };
   if (!(error instanceof Error)) return { name: "Error", message: String(error), code: status.failed };
   const { name, message } = error;
+  if (error instanceof Interrupted) return { name, message, code: error.code };
   if (name === "Interrupted" || name === "AbortError")
     return { name: "Interrupted", message, code: status.interrupted };
   return {

@@ -2,6 +2,7 @@
 // llama4: one command after the other stands in its own file; here they meet the process.
 
 import { readFileSync } from "node:fs";
+import { constants } from "node:os";
 import { Command, CommanderError } from "commander";
 import { fail, Interrupted, print, type Run, status } from "./answer.ts";
 import { bench } from "./bench.ts";
@@ -17,11 +18,14 @@ const { version } = JSON.parse(readFileSync(new URL("../../package.json", import
 const json = process.argv.includes("--json"); // known before commander reads it, for its own errors
 
 const interrupt = new AbortController();
-process.on("SIGINT", () => {
-  if (interrupt.signal.aborted) process.exit(status.interrupted);
-  interrupt.abort(new Interrupted("stopped by Ctrl-C"));
-  setTimeout(() => process.exit(status.interrupted), 2000).unref(); // whatever still computes
-});
+for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  process.on(name, () => {
+    const code = 128 + constants.signals[name]; // as shells count
+    if (interrupt.signal.aborted) process.exit(code);
+    interrupt.abort(new Interrupted(`stopped by ${name === "SIGINT" ? "Ctrl-C" : name}`, code));
+    setTimeout(() => process.exit(code), 2000).unref(); // whatever still computes
+  });
+}
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   process.exit(error.code === "EPIPE" ? status.done : status.failed); // a reader like `head` has seen enough
 });
@@ -44,5 +48,5 @@ try {
   await program.parseAsync();
 } catch (error) {
   const isHelp = error instanceof CommanderError && error.exitCode === 0;
-  process.exitCode = isHelp ? status.done : fail(error, json);
+  process.exitCode = isHelp ? status.done : fail(interrupt.signal.aborted ? interrupt.signal.reason : error, json);
 }
