@@ -68,7 +68,8 @@ export async function openCheckpoint(path: string, { signal }: { signal?: AbortS
     return { ...contents, path, totalBytes: files.reduce((sum, file) => sum + file.byteLength, 0), close };
   } catch (error) {
     await close();
-    throw error;
+    const { syscall, message } = error as NodeJS.ErrnoException; // of the file system's errors alone
+    throw syscall === undefined ? error : new CheckpointError(`${path} cannot be read: ${message}`, { cause: error });
   }
 }
 
@@ -85,6 +86,7 @@ async function openByKind(path: string, open: Open): Promise<Contents> {
     if (path.endsWith(".gguf")) return openGguf(path, open);
     throw new CheckpointError(`${path} is a file of an unknown kind; expected a .gguf file, or the folder it lies in`);
   }
+  if (!found.isDirectory()) throw new CheckpointError(`${path} is a device; expected a folder or a .gguf file`);
   if (existsSync(join(path, "config.json"))) return openHuggingFace(path, open);
   if (existsSync(join(path, "params.json"))) return openMeta(path, open);
   const inside = await readdir(path);

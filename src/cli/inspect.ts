@@ -5,10 +5,9 @@ import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
 import { countParameters, type Llama4Config } from "../model/config.ts";
 import { openTokenizer } from "../open.ts";
 import { byteLength, type DType } from "../tensor/dtype.ts";
-import { RequestError } from "../tensor/errors.ts";
 import { elementCount, type Shape } from "../tensor/tensor.ts";
 import { type Answer, bytes, type Run, table } from "./answer.ts";
-import { define } from "./options.ts";
+import { define, named } from "./options.ts";
 
 export function inspect(program: Command, run: Run): void {
   define(program, "inspect", "What a checkpoint holds: configuration, tensors, tokenizer, template.", [
@@ -17,11 +16,12 @@ export function inspect(program: Command, run: Run): void {
   ])
     .argument("[model]", "a Hugging Face folder, a Meta folder or a .gguf file")
     .option("-m, --model <path>", "the same, as an option")
-    .action(run((_, model: string | undefined, options: { model?: string }) => inspected(model ?? options.model)));
+    .action(
+      run((_, model: string | undefined, options: { model?: string }) => inspected(named("inspect", model, options))),
+    );
 }
 
-async function inspected(path: string | undefined): Promise<Answer> {
-  if (path === undefined) throw new RequestError("inspect: no model; expected the path of a checkpoint");
+async function inspected(path: string): Promise<Answer> {
   const checkpoint = await openCheckpoint(path);
   try {
     const json = contents(checkpoint);

@@ -46,6 +46,7 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   const { tokens: given, prompt, raw, bos = false, last = false, fast, out, force } = options;
   if ((given === undefined) === (prompt === undefined))
     throw new RequestError("logits needs --tokens 1,2,3 or --prompt TEXT, and not both");
+  if (given && (raw || bos)) throw new RequestError("--raw and --bos are of a prompt; --tokens stand as they are");
   if (given) refuseImages(options);
   else checkPrompt(options);
   refuseToOverwrite(out, force, isFile);

@@ -43,6 +43,15 @@ export function withModel(command: Command): Command {
     .option("--mmproj <file>", "the vision part of a GGUF model");
 }
 
+/** The model of a command that takes it as an argument or as an option. */
+export function named(command: string, argument: string | undefined, { model }: Pick<ModelOptions, "model">): string {
+  const name = argument ?? model;
+  if (name === undefined) throw new RequestError(`${command}: no model; llama4 ${command} --help says what it takes`);
+  if (model !== undefined && name !== model)
+    throw new RequestError(`${command}: two models, ${name} and ${model}; expected one`);
+  return name;
+}
+
 export interface ImageOptions {
   readonly image?: readonly string[];
   readonly video?: string;

@@ -8,7 +8,7 @@ import { availableMemory } from "../open.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
 import { bytesPerToken, kvBytes, loadedBytesPerToken, type Part, partBytes, storedPartBytes } from "./budget.ts";
-import { define, number, whole } from "./options.ts";
+import { define, named, number, whole } from "./options.ts";
 
 interface PlanOptions {
   readonly model?: string;
@@ -36,10 +36,7 @@ export function plan(program: Command, run: Run): void {
 }
 
 async function planned(argument: string | undefined, options: PlanOptions): Promise<Answer> {
-  const name = argument ?? options.model;
-  if (name === undefined) throw new RequestError("plan: no model; expected scout, maverick, behemoth or a path");
-  if (argument !== undefined && options.model !== undefined && argument !== options.model)
-    throw new RequestError(`plan: two models, ${argument} and ${options.model}; expected one`);
+  const name = named("plan", argument, options);
   const { ram = availableMemory() / 1e9, bandwidth } = options;
   if (!(ram > 0)) throw new RequestError(`--ram is ${ram}; expected more than 0 GB`);
   if (!(bandwidth > 0)) throw new RequestError(`--bandwidth is ${bandwidth}; expected more than 0 GB/s`);

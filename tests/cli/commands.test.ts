@@ -200,6 +200,7 @@ describe("llama4 logits", () => {
     [["--tokens", "1,x"], "token ids", 2],
     [["--tokens", "1,512"], "512", 2],
     [["--tokens", "1", "--prompt", "x"], "not both", 2],
+    [["--tokens", "1", "--raw", "--bos"], "--raw and --bos", 2],
     [[], "--tokens", 2],
   ])("refuses %j and leaves no file", async (args, message, status) => {
     const out = place.at("refused.safetensors");
@@ -294,6 +295,22 @@ describe("llama4 inspect", () => {
     expect(tensors.reduce((sum, tensor) => sum + tensor.bytes, 0)).toBe(json["tensorBytes"]);
   });
 
+  it("refuses two models", async () => {
+    const ended = await llama4(["inspect", model, "--model", place.at("other"), "--json"]);
+    expect(objectOf(ended)).toMatchObject({
+      error: { name: "RequestError", message: expect.stringContaining("two models") },
+    });
+    expect(ended.status).toBe(2);
+  });
+
+  it.each(["/dev/null", "/proc/self/mem"])("refuses %s, which is no checkpoint", async (path) => {
+    const ended = await llama4(["inspect", path, "--json"]);
+    expect(objectOf(ended)).toMatchObject({
+      error: { name: "CheckpointError", message: expect.stringContaining(path) },
+    });
+    expect(ended.status).toBe(1);
+  });
+
   it("shows people one row for all layers", async () => {
     const { stdout } = await llama4(["inspect", "--model", model]);
     expect(stdout).toContain("model.layers.*.self_attn.q_proj.weight");
@@ -355,8 +372,12 @@ describe("a bad checkpoint", () => {
   });
 });
 
-describe("Ctrl-C", () => {
-  it("ends init with status 130 and leaves nothing behind", async () => {
+describe("a signal", () => {
+  it.each([
+    ["SIGINT", 130],
+    ["SIGTERM", 143],
+    ["SIGHUP", 129],
+  ] as const)("%s ends init with status %d and leaves nothing behind", async (signal, status) => {
     const out = place.at("interrupted");
     const child = spawn(process.execPath, [
       main,
@@ -372,8 +393,8 @@ describe("Ctrl-C", () => {
     ]);
     const isWriting = () => readdirSync(place.folder).some((name) => name.startsWith("interrupted"));
     while (!isWriting()) await new Promise((resolve) => setTimeout(resolve, 20));
-    child.kill("SIGINT");
-    expect(await new Promise((resolve) => child.on("exit", resolve))).toBe(130);
+    child.kill(signal);
+    expect(await new Promise((resolve) => child.on("exit", resolve))).toBe(status);
     expect(isWriting()).toBe(false);
   });
 });
