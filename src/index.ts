@@ -151,11 +151,13 @@ class Calls {
   #next = 0;
   #ended: Error | undefined;
   #closed: (() => void) | undefined;
+  #closing: Promise<void> | undefined;
 
   constructor(worker: Worker) {
     this.#worker = worker;
   }
 
+  /** The call begins with the first next(): one that nobody iterates computes nothing. */
   start<T>(call: Call, signal?: AbortSignal): AsyncIterable<T> {
     signal?.throwIfAborted();
     if (this.#ended) throw this.#ended;
@@ -167,14 +169,18 @@ class Calls {
     const cancel = () => {
       if (forget()) this.#post({ type: "cancel", id });
     };
-    const channel = new Channel<unknown>(cancel);
+    const begin = () => {
+      signal?.throwIfAborted();
+      if (this.#ended) throw this.#ended;
+      this.#post({ type: "call", id, call }); // throws where something in the call cannot be cloned
+      signal?.addEventListener("abort", abort);
+      this.#open.set(id, { channel, forget });
+    };
+    const channel = new Channel<unknown>(cancel, begin);
     const abort = () => {
       channel.fail(signal?.reason);
       cancel();
     };
-    this.#post({ type: "call", id, call }); // throws where something in the call cannot be cloned
-    signal?.addEventListener("abort", abort);
-    this.#open.set(id, { channel, forget });
     return channel as AsyncIterable<unknown> as AsyncIterable<T>; // what worker.ts answers to this call
   }
 
@@ -207,7 +213,11 @@ class Calls {
   }
 
   close(): Promise<void> {
-    if (this.#ended) return Promise.resolve();
+    this.#closing ??= this.#ended ? Promise.resolve() : this.#end();
+    return this.#closing;
+  }
+
+  #end(): Promise<void> {
     this.failAll(new Error("the model was closed"));
     return new Promise((resolve) => {
       this.#closed = resolve;

@@ -1,6 +1,7 @@
 // Checkpoint + backend = a model in memory, after a look at whether it fits.
 
 import { readFileSync } from "node:fs";
+import { loadAddon } from "./backends/native/addon.ts";
 import { openNative } from "./backends/native/backend.ts";
 import { openReference } from "./backends/reference/reference.ts";
 import { parseObject } from "./checkpoint/json.ts";
@@ -59,6 +60,8 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   const start = performance.now();
   const { threads, activations, onProgress, onWarning = () => {}, signal } = options;
   signal?.throwIfAborted();
+  if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
+    throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
   const checkpoint = await openCheckpoint(path, { ...(signal && { signal }) });
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;
@@ -119,13 +122,15 @@ interface BackendOptions {
 function openBackend(name: OpenOptions["backend"], options: BackendOptions, warn: (message: string) => void): Backend {
   if (name === "reference") return openReference();
   const { threads, activations } = options;
-  try {
-    return openNative({ ...(threads !== undefined && { threads }), ...(activations && { activations }) });
-  } catch (error) {
-    if (name === "native" || error instanceof RequestError) throw error;
-    warn(`${error instanceof Error ? error.message : error}; going on with the slow reference backend`);
-    return openReference();
+  if (name === undefined) {
+    try {
+      loadAddon();
+    } catch (error) {
+      warn(`${error instanceof Error ? error.message : error}; going on with the slow reference backend`);
+      return openReference();
+    }
   }
+  return openNative({ ...(threads !== undefined && { threads }), ...(activations && { activations }) });
 }
 
 interface Room {
@@ -136,6 +141,7 @@ interface Room {
 }
 
 const DEFAULT_CONTEXT = 32_768;
+const WORKING_BYTES = 300e6; // activations of a step, JavaScript's heap
 
 /** What weights and cache take, or a CapacityError where `available` bytes are less. */
 export function roomFor(
@@ -154,7 +160,7 @@ export function roomFor(
   const dtype = isReference ? "f32" : (kvDtype ?? (isExact ? "f32" : "f16"));
   if (context !== undefined && (!Number.isInteger(context) || context < 1 || context > c.contextLength))
     throw new RequestError(`context is ${context}; expected a whole number from 1 to the model's ${c.contextLength}`);
-  const left = available - weightBytes;
+  const left = available - weightBytes - WORKING_BYTES;
   const size = (tokens: number) => cacheSizes(c, { context: tokens, dtype }).bytes;
   let tokens = context ?? Math.min(c.contextLength, DEFAULT_CONTEXT);
   if (context === undefined && size(tokens) > left && size(1) <= left) tokens = contextFor(c, left, { dtype });
@@ -162,7 +168,7 @@ export function roomFor(
   if (kvBytes > left)
     throw new CapacityError(
       `the weights take ${gigabytes(weightBytes)} and the cache for ${tokens.toLocaleString("en")} tokens ${gigabytes(kvBytes)}, ` +
-        `and ${gigabytes(available)} of memory are available; expected room for both: take a smaller \`context\`, ` +
+        `and ${gigabytes(available)} of memory are available; expected room for both and ${gigabytes(WORKING_BYTES)} to work with: take a smaller \`context\`, ` +
         "a checkpoint of fewer bits (llama4 convert), or a machine with more memory (llama4 plan)",
     );
   return { context: tokens, kvDtype: dtype, weightBytes, kvBytes };

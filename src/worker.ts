@@ -2,7 +2,7 @@
 
 import { parentPort, workerData } from "node:worker_threads";
 import { complete } from "./engine/completion.ts";
-import { Engine } from "./engine/engine.ts";
+import { Engine, type LogitRows } from "./engine/engine.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
 import { type OpenModel, openModel } from "./open.ts";
@@ -12,7 +12,7 @@ import { CheckpointError, RequestError } from "./tensor/errors.ts";
 
 if (!parentPort) throw new Error("worker.js is the engine's thread; expected to be started by load()");
 const port = parentPort;
-const say = (message: ToMain) => port.postMessage(message);
+const say = (message: ToMain, given: ArrayBuffer[] = []) => port.postMessage(message, given);
 
 const start = workerData as Start; // only index.ts starts this file
 try {
@@ -47,7 +47,11 @@ function serve(model: OpenModel): void {
     const cancel = new AbortController();
     running.set(id, cancel);
     try {
-      for await (const value of answer(call, model, engine, cancel.signal)) say({ type: "value", id, value });
+      for await (const value of answer(call, model, engine, cancel.signal))
+        say(
+          { type: "value", id, value },
+          call.method === "logits" ? [(value as LogitRows).logits.buffer as ArrayBuffer] : [],
+        );
       say({ type: "end", id });
     } catch (error) {
       say({ type: "error", id, error: flatten(error) });

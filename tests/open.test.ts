@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { presets } from "../src/model/config.ts";
-import { availableMemory, roomFor } from "../src/open.ts";
+import { availableMemory, openModel, roomFor } from "../src/open.ts";
 import { CapacityError, RequestError } from "../src/tensor/errors.ts";
 import type { TensorView } from "../src/tensor/tensor.ts";
 
@@ -17,8 +17,8 @@ describe("room for a model", () => {
     expect(() => roomFor(weights, presets.scout, { context: 8192 }, false, 3 * GB)).toThrow(
       new CapacityError(
         "the weights take 2.0 GB and the cache for 8,192 tokens 1.6 GB, and 3.0 GB of memory are available; " +
-          "expected room for both: take a smaller `context`, a checkpoint of fewer bits (llama4 convert), " +
-          "or a machine with more memory (llama4 plan)",
+          "expected room for both and 0.300 GB to work with: take a smaller `context`, " +
+          "a checkpoint of fewer bits (llama4 convert), or a machine with more memory (llama4 plan)",
       ),
     );
     expect(() => roomFor(weights, presets.scout, {}, false, 1 * GB)).toThrow(CapacityError);
@@ -26,7 +26,7 @@ describe("room for a model", () => {
 
   it("holds a context of 32,768 tokens, or of what is left", () => {
     expect(roomFor(weights, presets.scout, {}, false, 100 * GB).context).toBe(32_768);
-    const { context, kvBytes } = roomFor(weights, presets.scout, {}, false, 3 * GB);
+    const { context, kvBytes } = roomFor(weights, presets.scout, {}, false, 3.3 * GB);
     expect(context).toBeGreaterThan(4096);
     expect(kvBytes).toBeLessThanOrEqual(GB);
   });
@@ -40,6 +40,14 @@ describe("room for a model", () => {
   it("is refused for a context that the model was not made for", () => {
     expect(() => roomFor(weights, presets.maverick, { context: 2_000_000 }, false, 1e15)).toThrow(
       new RequestError("context is 2000000; expected a whole number from 1 to the model's 1048576"),
+    );
+  });
+});
+
+describe("threads", () => {
+  it.each([0, 5000, 1.5, Number.NaN])("%d of them are refused, not computed with the reference", async (threads) => {
+    await expect(openModel("nowhere", { threads })).rejects.toThrow(
+      new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`),
     );
   });
 });

@@ -1,14 +1,16 @@
 // A queue between one that makes values and one that awaits them.
 
-/** Values in order; iterated once. Leaving the loop early calls `onLeave`. */
+/** Values in order; iterated once. The first next() calls `onStart`, leaving the loop early `onLeave`. */
 export class Channel<T> implements AsyncIterableIterator<T> {
   readonly #values: T[] = [];
   readonly #onLeave: () => void;
+  #onStart: (() => void) | undefined;
   #ending: { readonly error?: unknown } | undefined;
   #wake: (() => void) | undefined;
 
-  constructor(onLeave: () => void = () => {}) {
+  constructor(onLeave: () => void = () => {}, onStart?: () => void) {
     this.#onLeave = onLeave;
+    this.#onStart = onStart;
   }
 
   push(value: T): void {
@@ -32,6 +34,7 @@ export class Channel<T> implements AsyncIterableIterator<T> {
   }
 
   async next(): Promise<IteratorResult<T, undefined>> {
+    this.#start();
     for (;;) {
       if (this.#values.length > 0) return { done: false, value: this.#values.shift()! };
       if (this.#ending) {
@@ -43,6 +46,16 @@ export class Channel<T> implements AsyncIterableIterator<T> {
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
       });
+    }
+  }
+
+  #start(): void {
+    const start = this.#onStart;
+    this.#onStart = undefined;
+    try {
+      if (!this.#ending) start?.();
+    } catch (error) {
+      this.fail(error);
     }
   }
 

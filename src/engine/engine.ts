@@ -66,7 +66,7 @@ export interface Finish {
   readonly decodeMs: number;
 }
 
-/** Logits `[n, V]` of consecutive positions. */
+/** Logits `[n, V]` of consecutive positions, in a buffer of their own. */
 export interface LogitRows {
   readonly position: number;
   readonly logits: Float32Array | Float64Array;
@@ -157,7 +157,7 @@ export class Engine {
       computed: (logits, position) => {
         const again = Math.max(0, delivered - position); // after a preemption the first positions come once more
         if (position + again < job.position)
-          channel.push({ position: position + again, logits: logits.subarray(again * this.#options.config.vocabSize) });
+          channel.push({ position: position + again, logits: logits.slice(again * this.#options.config.vocabSize) });
         delivered = Math.max(delivered, job.position);
         const more = job.position < job.length;
         if (!more) channel.end();

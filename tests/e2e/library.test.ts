@@ -123,8 +123,17 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
     const other = await library.load(folder, { backend: "reference", context: 64 });
     const reply = all(other.complete("a"));
     const ended = expect(reply).rejects.toThrow("the model was closed");
-    await other.close();
+    await Promise.all([other.close(), other.close()]);
     await ended;
     expect(() => other.complete("a")).toThrow("the model was closed");
+  });
+
+  it("computes nothing for a reply that nobody reads", async () => {
+    const cancel = new AbortController();
+    const unread = model.complete("a", { signal: cancel.signal });
+    const uncloneable = model.complete("a", { stop: [(() => "") as unknown as string] });
+    await expect(all(uncloneable)).rejects.toThrow(/could not be cloned/); // at the first piece, when it is sent
+    cancel.abort();
+    await expect(all(unread)).rejects.toMatchObject({ name: "AbortError" });
   });
 });

@@ -70,6 +70,14 @@ describe("the engine computes what the model computes", () => {
     expect(reply).toEqual(best.slice(4, -1));
   });
 
+  it("in buffers that hold the rows of one request only", async () => {
+    const engine = open();
+    const sizes = async (of: number[]) => {
+      for await (const { logits } of engine.logits(of)) expect(logits.buffer.byteLength).toBe(logits.byteLength);
+    };
+    await Promise.all([sizes(prompt(7)), sizes(prompt(5))]);
+  });
+
   it("for a batch of different prompts as for each alone", async () => {
     const requests = [1, 3, 9, 17, 30].map((length, i) => ({
       tokens: prompt(length, i),

@@ -3,7 +3,7 @@
 
 import type { LoadOptions } from "../../tensor/backend.ts";
 import { byteLength, dtypes } from "../../tensor/dtype.ts";
-import { CapacityError, CheckpointError } from "../../tensor/errors.ts";
+import { CheckpointError } from "../../tensor/errors.ts";
 import { elementCount, type TensorView } from "../../tensor/tensor.ts";
 import type { Addon } from "./addon.ts";
 import type { Memory } from "./memory.ts";
@@ -19,7 +19,6 @@ export async function readViews(
 ): Promise<ArrayBuffer[]> {
   signal?.throwIfAborted();
   const total = views.reduce((bytes, view) => bytes + viewBytes(view), 0);
-  checkRoom(total);
   const buffers: ArrayBuffer[] = [];
   try {
     for (const view of views) buffers.push(memory.keep(viewBytes(view)));
@@ -47,16 +46,6 @@ export async function readViews(
 function viewBytes({ dtype, shape }: TensorView): number {
   return byteLength(dtype, elementCount(shape));
 }
-
-function checkRoom(bytes: number): void {
-  const free = process.availableMemory(); // what the system and the container's limit leave
-  if (free > 0 && bytes > free)
-    throw new CapacityError(
-      `the weights take ${gigabytes(bytes)} and ${gigabytes(free)} of memory are free; take a smaller quantization or a larger machine`,
-    );
-}
-
-const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`;
 
 /** What native/reader.cc is told: see Addon.read. */
 class Plan {
