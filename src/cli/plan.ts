@@ -2,9 +2,12 @@
 
 import type { Command } from "commander";
 import { type Mix, mixes } from "../checkpoint/mix.ts";
-import { openCheckpoint } from "../checkpoint/open.ts";
+import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
+import { cacheSizes, contextFor } from "../engine/kv-cache.ts";
 import { countParameters, type Llama4Config, presets } from "../model/config.ts";
+import { mapParameters } from "../model/parameters.ts";
 import { availableMemory } from "../open.ts";
+import type { DType } from "../tensor/dtype.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
 import { bytesPerToken, kvBytes, loadedBytesPerToken, type Part, partBytes, storedPartBytes } from "./budget.ts";
@@ -16,7 +19,7 @@ interface PlanOptions {
   readonly context?: number;
   readonly ram?: number;
   readonly ranks: number;
-  readonly bandwidth: number;
+  readonly bandwidth?: number;
 }
 
 export function plan(program: Command, run: Run): void {
@@ -28,16 +31,16 @@ export function plan(program: Command, run: Run): void {
     .argument("[model]", `${Object.keys(presets).join(", ")}, or a checkpoint's path`)
     .option("-m, --model <model>", "the same, as an option")
     .option("--quant <type>", `${mixes.join(", ")} (default: as the checkpoint is stored; presets: bf16)`)
-    .option("--context <n>", "tokens of the conversation (default: 8192 or the model's longest)", whole(1))
+    .option("--context <n>", "tokens of the conversation (default: as loading takes it, 32,768 or what fits)", whole(1))
     .option("--ram <GB>", "memory of a machine, 10⁹ bytes each (default: what is free here)", number)
     .option("--ranks <n>", "machines that share the model", whole(1), 1)
-    .option("--bandwidth <GB/s>", "memory reads of a machine, for the expected speed", number, 40)
+    .option("--bandwidth <GB/s>", "memory reads of a machine, for the expected speed (default: 40, assumed)", number)
     .action(run((_, model: string | undefined, options: PlanOptions) => planned(model, options)));
 }
 
 async function planned(argument: string | undefined, options: PlanOptions): Promise<Answer> {
   const name = named("plan", argument, options);
-  const { ram = availableMemory() / 1e9, bandwidth } = options;
+  const { ram = availableMemory() / 1e9, bandwidth = assumedGBps } = options;
   if (!(ram > 0)) throw new RequestError(`--ram is ${ram}; expected more than 0 GB`);
   if (!(bandwidth > 0)) throw new RequestError(`--bandwidth is ${bandwidth}; expected more than 0 GB/s`);
   const json = budget(await weightsNamed(name, options.quant), options, ram * 1e9);
@@ -51,6 +54,8 @@ interface Weights {
   readonly quantization: string;
   readonly parts: Readonly<Record<Part, number>>;
   readonly bytesPerToken: number;
+  /** How loading keeps keys and values. */
+  readonly kvDtype: "f32" | "f16";
   /** Of the files that hold the text model; a GGUF keeps vision in another one. */
   readonly weightBytes: number;
 }
@@ -68,6 +73,7 @@ async function weightsNamed(model: string, quant: string | undefined): Promise<W
       ...{ model, config, parts },
       quantization: `as stored (${format})`,
       bytesPerToken: loadedBytesPerToken(parameters, config),
+      kvDtype: hasExactMatrices(parameters) ? "f32" : "f16",
       weightBytes: sum(parts),
     };
   } finally {
@@ -79,7 +85,19 @@ function mixed(model: string, config: Llama4Config, mix: Mix): Weights {
   const parts = partBytes(config, mix);
   const isFolder = mix === "bf16" || mix === "f16" || mix === "f32"; // as published: one folder with everything
   const weightBytes = sum(parts) - (isFolder ? 0 : parts.vision);
-  return { model, config, quantization: mix, parts, bytesPerToken: bytesPerToken(config, mix), weightBytes };
+  return {
+    ...{ model, config, quantization: mix, parts, weightBytes },
+    bytesPerToken: bytesPerToken(config, mix),
+    kvDtype: mix === "f32" ? "f32" : "f16",
+  };
+}
+
+function hasExactMatrices(parameters: Checkpoint["parameters"]): boolean {
+  let exact = true;
+  mapParameters(parameters, ({ dtype, shape }) => {
+    exact &&= dtype === "f32" || shape.length < 2;
+  });
+  return exact;
 }
 
 const sum = (parts: Readonly<Record<Part, number>>) => Object.values(parts).reduce((total, n) => total + n);
@@ -87,20 +105,22 @@ const sum = (parts: Readonly<Record<Part, number>>) => Object.values(parts).redu
 type Budget = ReturnType<typeof budget>;
 
 const workBytes = 300e6; // the program, its buffers and the activations of a slice
+const longestDefault = 32_768; // of open.ts
+const assumedGBps = 40; // two channels of DDR4
 
 /** Where the bytes go, and what follows from that. */
-function budget(
-  { config: c, parts, ...weights }: Weights,
-  { context = Math.min(8192, c.contextLength), ranks, bandwidth }: PlanOptions,
-  memoryBytes: number,
-) {
+function budget({ config: c, parts, kvDtype: dtype, ...weights }: Weights, options: PlanOptions, memoryBytes: number) {
+  const { ranks, bandwidth = assumedGBps } = options;
+  const left = ranks * (memoryBytes - workBytes) - sum(parts);
+  const context = options.context ?? defaultContext(c, left, dtype);
   if (context > c.contextLength)
     throw new RequestError(
       `--context is ${context} and the model's longest is ${c.contextLength}; expected at most that`,
     );
-  const kv = kvBytes(c, context, "f16");
+  const kv = kvBytes(c, context, dtype);
   const kvTotal = kv.global + kv.local;
-  const neededBytes = Math.ceil((sum(parts) + kvTotal) / ranks) + workBytes;
+  const cacheBytes = cacheSizes(c, { context, dtype }).bytes;
+  const neededBytes = Math.ceil((sum(parts) + cacheBytes) / ranks) + workBytes;
   const readBytes = weights.bytesPerToken + kvTotal;
   const localLayers = c.layers.filter((layer) => layer.chunked).length;
   return {
@@ -113,8 +133,10 @@ function budget(
     parts,
     context,
     kvBytes: kvTotal,
+    /** What loading allocates: whole blocks, and in the local layers room for a second sequence. */
+    cacheBytes,
     kv: {
-      dtype: "f16",
+      dtype,
       globalLayers: c.layers.length - localLayers,
       globalBytes: kv.global,
       localLayers,
@@ -126,11 +148,19 @@ function budget(
     fits: neededBytes <= memoryBytes,
     expected: {
       bandwidthGBps: bandwidth,
+      isAssumed: options.bandwidth === undefined,
       bytesPerToken: readBytes,
       tokensPerSecond: (bandwidth * 1e9 * ranks) / readBytes,
       assumption: "every weight that a token needs, and the whole cache, is read from memory once a token",
     },
   };
+}
+
+/** As loading chooses it: less than 32,768 tokens where the model or the memory has less. */
+function defaultContext(c: Llama4Config, left: number, dtype: DType): number {
+  const context = Math.min(longestDefault, c.contextLength);
+  const takes = (tokens: number) => cacheSizes(c, { context: tokens, dtype }).bytes;
+  return takes(context) > left && takes(1) <= left ? contextFor(c, left, { dtype }) : context;
 }
 
 const partNames: Readonly<Record<Part, string>> = {
@@ -145,7 +175,7 @@ const partNames: Readonly<Record<Part, string>> = {
 };
 
 function shown(b: Budget): string {
-  const perCent = (n: number) => `${((100 * n) / (b.weightBytes + b.kvBytes)).toFixed(1)} %`;
+  const perCent = (n: number) => `${((100 * n) / (b.weightBytes + b.cacheBytes)).toFixed(1)} %`;
   const row = (name: string, n: number) => [name, bytes(n), perCent(n)];
   const parts = (Object.entries(b.parts) as [Part, number][]).filter(([, n]) => n > 0);
   const billions = (n: number) => (n < 1e8 ? n.toLocaleString("en") : `${(n / 1e9).toFixed(1)} billion`);
@@ -159,13 +189,14 @@ function shown(b: Budget): string {
       ...parts.map(([part, n]) => row(partNames[part], n)),
       row(`keys and values, ${kv.globalLayers} global layers`, kv.globalBytes),
       row(`keys and values, ${kv.localLayers} local layers`, kv.localBytes),
+      ...(b.cacheBytes > b.kvBytes ? [row("keys and values, room for other sequences", b.cacheBytes - b.kvBytes)] : []),
     ]),
     "",
     `For ${b.context.toLocaleString("en")} tokens of context it takes ${bytes(b.neededBytes)}${machines}; ${bytes(b.memoryBytes)} are there: ` +
       (b.fits ? "it fits." : "it does not fit."),
     ...(b.fits
       ? [
-          `At ${expected.bandwidthGBps} GB/s of memory reads: up to ${expected.tokensPerSecond.toFixed(1)} tokens/s for one reader.`,
+          `At ${expected.isAssumed ? "an assumed " : ""}${expected.bandwidthGBps} GB/s of memory reads${expected.isAssumed ? " (llama4 bench measures it, --bandwidth says it)" : ""}: up to ${expected.tokensPerSecond.toFixed(1)} tokens/s for one reader.`,
         ]
       : [wayOut(b)]),
   ].join("\n");

@@ -20,6 +20,30 @@ describe("llama4 plan", () => {
     expect(await inMemory("24", "--ranks", "4")).toBe(true);
   });
 
+  it("counts what loading allocates beside what one sequence needs", async () => {
+    const cache = async (...more: string[]) => {
+      const args = ["plan", "scout", "--quant", "q4_k_m", "--json", ...more];
+      const { context, kvBytes, cacheBytes, neededBytes, parts } = objectOf(await llama4(args)) as {
+        [name: string]: number;
+      } & { parts: Record<string, number> };
+      const weights = Object.values(parts).reduce((sum, n) => sum + n);
+      expect(neededBytes).toBe(weights + cacheBytes! + 300e6);
+      return { context, kvGiB: kvBytes! / 2 ** 30, cacheGiB: cacheBytes! / 2 ** 30 };
+    };
+    const long = { context: 131072, kvGiB: 7.125, cacheGiB: 8.25 }; // the local layers hold two chunks
+    expect(await cache("--ram", "96", "--context", "131072")).toEqual(long);
+    expect((await cache("--ram", "96")).context).toBe(32768);
+    const { context } = await cache("--ram", "70"); // as loading, a shorter context where memory is short
+    expect(context).toBeGreaterThan(0);
+    expect(context).toBeLessThan(32768);
+  });
+
+  it("says when its speed rests on an assumption", async () => {
+    const args = ["plan", "scout", "--quant", "q4_k_m", "--ram", "96"];
+    expect((await llama4(args)).stdout).toContain("an assumed 40 GB/s");
+    expect((await llama4([...args, "--bandwidth", "80"])).stdout).toContain("At 80 GB/s of memory reads: up");
+  });
+
   it("shows a table to people", async () => {
     const { status, stdout } = await llama4(["plan", "scout", "--quant", "Q8_0", "--ram", "24"]);
     expect(status).toBe(0);
