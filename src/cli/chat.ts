@@ -4,8 +4,7 @@ import { createInterface } from "node:readline";
 import { type Command, Option } from "commander";
 import type { Llama4, Message } from "../index.ts";
 import { type Answer, Interrupted, type Run, type Session } from "./answer.ts";
-import { collected } from "./generate.ts";
-import { openModel } from "./model.ts";
+import { collected, openModel } from "./model.ts";
 import {
   define,
   type ImageOptions,

@@ -1,10 +1,9 @@
 // `llama4 generate`: one completion.
 
 import type { Command } from "commander";
-import type { Llama4, Piece } from "../index.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Answer, Run, Session } from "./answer.ts";
-import { openModel } from "./model.ts";
+import { collected, openModel } from "./model.ts";
 import {
   define,
   type ImageOptions,
@@ -63,28 +62,4 @@ async function generated(session: Session, options: PromptOptions & SamplingOpti
   });
   if (!session.json) process.stdout.write("\n");
   return { json };
-}
-
-/** A reply as one object; `onText` hears it piece by piece. */
-export async function collected(model: Llama4, reply: AsyncIterable<Piece>, onText: (text: string) => void) {
-  const tokens: number[] = [];
-  let text = "";
-  for await (const piece of reply) {
-    tokens.push(...piece.tokens);
-    text += piece.text;
-    onText(piece.text);
-    const { finishReason, usage, timings } = piece;
-    if (!finishReason || !usage || !timings) continue;
-    const { prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond } = timings;
-    return {
-      ...{ text, tokens, finishReason },
-      promptTokens: usage.promptTokens,
-      cachedTokens: usage.cachedTokens,
-      timings: {
-        loadMs: model.info.loadMs,
-        ...{ prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond },
-      },
-    };
-  }
-  throw new Error("the reply ended without a reason");
 }

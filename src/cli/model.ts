@@ -1,6 +1,6 @@
-// A model for a command: loaded with a bar on stderr.
+// A model for a command, loaded with a bar on stderr, and its replies.
 
-import { type Llama4, type LoadOptions, load } from "../index.ts";
+import { type Llama4, type LoadOptions, load, type Piece } from "../index.ts";
 import { progress, type Session } from "./answer.ts";
 import type { ModelOptions } from "./options.ts";
 
@@ -20,4 +20,28 @@ export async function openModel(
   } finally {
     bar.stop();
   }
+}
+
+/** A reply as one object; `onText` hears it piece by piece. */
+export async function collected(model: Llama4, reply: AsyncIterable<Piece>, onText: (text: string) => void) {
+  const tokens: number[] = [];
+  let text = "";
+  for await (const piece of reply) {
+    tokens.push(...piece.tokens);
+    text += piece.text;
+    onText(piece.text);
+    const { finishReason, usage, timings } = piece;
+    if (!finishReason || !usage || !timings) continue;
+    const { prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond } = timings;
+    return {
+      ...{ text, tokens, finishReason },
+      promptTokens: usage.promptTokens,
+      cachedTokens: usage.cachedTokens,
+      timings: {
+        loadMs: model.info.loadMs,
+        ...{ prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond },
+      },
+    };
+  }
+  throw new Error("the reply ended without a reason");
 }
