@@ -7,6 +7,7 @@
 #include <node_api.h>
 #include <sys/mman.h>
 
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -512,41 +513,13 @@ napi_value cross_entropy(Call& call) {
 
 napi_value set_codebooks(Call& call) {
   static int8_t tables[kIqTablesLength];  // a copy: the thread that hands them over may end before others
-  memcpy(tables, call.bytes(kIqTablesLength), kIqTablesLength);
-  set_iq_tables(tables);
+  static std::once_flag once;              // and others may be reading them by now
+  const uint8_t* given = call.bytes(kIqTablesLength);
+  std::call_once(once, [&] {
+    memcpy(tables, given, kIqTablesLength);
+    set_iq_tables(tables);
+  });
   return call.undefined();
-}
-
-// rows · columns floats to `type`, on all threads; the index of the first element that the type cannot hold, or −1.
-napi_value quantize(Call& call) {
-  Engine& engine = call.engine();
-  const int type = call.type();
-  const int64_t count = call.size(), columns = call.size();
-  const float* x = call.floats(product({count, columns}));
-  const int64_t row_bytes = bytes_of(type, 1, columns);
-  uint8_t* out = call.bytes(product({count, row_bytes}));
-  struct Work {
-    const Kernels* kernels;
-    int type;
-    const float* x;
-    uint8_t* out;
-    int64_t columns, row_bytes;
-    std::vector<int64_t> bad;
-  } work{engine.kernels, type, x, out, columns, row_bytes, std::vector<int64_t>(size_t(count), -1)};
-  if (count >= 1 << 20) throw std::range_error("native: too many rows to quantize at once");
-  engine.pool.run(count, [](void* context, int64_t row, int) {
-    Work& w = *static_cast<Work*>(context);
-    w.bad[size_t(row)] = w.kernels->quantize_rows(w.type, w.x + row * w.columns, w.out + row * w.row_bytes, 1, w.columns);
-  }, &work);
-  double first = -1;
-  for (int64_t row = 0; row < count && first == -1; row++) {
-    const int64_t bad = work.bad[size_t(row)];
-    if (bad == -2) throw std::range_error("native: nothing writes type " + std::to_string(type));
-    if (bad >= 0) first = double(row * columns + bad);
-  }
-  napi_value result;
-  napi_create_double(call.env, first, &result);
-  return result;
 }
 
 // Rows of one type to another, on all threads; the index of the first element that the type cannot hold, or −1.
@@ -596,8 +569,7 @@ napi_value init(napi_env env, napi_value exports) {
 #define EXPORT(name, function) {name, nullptr, enter<function>, nullptr, nullptr, nullptr, napi_default, nullptr}
   const napi_property_descriptor properties[] = {
       EXPORT("isas", list_isas), EXPORT("open", open), EXPORT("close", close), EXPORT("allocate", allocate),
-      EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("quantize", quantize),
-      EXPORT("recode", recode),
+      EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("recode", recode),
       EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("attend", attend),
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),

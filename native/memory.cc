@@ -2,8 +2,8 @@
 
 #include <sys/mman.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include <stdexcept>
+#include <string>
 
 namespace llama4 {
 
@@ -33,12 +33,11 @@ Scratch::~Scratch() {
 void* Scratch::reserve(size_t bytes) {
   if (bytes <= bytes_) return memory_;
   if (memory_) unmap_memory(memory_, bytes_);
-  bytes_ = bytes + bytes / 4;
-  memory_ = map_memory(bytes_);
-  if (!memory_) {
-    fprintf(stderr, "llama4: the system refused %zu bytes of working memory\n", bytes_);
-    abort();
-  }
+  bytes_ = 0;
+  const size_t more = bytes + bytes / 4;
+  memory_ = map_memory(more);
+  if (!memory_) throw std::runtime_error("native: the system refused " + std::to_string(more) + " bytes of working memory");
+  bytes_ = more;
   return memory_;
 }
 

@@ -16,7 +16,7 @@ void unmap_memory(void* memory, size_t bytes);
 class Scratch {
  public:
   ~Scratch();
-  void* reserve(size_t bytes);  // aborts the process when the system refuses: sizes are a few activations
+  void* reserve(size_t bytes);  // throws when the system refuses: not for the pool's workers, whom nobody would catch
  private:
   void* memory_ = nullptr;
   size_t bytes_ = 0;

@@ -28,18 +28,10 @@ export interface Addon {
   release(buffer: Buffer): void;
   /** The tables of tensor/iq-grids.ts, once, before an i-quant or mxfp4 is read. */
   setCodebooks(tables: Buffer, at: At): void;
-  /** Returns the index of the first element that the type cannot hold, with nothing of its row written; or -1. */
-  quantize(
-    e: EngineHandle,
-    type: number,
-    rows: Size,
-    columns: Size,
-    x: Buffer,
-    xAt: At,
-    out: Buffer,
-    outAt: At,
-  ): number;
-  /** As `quantize`, from rows of the type `from`. */
+  /**
+   * Rows of the type `from` to the type `to`. Returns the index of the first element that the type cannot hold, with
+   * nothing of its row written; or -1.
+   */
   recode(
     e: EngineHandle,
     from: number,

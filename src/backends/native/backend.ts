@@ -39,8 +39,6 @@ export interface NativeBackend extends Backend {
   readonly activations: "f32" | "int8";
   /** Measures for about a second, with every thread. */
   ceilings(): Ceilings;
-  /** Rows of floats in the bytes of `dtype`, on all threads; the index of the first value it cannot hold, or -1. */
-  quantizeRows(dtype: DType, values: Float32Array, columns: number, out: Uint8Array): number;
   /** Rows in the bytes of one dtype to another's, on all threads; the index of the first value it cannot hold, or -1. */
   recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number;
 }
@@ -330,16 +328,6 @@ class Native implements NativeBackend {
     const [dram, int8, f32, bf16] = this.#addon.probe(this.#engine, bytes, memory, 0);
     this.#memory.drop(memory);
     return { dramReadGBps: dram / 1e9, int8Gops: int8 / 1e9, f32Gflops: f32 / 1e9, bf16Gflops: bf16 / 1e9 };
-  }
-
-  quantizeRows(dtype: DType, values: Float32Array, columns: number, out: Uint8Array): number {
-    const [from, to] = [values.buffer as ArrayBuffer, out.buffer as ArrayBuffer]; // shared memory does not come here
-    const rows = values.length / columns;
-    const bytes = rows * rowBytes(dtype, columns);
-    if (out.byteLength < bytes) throw new RangeError(`quantizeRows: ${out.byteLength} bytes; expected ${bytes}`);
-    return this.#addon.quantize(
-      ...([this.#engine, typeId(dtype), rows, columns, from, values.byteOffset, to, out.byteOffset] as const),
-    );
   }
 
   recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number {

@@ -83,6 +83,11 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
     }
   });
 
+  it("refuses work for which there is no memory, and goes on", () => {
+    expect(() => recode(e, 0, 1, 0, 2 ** 48, buffer(), 0, buffer(), 0)).toThrow(/bytes of working memory/);
+    expect(recode(e, 0, 1, 1, 3, buffer(), 0, buffer(), 0)).toBe(-1);
+  });
+
   it("refuses a call that ends before its arguments do", () => {
     expect(() => (linear as (...args: unknown[]) => void)(e, 1, 1, 1, 0, buffer(), 0, buffer(), 0, null)).toThrow(
       /expected more/,

@@ -71,9 +71,9 @@ for (const isa of addon?.isas() ?? [`no instruction set${absent}`])
           const expected = new Uint8Array((columns / blockElements) * blockBytes);
           const found = new Uint8Array(expected.length);
           quantize(dtype, x, expected);
-          expect(addon!.quantize(engine!, typeId(dtype), 1, columns, x.buffer as ArrayBuffer, 0, found.buffer, 0)).toBe(
-            -1,
-          );
+          expect(
+            addon!.recode(engine!, 0, typeId(dtype), 1, columns, x.buffer as ArrayBuffer, 0, found.buffer, 0),
+          ).toBe(-1);
           expect(Buffer.compare(expected, found), `row ${index}`).toBe(0);
         }
       });
@@ -98,9 +98,9 @@ for (const isa of addon?.isas() ?? [`no instruction set${absent}`])
       x[300] = Number.POSITIVE_INFINITY;
       x[600] = Number.NaN;
       const out = new ArrayBuffer(4 * x.length);
-      const call = (dtype: DType) => addon!.quantize(engine!, typeId(dtype), 3, 256, x.buffer, 0, out, 0);
+      const call = (dtype: DType) => addon!.recode(engine!, 0, typeId(dtype), 3, 256, x.buffer, 0, out, 0);
       expect((["f16", "q8_0", "q4_k", "q6_k"] as const).map(call)).toEqual([300, 300, 300, 300]);
       expect((["f32", "bf16"] as const).map(call)).toEqual([-1, -1]);
-      expect(() => call("q3_k")).toThrow("nothing writes type 11");
+      expect(() => call("q3_k")).toThrow("nothing recodes type 0 to 11");
     });
   });
