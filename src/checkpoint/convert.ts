@@ -97,7 +97,7 @@ async function convertToGguf(source: Source, out: string, type: Mix, options: Co
   if (losses.length > 0 && !allowLossy)
     throw new CheckpointError(
       `${basename(out)}: GGUF has no word that llama.cpp obeys for ${losses.join("; ")}; ` +
-        "write a folder instead, or allow a lossy file, which only this program reads rightly",
+        "write a folder instead, or pass --allow-lossy for a file that only this program reads rightly",
     );
   for (const loss of losses) onWarning?.(`llama.cpp will misread ${basename(out)}: ${loss}`);
   const text = ggufText(source, type, options);

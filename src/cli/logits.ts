@@ -2,6 +2,8 @@
 //
 // T tokens · V vocabulary
 
+import { existsSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { type Command, InvalidArgumentError } from "commander";
 import { type OutTensor, writeSafetensorsFile } from "../checkpoint/writers.ts";
 import type { LogitRows } from "../index.ts";
@@ -46,10 +48,11 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   const { tokens: given, prompt, raw, bos = false, last = false, fast, out, force } = options;
   if ((given === undefined) === (prompt === undefined))
     throw new RequestError("logits needs --tokens 1,2,3 or --prompt TEXT, and not both");
-  if (given && (raw || bos)) throw new RequestError("--raw and --bos are of a prompt; --tokens stand as they are");
+  // --raw says nothing new of tokens, which always stand as they are.
+  if (given && bos) throw new RequestError("--bos is of a prompt; --tokens stand as they are");
   if (given) refuseImages(options);
   else checkPrompt(options);
-  refuseToOverwrite(out, force, isFile);
+  if (!isEarlierOutput(out)) refuseToOverwrite(out, force, isFile);
   refuseMissingFolder(out);
   const { signal } = session;
   // float32 activations on exactly dequantized weights, so that another implementation can be compared
@@ -88,4 +91,10 @@ async function* checked(slices: AsyncIterable<LogitRows>, vocabSize: number): As
 
 async function* once(part: Uint8Array): AsyncGenerator<Uint8Array> {
   yield part;
+}
+
+/** A safetensors file that is no model's: what an earlier call left there is replaced without --force. */
+function isEarlierOutput(path: string): boolean {
+  const isModel = existsSync(join(dirname(resolve(path)), "config.json"));
+  return path.endsWith(".safetensors") && !isModel && existsSync(path) && isFile(path);
 }

@@ -193,7 +193,7 @@ describe("mixes", () => {
     ["maverick", "q8_0", 425.8],
     ["maverick", "q4_k_m", 242.8],
   ] as const)("%s in %s takes the %f GB of the specification", (preset, mix, gigabytes) => {
-    // 65.35 for the second, which the specification rounds up
+    // 65.35 for the second: the types equal llama-quantize's; the specification prints one digit
     expect(Math.abs(predictedBytes(presets[preset], mix) / 1e9 - gigabytes)).toBeLessThan(0.055);
   });
 });

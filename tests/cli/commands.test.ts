@@ -144,7 +144,12 @@ describe("llama4 generate", () => {
     [["--prompt", "x", "--bos"], "RequestError", "--raw", 2],
     [["--prompt", "x", "--colour"], "RequestError", "unknown option", 2],
     [[], "RequestError", "no prompt", 2],
-    [["--raw", "--prompt", "x".repeat(40), "--context", "32"], "CapacityError", "40 tokens", 1],
+    [
+      ["--raw", "--prompt", "x".repeat(40), "--context", "32"],
+      "CapacityError",
+      "40 tokens and the cache holds 32; open the model with a larger --context",
+      1,
+    ],
   ])("refuses %j", async (args, name, message, status) => {
     const ended = await generate(...args, "--json");
     expect(objectOf(ended)).toEqual({ error: { name, message: expect.stringContaining(message) } });
@@ -200,7 +205,7 @@ describe("llama4 logits", () => {
     [["--tokens", "1,x"], "token ids", 2],
     [["--tokens", "1,512"], "512", 2],
     [["--tokens", "1", "--prompt", "x"], "not both", 2],
-    [["--tokens", "1", "--raw", "--bos"], "--raw and --bos", 2],
+    [["--tokens", "1", "--raw", "--bos"], "--bos is of a prompt", 2],
     [[], "--tokens", 2],
   ])("refuses %j and leaves no file", async (args, message, status) => {
     const out = place.at("refused.safetensors");
@@ -276,6 +281,13 @@ describe("llama4 chat", () => {
     const { ended, stdout } = started("--greet");
     expect(await ended).toBe(0);
     expect(await stdout).toBe((await llama4([...certain, "--model", model])).stdout);
+  });
+
+  it("says how to go on where the conversation is longer than the cache", async () => {
+    const ended = await llama4(["chat", "--model", model, "--context", "32", "--json"], `${"x".repeat(40)}\n`);
+    const message = expect.stringMatching(/larger --context, or forget the conversation with \/reset$/);
+    expect(objectOf(ended)).toEqual({ error: { name: "CapacityError", message } });
+    expect(ended.status).toBe(1);
   });
 
   it("has nothing to say to /exit", async () => {
