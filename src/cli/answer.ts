@@ -50,7 +50,7 @@ export function fail(error: unknown, asJson: boolean): number {
 }
 
 // By name, because an error that comes out of the engine's thread is no longer an instance of our class.
-function described(error: unknown): { name: string; message: string; code: number } {
+export function described(error: unknown): { name: string; message: string; code: number } {
   if (error instanceof CommanderError)
     return { name: "RequestError", message: error.message.replace(/^error: /, ""), code: status.wrongUsage };
   if (!(error instanceof Error)) return { name: "Error", message: String(error), code: status.failed };
@@ -60,7 +60,7 @@ function described(error: unknown): { name: string; message: string; code: numbe
     return { name: "Interrupted", message, code: status.interrupted };
   return {
     name,
-    message: fileMessage(error) ?? message,
+    message: fileMessage(error) ?? message.replaceAll("`context`", "--context"), // the library's option, as it is here
     code: name === "RequestError" ? status.wrongUsage : status.failed,
   };
 }

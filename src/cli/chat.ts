@@ -3,7 +3,8 @@
 import { createInterface } from "node:readline";
 import { type Command, Option } from "commander";
 import type { Llama4, Message } from "../index.ts";
-import { type Answer, Interrupted, type Run, type Session } from "./answer.ts";
+import { CapacityError } from "../tensor/errors.ts";
+import { type Answer, described, Interrupted, type Run, type Session } from "./answer.ts";
 import { collected, openModel } from "./model.ts";
 import {
   define,
@@ -74,6 +75,10 @@ class Conversation {
     const reply = this.#model.chat(messages, { temperature, topP, topK, minP, seed, stop, maxTokens, signal });
     const answer = await collected(this.#model, reply, (text) => {
       if (!this.#json) process.stdout.write(text);
+    }).catch((error: unknown) => {
+      throw error instanceof Error && error.name === "CapacityError"
+        ? new CapacityError(`${error.message}, or forget the conversation with /reset`, { cause: error })
+        : error;
     });
     process.stdout.write(this.#json ? `${JSON.stringify({ role: "assistant", ...answer })}\n` : "\n");
     this.#messages = [...messages, { role: "assistant", content: answer.text }];
@@ -103,7 +108,8 @@ async function inTerminal(conversation: Conversation, { signal }: Session): Prom
       answering = new AbortController();
       await conversation.turn(text, answering.signal).catch((error: unknown) => {
         process.stdout.write("\n");
-        if (error instanceof Error && !(error instanceof Interrupted)) console.error(`${error.name}: ${error.message}`);
+        const { name, message } = described(error);
+        if (name !== "Interrupted") console.error(`${name}: ${message}`);
       });
       answering = undefined;
     }
