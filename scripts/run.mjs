@@ -53,7 +53,7 @@ function build() {
     "package-lock.json",
   ]);
   if (!step.stale) return;
-  console.error("building: native kernels, then TypeScript (about a minute the first time)");
+  console.error("building: native kernels, then TypeScript (one to two minutes the first time)");
   must("npm", ["run", "--silent", "build"], quietly);
   step.keep();
 }

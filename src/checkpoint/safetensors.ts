@@ -31,7 +31,13 @@ export async function readSafetensors(source: ByteSource): Promise<TensorView[]>
     views.push(readEntry(source, tensor, entry, dataStart, dataBytes));
   }
   refuseDuplicates(text, header, name);
-  return checkOverlaps(views, name);
+  const sorted = checkOverlaps(views, name);
+  const end = sorted.reduce((most, view) => Math.max(most, view.offset + storedLength(view)), dataStart);
+  if (end !== byteLength)
+    throw new CheckpointError(
+      `${name}: ${byteLength - end} bytes follow the last tensor; expected none, the file is corrupt`,
+    );
+  return sorted;
 }
 
 /** The files of a sharded checkpoint, from `model.safetensors.index.json`: tensor name -> file name. */

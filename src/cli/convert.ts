@@ -12,7 +12,7 @@ import { toGguf } from "../prompt/gguf-vocabulary.ts";
 import { type Answer, bytes, oneOf, progress, type Run, type Session } from "./answer.ts";
 import { promptFiles } from "./init.ts";
 import { define, whole } from "./options.ts";
-import { refuseToOverwrite, replacing } from "./output.ts";
+import { refuseOntoItself, refuseToOverwrite, replacing } from "./output.ts";
 
 interface ConvertOptions {
   readonly type?: string;
@@ -37,6 +37,7 @@ export function convertCommand(program: Command, run: Run): void {
 
 async function converted(session: Session, input: string, out: string, options: ConvertOptions): Promise<Answer> {
   const type = options.type === undefined ? undefined : oneOf<Mix>("--type", options.type, mixes);
+  refuseOntoItself(input, out);
   refuseToOverwrite(out, options.force);
   const start = performance.now();
   const { quantizer, close } = openQuantizer(options.threads);

@@ -1,8 +1,8 @@
 // Where a command writes: what is there already stays, unless --force is given and it is what the command itself makes.
 
-import { existsSync, readdirSync, statSync } from "node:fs";
+import { existsSync, readdirSync, realpathSync, statSync } from "node:fs";
 import { rename, rm } from "node:fs/promises";
-import { dirname, resolve } from "node:path";
+import { dirname, relative, resolve, sep } from "node:path";
 import { RequestError } from "../tensor/errors.ts";
 
 /** Without --force a command leaves alone what is there; with it, it replaces a checkpoint and nothing else. */
@@ -24,12 +24,22 @@ export function refuseMissingFolder(out: string): void {
 
 export const isFile = (path: string) => statSync(path).isFile();
 
-/** A .gguf file, a folder with config.json and weights beside it, or an empty folder. */
+// What init and convert put into a folder.
+const written =
+  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|preprocessor_config|processor_config)\.json$|^chat_template\.\w+$|^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/;
+
+/** A .gguf file, or a folder that holds nothing but what these commands write. */
 function isCheckpoint(path: string): boolean {
   if (isFile(path)) return path.endsWith(".gguf");
-  if (!statSync(path).isDirectory()) return false;
-  const names = readdirSync(path);
-  return names.length === 0 || (names.includes("config.json") && names.some((name) => name.endsWith(".safetensors")));
+  return statSync(path).isDirectory() && readdirSync(path).every((name) => written.test(name));
+}
+
+/** Refuses an output that is the input, or lies inside it: the only copy would be gone before the new one is known good. */
+export function refuseOntoItself(input: string, out: string): void {
+  if (!existsSync(input)) return; // opening it says so
+  const parts = relative(realpathSync(input), existsSync(out) ? realpathSync(out) : resolve(out)).split(sep);
+  if (parts[0] !== "..")
+    throw new RequestError(`${out} is the input ${input}, or inside it; choose another place for the output`);
 }
 
 /** Has `write` make a new folder beside `out`, which then takes the place of what is there. */

@@ -47,6 +47,14 @@ describe("llama4 convert", () => {
     expect(status).toBe(0);
   });
 
+  it("is refused onto its input, or into it, forced or not", async () => {
+    for (const out of [model, `${model}/inside.gguf`]) {
+      const refused = await convert(model, out, "--force");
+      expect(refused.status).toBe(2);
+      expect(objectOf(refused)).toMatchObject({ error: { message: expect.stringContaining("is the input") } });
+    }
+  });
+
   it("does not touch what is there, unless forced", async () => {
     const before = readFileSync(gguf);
     const refused = await convert(model, gguf, "--type", "q8_0");
