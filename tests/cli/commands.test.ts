@@ -215,8 +215,10 @@ describe("llama4 logits", () => {
     expect(readdirSync(place.folder).filter((name) => name.includes("refused"))).toEqual([]);
   });
 
-  it("replaces a file only by force", async () => {
-    const out = place.at("mine.safetensors");
+  it("replaces its own earlier file, and another only by force", async () => {
+    const earlier = place.at("earlier.safetensors");
+    for (const _ of [1, 2]) expect((await logits("--tokens", "1", "--out", earlier)).status).toBe(0);
+    const out = place.at("mine.txt");
     writeFileSync(out, "mine");
     const refused = await logits("--tokens", "1", "--out", out, "--json");
     expect(objectOf(refused)).toMatchObject({
