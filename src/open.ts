@@ -140,8 +140,8 @@ interface Room {
   readonly kvBytes: number;
 }
 
-const DEFAULT_CONTEXT = 32_768;
-const WORKING_BYTES = 300e6; // activations of a step, JavaScript's heap
+export const DEFAULT_CONTEXT = 32_768;
+export const WORKING_BYTES = 300e6; // activations of a step, JavaScript's heap
 
 /** What weights and cache take, or a CapacityError where `available` bytes are less. */
 export function roomFor(

@@ -6,7 +6,7 @@ import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
 import { cacheSizes, contextFor } from "../engine/kv-cache.ts";
 import { countParameters, type Llama4Config, presets } from "../model/config.ts";
 import { mapParameters } from "../model/parameters.ts";
-import { availableMemory } from "../open.ts";
+import { availableMemory, DEFAULT_CONTEXT, WORKING_BYTES } from "../open.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
@@ -104,14 +104,12 @@ const sum = (parts: Readonly<Record<Part, number>>) => Object.values(parts).redu
 
 type Budget = ReturnType<typeof budget>;
 
-const workBytes = 300e6; // the program, its buffers and the activations of a slice
-const longestDefault = 32_768; // of open.ts
 const assumedGBps = 40; // two channels of DDR4
 
 /** Where the bytes go, and what follows from that. */
 function budget({ config: c, parts, kvDtype: dtype, ...weights }: Weights, options: PlanOptions, memoryBytes: number) {
   const { ranks, bandwidth = assumedGBps } = options;
-  const left = ranks * (memoryBytes - workBytes) - sum(parts);
+  const left = ranks * (memoryBytes - WORKING_BYTES) - sum(parts);
   const context = options.context ?? defaultContext(c, left, dtype);
   if (context > c.contextLength)
     throw new RequestError(
@@ -120,7 +118,7 @@ function budget({ config: c, parts, kvDtype: dtype, ...weights }: Weights, optio
   const kv = kvBytes(c, context, dtype);
   const kvTotal = kv.global + kv.local;
   const cacheBytes = cacheSizes(c, { context, dtype }).bytes;
-  const neededBytes = Math.ceil((sum(parts) + cacheBytes) / ranks) + workBytes;
+  const neededBytes = Math.ceil((sum(parts) + cacheBytes) / ranks) + WORKING_BYTES;
   const readBytes = weights.bytesPerToken + kvTotal;
   const localLayers = c.layers.filter((layer) => layer.chunked).length;
   return {
@@ -158,7 +156,7 @@ function budget({ config: c, parts, kvDtype: dtype, ...weights }: Weights, optio
 
 /** As loading chooses it: less than 32,768 tokens where the model or the memory has less. */
 function defaultContext(c: Llama4Config, left: number, dtype: DType): number {
-  const context = Math.min(longestDefault, c.contextLength);
+  const context = Math.min(DEFAULT_CONTEXT, c.contextLength);
   const takes = (tokens: number) => cacheSizes(c, { context: tokens, dtype }).bytes;
   return takes(context) > left && takes(1) <= left ? contextFor(c, left, { dtype }) : context;
 }
