@@ -20,9 +20,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "transpose.h"
 
 namespace llama4 {
 
@@ -147,111 +145,17 @@ struct Reading {
         else fetch(file, unit.offset, out, unit.bytes);
       } else {
         if (!bytes) fetch(file, unit.offset, block, unit.bytes);
-        for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++) transpose(unit, to[s], bytes ? bytes : block);
+        const uint8_t* in = bytes ? bytes : block;
+        for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++)
+          transpose(unit.element_bytes, {unit.rows, to[s].columns, in + to[s].column_bytes, unit.row_bytes,
+                                         buffers[size_t(to[s].buffer)] + to[s].offset, to[s].stride});
       }
-#if defined(__SSE2__)
-      _mm_sfence();  // after streamed stores
-#endif
       if (cancelled->load()) break;
       done.fetch_add(unit.bytes);
       napi_call_threadsafe_function(notify, nullptr, napi_tsfn_nonblocking);
     }
     if (running.fetch_sub(1) == 1) napi_call_threadsafe_function(notify, this, napi_tsfn_blocking);
   }
-
-  void transpose(const Unit& unit, const Scatter& to, const uint8_t* block) const {
-    uint8_t* out = buffers[size_t(to.buffer)] + to.offset;
-    const uint8_t* in = block + to.column_bytes;
-    switch (unit.element_bytes) {
-      case 1: return turn<uint8_t>(unit, to, in, out);
-      case 2: return turn<uint16_t>(unit, to, in, out);
-      case 4: return turn<uint32_t>(unit, to, in, out);
-      default: return turn<uint64_t>(unit, to, in, out);
-    }
-  }
-
-  // out[column][row] = in[row][column], in squares of a cache line each way.
-  template <typename T>
-  static void turn(const Unit& unit, const Scatter& to, const uint8_t* in, uint8_t* out) {
-    constexpr int64_t kSide = 64 / sizeof(T);
-    for (int64_t r0 = 0; r0 < unit.rows; r0 += kSide)
-      for (int64_t c0 = 0; c0 < to.columns; c0 += kSide) {
-        const int64_t columns = kSide < to.columns - c0 ? kSide : to.columns - c0;
-        const int64_t rows = kSide < unit.rows - r0 ? kSide : unit.rows - r0;
-        const uint8_t* from = in + r0 * unit.row_bytes + c0 * int64_t(sizeof(T));
-        uint8_t* place = out + c0 * to.stride + r0 * int64_t(sizeof(T));
-        // Rows are often a power of two apart, where a cache holds few of them: each line is fetched once, into here.
-        alignas(64) T square[kSide][kSide];
-        if (columns == kSide && rows == kSide) {
-          for (int64_t r = 0; r < kSide; r++) {
-            memcpy(square[r], from + r * unit.row_bytes, 64);
-            __builtin_prefetch(from + r * unit.row_bytes + 256);
-          }
-          turn_square(square, place, to.stride);
-          continue;
-        }
-        for (int64_t r = 0; r < rows; r++) memcpy(square[r], from + r * unit.row_bytes, size_t(columns) * sizeof(T));
-        for (int64_t c = 0; c < columns; c++) {
-          T column[kSide];
-          for (int64_t r = 0; r < rows; r++) column[r] = square[r][c];
-          memcpy(place + c * to.stride, column, size_t(rows) * sizeof(T));
-        }
-      }
-  }
-
-  template <typename T, int64_t kSide = 64 / sizeof(T)>
-  static void turn_square(const T (&square)[kSide][kSide], uint8_t* out, int64_t stride) {
-#if defined(__SSE2__)
-    // Registers of 16 bytes hold n elements; n registers are transposed by log2 n rounds that interleave the first
-    // half of them with the second. Lines that are written whole and not read soon go past the cache.
-    constexpr int n = 16 / sizeof(T);
-    const bool stream = ((reinterpret_cast<uintptr_t>(out) | uintptr_t(stride)) & 15) == 0;
-    for (int64_t c = 0; c < kSide; c += n) {
-      __m128i line[4][n];
-#pragma GCC unroll 4
-      for (int quarter = 0; quarter < 4; quarter++) {
-        __m128i v[n], next[n];
-#pragma GCC unroll 16
-        for (int i = 0; i < n; i++) v[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(&square[n * quarter + i][c]));
-#pragma GCC unroll 4
-        for (int round = 1; round < n; round *= 2) {
-#pragma GCC unroll 8
-          for (int i = 0; i < n / 2; i++) {
-            next[2 * i] = interleave<sizeof(T), false>(v[i], v[i + n / 2]);
-            next[2 * i + 1] = interleave<sizeof(T), true>(v[i], v[i + n / 2]);
-          }
-#pragma GCC unroll 16
-          for (int i = 0; i < n; i++) v[i] = next[i];
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < n; i++) line[quarter][i] = v[i];
-      }
-      for (int i = 0; i < n; i++) {
-        __m128i* to = reinterpret_cast<__m128i*>(out + (c + i) * stride);
-        for (int quarter = 0; quarter < 4; quarter++) {
-          if (stream) _mm_stream_si128(to + quarter, line[quarter][i]);
-          else _mm_storeu_si128(to + quarter, line[quarter][i]);
-        }
-      }
-    }
-#else
-    for (int64_t c = 0; c < kSide; c++) {
-      T column[kSide];
-      for (int64_t r = 0; r < kSide; r++) column[r] = square[r][c];
-      memcpy(out + c * stride, column, 64);
-    }
-#endif
-  }
-
-#if defined(__SSE2__)
-  template <size_t Bytes, bool High>
-  static __m128i interleave(__m128i a, __m128i b) {
-    if constexpr (Bytes == 1) return High ? _mm_unpackhi_epi8(a, b) : _mm_unpacklo_epi8(a, b);
-    else if constexpr (Bytes == 2) return High ? _mm_unpackhi_epi16(a, b) : _mm_unpacklo_epi16(a, b);
-    else if constexpr (Bytes == 4) return High ? _mm_unpackhi_epi32(a, b) : _mm_unpacklo_epi32(a, b);
-    else return High ? _mm_unpackhi_epi64(a, b) : _mm_unpacklo_epi64(a, b);
-  }
-#endif
 
   ~Reading() {
     for (const File& file : files) {
