@@ -14,6 +14,7 @@
 
 #include "kernels.h"
 #include "memory.h"
+#include "packed.h"
 #include "reader.h"
 
 namespace llama4 {
@@ -47,7 +48,7 @@ std::vector<Isa> isas() {
 struct Engine {
   Pool pool;
   const Kernels* kernels;
-  const bool int8;
+  Held held{};
 };
 
 constexpr int64_t kMost = int64_t(1) << 52;  // elements or bytes; sums of a few of them cannot overflow
@@ -60,12 +61,12 @@ int64_t product(std::initializer_list<int64_t> factors) {
 }
 
 int64_t bytes_of(int type, int64_t rows, int64_t columns) {
-  const Block block = block_of(type);
-  if (block.elements == 0) throw std::range_error("native: " + std::to_string(type) + " is no known type of weights");
+  const Block block = block_of(plain(type));
+  if (block.elements == 0 || (is_packed(type) && !can_pack(plain(type)))) throw std::range_error("native: " + std::to_string(type) + " is no known type of weights");
   if (columns % block.elements)
     throw std::range_error("native: a row has " + std::to_string(columns) + " elements; expected a multiple of " +
                            std::to_string(block.elements));
-  return product({rows, columns / block.elements, block.bytes});
+  return product({is_packed(type) ? packed_rows(rows) : rows, columns / block.elements, block.bytes});
 }
 
 // The arguments of one call, taken in order.
@@ -206,12 +207,11 @@ napi_value list_isas(Call& call) {
 napi_value open(Call& call) {
   const int64_t threads = call.size();
   const std::string name = call.text();
-  const bool int8 = call.flag();
   if (threads < 1 || threads > 1024)
     throw std::range_error("native: " + std::to_string(threads) + " threads; expected 1 to 1024");
   for (const Isa& isa : isas()) {
     if (name != isa.name) continue;
-    Engine** engine = new Engine*(new Engine{Pool(int(threads)), isa.kernels, int8});
+    Engine** engine = new Engine*(new Engine{Pool(int(threads)), isa.kernels});
     napi_value external;
     napi_create_external(call.env, engine, [](napi_env, void* data, void*) {
       delete *static_cast<Engine**>(data);
@@ -298,7 +298,8 @@ napi_value linear(Call& call) {
   l.count = T > 0 && I > 0 ? 1 : 0;
   l.I = I;
   l.O = O;
-  l.int8 = engine.int8;
+  l.id = call.size();
+  l.held = &engine.held;
   engine.kernels->linear(engine.pool, l);
   return call.undefined();
 }
@@ -308,21 +309,39 @@ napi_value experts(Call& call) {
   Experts a{};
   a.T = call.size(), a.D = call.size(), a.F = call.size(), a.E = call.size(), a.top_k = call.size();
   a.gate_type = call.type(), a.up_type = call.type(), a.down_type = call.type();
-  a.int8 = engine.int8;
   if (a.D < 1 || a.F < 1 || a.E < 1 || a.top_k < 1)
     throw std::range_error("native: experts needs D, F, E and topK of at least 1");
   a.x = call.floats(product({a.T, a.D}));
-  const int64_t gates = product({a.E, a.F});
-  a.gate = call.bytes(bytes_of(a.gate_type, gates, a.D));
-  a.up = call.bytes(bytes_of(a.up_type, gates, a.D));
-  a.down = call.bytes(bytes_of(a.down_type, product({a.E, a.D}), a.F));
+  a.gate = call.bytes(product({a.E, bytes_of(a.gate_type, a.F, a.D)}));
+  a.up = call.bytes(product({a.E, bytes_of(a.up_type, a.F, a.D)}));
+  a.down = call.bytes(product({a.E, bytes_of(a.down_type, a.D, a.F)}));
   const Call::Ints chosen = call.indices(a.E);
   if (chosen.length != product({a.T, a.top_k}))
     throw std::range_error("native: " + std::to_string(chosen.length) + " choices of experts; expected one for each row and k");
   a.chosen = chosen.data;
   a.scores = call.floats(chosen.length);
   a.y = call.floats(product({a.T, a.D}));
+  a.id = call.size();
+  a.held = &engine.held;
   if (a.T > 0) engine.kernels->experts(engine.pool, a);
+  return call.undefined();
+}
+
+napi_value feed_forward(Call& call) {
+  Engine& engine = call.engine();
+  FeedForward a{};
+  a.T = call.size(), a.D = call.size(), a.F = call.size();
+  a.gate_type = call.type(), a.up_type = call.type(), a.down_type = call.type();
+  if (!is_packed(a.gate_type) || !is_packed(a.up_type) || !is_packed(a.down_type))
+    throw std::range_error("native: feedForward takes packed matrices");
+  a.x = call.floats(product({a.T, a.D}));
+  a.gate = call.bytes(bytes_of(a.gate_type, a.F, a.D));
+  a.up = call.bytes(bytes_of(a.up_type, a.F, a.D));
+  a.down = call.bytes(bytes_of(a.down_type, a.D, a.F));
+  a.y = call.floats(product({a.T, a.D}));
+  a.id = call.size();
+  a.held = &engine.held;
+  if (a.T > 0) engine.kernels->feed_forward(engine.pool, a);
   return call.undefined();
 }
 
@@ -476,6 +495,16 @@ napi_value rows(Call& call) {
   return call.undefined();
 }
 
+// Rows of blocks to packed.h's layout.
+napi_value pack(Call& call) {
+  const int64_t count = call.size(), columns = call.size();
+  const int type = call.type();
+  if (!can_pack(type)) throw std::range_error("native: type " + std::to_string(type) + " is not packed");
+  const uint8_t* in = call.bytes(bytes_of(type, count, columns));
+  baseline::pack_rows(type, in, count, columns / block_of(type).elements, call.bytes(bytes_of(type | kPacked, count, columns)));
+  return call.undefined();
+}
+
 napi_value splice(Call& call) {
   Engine& engine = call.engine();
   const int64_t count = call.size(), width = call.size();
@@ -570,7 +599,7 @@ napi_value init(napi_env env, napi_value exports) {
   const napi_property_descriptor properties[] = {
       EXPORT("isas", list_isas), EXPORT("open", open), EXPORT("close", close), EXPORT("allocate", allocate),
       EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("recode", recode),
-      EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("attend", attend),
+      EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("feedForward", feed_forward), EXPORT("pack", pack), EXPORT("attend", attend),
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),
       EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy),

@@ -3,7 +3,7 @@
 namespace llama4 {
 namespace LLAMA4_ISA {
 
-const Kernels kernels = {linear, experts, attend, rms_norm, layer_norm,    rope,  add,           mul,       swiglu,
+const Kernels kernels = {linear, experts, feed_forward, attend, rms_norm, layer_norm,    rope,  add,           mul,       swiglu,
                          gelu,   gather,  rows,   splice,   route,         cross_entropy, probe, quantize_rows, to_f32_row};
 
 }  // namespace LLAMA4_ISA

@@ -8,6 +8,11 @@
 
 namespace llama4 {
 
+// Which activations the pool holds quantized: their id (another for other contents) and shape.
+struct Held {
+  int64_t id = -1, rows = 0, I = 0;
+};
+
 // y[T, O] = x[T, I] · w[O, I]ᵀ (+ b[O]): one of several products that share x, I, O and the type.
 struct Product {
   int64_t row, T;  // rows of x
@@ -21,9 +26,10 @@ struct Linear {
   const Product* products;
   int64_t count;
   int64_t I, O;
-  int type;
-  bool int8;       // activations in blocks of 32 int8 where the weights' type has such a kernel
+  int type;        // packed (packed.h): activations are rounded to blocks of 32 int8
   const float* b;  // or nullptr
+  int64_t id;      // of x
+  Held* held;
 };
 
 struct Norm {
@@ -67,8 +73,20 @@ struct Experts {
   const void *gate, *up, *down;
   int gate_type, up_type, down_type;
   int64_t T, D, F, E, top_k;
-  bool int8;
   float* y;  // [T, D]
+  int64_t id;  // of x
+  Held* held;
+};
+
+// y[T, D] = down · swiglu(gate · x, up · x), all three packed.
+struct FeedForward {
+  const float* x;
+  const void *gate, *up, *down;
+  int gate_type, up_type, down_type;
+  int64_t T, D, F;
+  float* y;
+  int64_t id;  // of x
+  Held* held;
 };
 
 struct Peaks {
@@ -78,6 +96,7 @@ struct Peaks {
 struct Kernels {
   void (*linear)(Pool&, const Linear&);
   void (*experts)(Pool&, const Experts&);
+  void (*feed_forward)(Pool&, const FeedForward&);
   void (*attend)(Pool&, const Attend&);
   void (*rms_norm)(Pool&, const Norm&);
   void (*layer_norm)(Pool&, const Norm&);
@@ -102,6 +121,7 @@ namespace LLAMA4_ISA {
 
 void linear(Pool&, const Linear&);
 void experts(Pool&, const Experts&);
+void feed_forward(Pool&, const FeedForward&);
 void attend(Pool&, const Attend&);
 void rms_norm(Pool&, const Norm&);
 void layer_norm(Pool&, const Norm&);

@@ -1,8 +1,12 @@
 // y[t, o] = Σ_b dw_b · dx_b · Σᵢ qw[i] · qx[i]        reference: linear(), whose x is rounded to int8 here
 //
-// Activations: blocks of 32, dx = max|x| / 127, so that each is off by at most dx / 2. Sums inside a block are exact
-// integers; blocks are added in float32, in an order that depends on the instruction set but neither on T nor on the
-// threads.
+// Activations: blocks of 32, dx = max|x| / 127, so that each is off by at most dx / 2. Weights are packed (packed.h):
+// a register holds four neighbouring elements of W rows, and one instruction multiplies them with the same four of a
+// token. Sums inside a block are exact integers; blocks are added in float32 in their order. So a result depends
+// neither on the other tokens nor on the threads: bit for bit the same for one token and for many.
+//
+// A panel is 32 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
+// for many they are taken apart once, a chunk of columns at a time, into the first-level cache.
 
 #include "int8.h"
 
@@ -11,311 +15,441 @@ namespace LLAMA4_ISA {
 
 namespace {
 
-constexpr int kPanel = 16;
+constexpr int kPanel = 2 * kGroup;     // rows
+constexpr int kVectors = 2;            // registers of rows side by side
+#if defined(__AVX512F__)
+constexpr int kTokens = 6;             // with two registers of rows: 12 sums and 12 results stay in registers
+#else
+constexpr int kTokens = 4;
+#endif
+constexpr int64_t kChunk = 512;        // columns taken apart at a time: 16 KiB
+constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 64 KiB
+constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for
 
-void quantize_row(const float* x, int64_t n, int8_t* q, float* d, float* sd) {
-  for (int64_t b = 0; b < n / 32; b++) {
-    vec most{};
-    for (int i = 0; i < 32; i += W) {
-      const vec v = load(x + 32 * b + i);
-      most = max(most, max(v, -v));
+inline uvec words(const uint8_t* p) {
+  uvec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline vec floats(uvec v) { return __builtin_convertvector((ivec)v, vec); }
+
+// --- integers of a format: bytes u of W rows, for a run of elements that share a scale ---
+
+template <int Type>
+struct Format {
+  static constexpr Fields fields = fields_of(Type);
+  static constexpr int block = block_of(Type).elements;
+  static constexpr int steps = Type == kQ6_K ? 4 : 8;  // of four elements, in a run
+  static constexpr int runs = block / (4 * steps);
+  static constexpr bool minima = Type == kQ4_K || Type == kQ5_K;
+  // The weight is u − 2^shift; none for types with minima.
+  static constexpr int shift = Type == kQ8_0 ? 7 : Type == kQ4_0 ? 3 : Type == kQ6_K ? 5 : -1;
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+  static constexpr bool is_signed = false, narrow = false;
+#else
+  // Pairs of products must fit 16 bits: q8_0 is multiplied by its magnitude with the sign moved to x, and whole runs
+  // of 4-bit integers are added in 16 bits.
+  static constexpr bool is_signed = Type == kQ8_0, narrow = Type == kQ4_0 || Type == kQ4_K;
+#endif
+};
+
+// W rows of a packed group.
+template <int Type>
+struct Packed : Format<Type> {
+  using F = Format<Type>;
+  const uint8_t *headers, *integers;  // of the rows' first, in block 0
+  const uint8_t* at;                  // the block's integers
+  vec scales[F::runs], mins[F::minima ? F::runs : 1];
+
+  int lane;
+
+  void open(const uint8_t* group, int64_t blocks, int first_row) {
+    lane = first_row;
+    headers = group + 2 * lane;
+    integers = group + blocks * kGroup * F::fields.header() + 4 * lane;
+  }
+
+  void begin(int64_t b) {
+    constexpr int bytes = kGroup * 4 * F::fields.integers;
+    at = integers + b * bytes;
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at + kAhead + line);
+    const uint8_t* header = headers + b * kGroup * F::fields.header();
+    const vec d = widen(reinterpret_cast<const f16*>(header));
+    const uint8_t* s = header + 2 * kGroup * F::fields.halves + 2 * lane;  // words, so the lane is 2 bytes a row further
+    if constexpr (!F::minima && Type != kQ6_K) {
+      scales[0] = d;
+    } else if constexpr (F::minima) {
+      const vec dmin = widen(reinterpret_cast<const f16*>(header + 2 * kGroup));
+      const uvec a = words(s), m = words(s + 4 * kGroup), c = words(s + 8 * kGroup);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; k++) {
+        scales[k] = d * floats((a >> (8 * k)) & 63);
+        mins[k] = dmin * floats((m >> (8 * k)) & 63);
+        scales[k + 4] = d * floats(((c >> (8 * k)) & 15) | (((a >> (8 * k + 6)) & 3) << 4));
+        mins[k + 4] = dmin * floats(((c >> (8 * k + 4)) & 15) | (((m >> (8 * k + 6)) & 3) << 4));
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++)
+        scales[i] = d * floats((uvec)((ivec)(words(s + 4 * kGroup * (i >> 2)) << (24 - 8 * (i & 3))) >> 24));
     }
-    const float scale = largest(most) / 127.0f;
-    const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  }
+
+  uvec word(int i) const { return words(at + 4 * kGroup * i); }
+
+  uvec step(int run, int j) const {
+    if constexpr (Type == kQ8_0) return F::is_signed ? word(j) ^ 0x80808080 : word(j);
+    else if constexpr (Type == kQ4_0) return (word(j & 3) >> (j & 4)) & 0x0f0f0f0f;
+    else if constexpr (Type == kQ4_K) return (word(8 * (run >> 1) + j) >> (4 * (run & 1))) & 0x0f0f0f0f;
+    else if constexpr (Type == kQ5_K)
+      return ((word(8 + 8 * (run >> 1) + j) >> (4 * (run & 1))) & 0x0f0f0f0f) | (((word(j) >> run) & 0x01010101) << 4);
+    else {  // 128 elements are four runs of 32 that share bytes
+      const int n = run >> 3, quarter = (run >> 1) & 3, half = 4 * (run & 1) + j;
+      const uvec low = word(16 * n + 8 * (quarter & 1) + half) >> (4 * (quarter >> 1));
+      return (low & 0x0f0f0f0f) | (((word(32 + 8 * n + half) >> (2 * quarter)) & 0x03030303) << 4);
+    }
+  }
+  vec scale(int run) const { return scales[run]; }
+  vec min(int run) const { return mins[run]; }
+};
+
+// The same of a chunk that was taken apart.
+template <int Type>
+struct Unpacked : Format<Type> {
+  using F = Format<Type>;
+  uint8_t* integers;  // [run][step][4 W]
+  float *scales, *mins;  // [run][W]
+  int64_t first;  // run of the block
+
+  static constexpr int64_t bytes = kChunk * W + 2 * (kChunk / (4 * F::steps)) * W * 4;
+  void open(uint8_t* memory) {
+    integers = memory;
+    scales = reinterpret_cast<float*>(memory + kChunk * W);
+    mins = scales + kChunk / (4 * F::steps) * W;
+  }
+  void begin(int64_t b) { first = b * F::runs; }
+  uvec step(int run, int j) const { return words(integers + ((first + run) * F::steps + j) * 4 * W); }
+  vec scale(int run) const { return load(scales + (first + run) * W); }
+  vec min(int run) const { return load(mins + (first + run) * W); }
+
+  void fill(Packed<Type>& w, int64_t block, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; b++) {
+      w.begin(block + b);
+      for (int run = 0; run < F::runs; run++) {
+        const int64_t at = b * F::runs + run;
+        store(scales + at * W, w.scale(run));
+        if (F::minima) store(mins + at * W, w.min(run));
+#pragma GCC unroll 8
+        for (int j = 0; j < F::steps; j++) {
+          const uvec u = w.step(run, j);
+          memcpy(integers + (at * F::steps + j) * 4 * W, &u, sizeof u);
+        }
+      }
+    }
+  }
+};
+
+// --- a run's integer sums: W rows by one token ---
+
+template <typename F>
+inline ivec start(int32_t minus) {
+#if defined(__AVX512VNNI__)
+  if (F::shift >= 0) return (ivec{} + minus) << (F::shift & 31);
+#endif
+  (void)minus;
+  return ivec{};
+}
+
+template <typename F>
+inline ivec dot(ivec sum, uvec u, ivec x) {
+#if defined(__AVX512VNNI__)
+  return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, (__m512i)x);
+#elif defined(__AVX2__)
+  const __m256i pairs = F::is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)u), _mm256_sign_epi8((__m256i)x, (__m256i)u))
+                                     : _mm256_maddubs_epi16((__m256i)u, (__m256i)x);
+  if (F::narrow) return (ivec)_mm256_add_epi16((__m256i)sum, pairs);
+  return sum + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+  for (int k = 0; k < 32; k += 8) sum += (ivec)((u >> k) & 255) * ((x << (24 - k)) >> 24);
+  return sum;
+#endif
+}
+
+template <typename F>
+inline ivec finish(ivec sum, int32_t minus) {
+#if defined(__AVX512VNNI__)
+  (void)minus;
+  return sum;
+#else
+#if defined(__AVX2__)
+  if (F::narrow) sum = (ivec)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#endif
+  return F::shift >= 0 && !F::is_signed ? sum + ((ivec{} + minus) << (F::shift & 31)) : sum;
+#endif
+}
+
+inline ivec broadcast(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, 4);
+#if defined(__AVX512F__)
+  return (ivec)_mm512_set1_epi32(four);
+#elif defined(__AVX2__)
+  return (ivec)_mm256_set1_epi32(four);
+#else
+  return ivec{} + four;
+#endif
+}
+
+// y[n][v] (kPanel floats from token to token) of V registers of rows by N tokens over blocks [0, blocks) of w, which
+// are x's from element `first` on; added to what is there unless `fresh`.
+template <typename Weights, int V, int N>
+void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh, float* y) {
+  vec acc[V][N];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; v++)
+#pragma GCC unroll 6
+    for (int n = 0; n < N; n++) acc[v][n] = fresh ? vec{} : load(y + n * kPanel + v * W);
+  for (int64_t b = 0; b < blocks; b++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) w[v].begin(b);
+    for (int run = 0; run < Weights::runs; run++) {
+      const int64_t at = first + b * Weights::block + run * 4 * Weights::steps;
+      const auto minus = [&](int n) { return Weights::steps == 8 ? x[n].minus[at / 32] : int32_t(x[n].minus16[at / 16]); };
+      ivec sum[V][N];
+#pragma GCC unroll 6
+      for (int n = 0; n < N; n++)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(minus(n));
+#pragma GCC unroll 8
+      for (int j = 0; j < Weights::steps; j++) {
+        uvec u[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) u[v] = w[v].step(run, j);
+#pragma GCC unroll 6
+        for (int n = 0; n < N; n++) {
+          const ivec four = broadcast(x[n].q + at + 4 * j);
+#pragma GCC unroll 2
+          for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
+        }
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        const vec scale = w[v].scale(run);
+#pragma GCC unroll 6
+        for (int n = 0; n < N; n++) {
+          const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n], minus(n)), vec);
+          acc[v][n] += whole * (scale * splat(x[n].d[at / 32]));
+          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x[n].sd[at / 32]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < V; v++)
+#pragma GCC unroll 6
+    for (int n = 0; n < N; n++) store(y + n * kPanel + v * W, acc[v][n]);
+}
+
+template <typename Weights>
+inline void micro(int N, Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh, float* y) {
+  switch (N) {
+    case 1: return micro<Weights, kVectors, 1>(w, blocks, first, x, fresh, y);
+    case 2: return micro<Weights, kVectors, 2>(w, blocks, first, x, fresh, y);
+    case 3: return micro<Weights, kVectors, 3>(w, blocks, first, x, fresh, y);
+    case 4: return micro<Weights, kVectors, 4>(w, blocks, first, x, fresh, y);
+#if defined(__AVX512F__)
+    case 5: return micro<Weights, kVectors, 5>(w, blocks, first, x, fresh, y);
+    case 6: return micro<Weights, kVectors, 6>(w, blocks, first, x, fresh, y);
+#endif
+  }
+}
+
+// sums[t][row of the panel] for T tokens; row_of(t) is the row of x. `groups` of the panel's two exist.
+template <int Type, typename RowOf>
+void panel_of(const uint8_t* w, int64_t groups, const Quantized& x, int64_t T, const RowOf& row_of, float* sums,
+              uint8_t* scratch) {
+  constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
+  const int64_t blocks = x.I / block, group_bytes = blocks * kGroup * block_of(Type).bytes;
+  const int64_t parts = (T + kTokens - 1) / kTokens;  // of about equal size
+  for (int64_t v = 0; v < groups * kGroup / W; v += kVectors) {
+    Packed<Type> packed[kVectors];
+    for (int64_t i = 0; i < kVectors; i++) {
+      const int64_t row = (v + i) * W;
+      // A panel's last group may have no neighbour to fill the registers with: it is then multiplied twice.
+      const int64_t group = row / kGroup < groups ? row / kGroup : groups - 1;
+      packed[i].open(w + group * group_bytes, blocks, int(row % kGroup));
+    }
+    const auto tokens = [&](auto* weights, int64_t count, int64_t first, bool fresh) {
+      for (int64_t part = 0; part < parts; part++) {
+        const int64_t t = part * T / parts, N = (part + 1) * T / parts - t;
+        Acts acts[kTokens];
+        for (int64_t n = 0; n < N; n++) acts[n] = x.row(row_of(t + n));
+        micro(int(N), weights, count, first, acts, fresh, sums + t * kPanel + v * W);
+      }
+    };
+    if (parts == 1) {
+      tokens(packed, blocks, 0, true);
+      continue;
+    }
+    Unpacked<Type> unpacked[kVectors];
+    for (int i = 0; i < kVectors; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
+    for (int64_t b = 0; b < blocks; b += chunk) {
+      const int64_t count = blocks - b < chunk ? blocks - b : chunk;
+      for (int i = 0; i < kVectors; i++) unpacked[i].fill(packed[i], b, count);
+      tokens(unpacked, count, b * block, b == 0);
+    }
+  }
+}
+
+template <typename RowOf>
+void panel(int type, const uint8_t* w, int64_t groups, const Quantized& x, int64_t T, const RowOf& row_of, float* sums,
+           uint8_t* scratch) {
+  switch (type) {
+    case kQ8_0: return panel_of<kQ8_0>(w, groups, x, T, row_of, sums, scratch);
+    case kQ4_0: return panel_of<kQ4_0>(w, groups, x, T, row_of, sums, scratch);
+    case kQ4_K: return panel_of<kQ4_K>(w, groups, x, T, row_of, sums, scratch);
+    case kQ5_K: return panel_of<kQ5_K>(w, groups, x, T, row_of, sums, scratch);
+    case kQ6_K: return panel_of<kQ6_K>(w, groups, x, T, row_of, sums, scratch);
+  }
+}
+
+constexpr size_t kScratch = kVectors * Unpacked<kQ6_K>::bytes;  // the one with the most scales
+
+// Where a panel of rows lies in a packed matrix, and how many rows and groups it has.
+struct Panel {
+  int64_t row, rows, groups;
+  const uint8_t* w;
+};
+inline Panel panel_at(const uint8_t* w, int type, int64_t O, int64_t I, int64_t index) {
+  const Block block = block_of(type);
+  const int64_t row = index * kPanel, rows = O - row < kPanel ? O - row : kPanel;
+  return {row, rows, (rows + kGroup - 1) / kGroup, w + row * (I / block.elements) * block.bytes};
+}
+
+// Calls f(product, panel, thread) for every panel of every product; `width` gives a product's rows of weights.
+template <typename P, typename Width, typename F>
+void each_panel(Pool& pool, const P* products, int64_t count, const Width& width, const F& f) {
+  const auto panels = [&](const P& p) { return (width(p) + kPanel - 1) / kPanel; };
+  int64_t total = 0;
+  for (int64_t i = 0; i < count; i++) total += panels(products[i]);
+  parallel(pool, total, 1, [&](int64_t item, int64_t last, int thread) {
+    const P* product = products;
+    int64_t before = 0;
+    for (; item < last; item++) {
+      while (item - before >= panels(*product)) before += panels(*product++);
+      f(*product, item - before, thread);
+    }
+  });
+}
+
+inline void quantize_block(const float* x, float factor, const Quantized& to, int64_t t, int64_t b) {
+  int8_t* q = to.q + t * to.I + 32 * b;
+  vec most{};
+  for (int i = 0; i < 32; i += W) {
+    const vec v = load(x + i);
+    most = max(most, max(v, -v));
+  }
+  const float scale = largest(most) / 127.0f;
+  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  int32_t halves[2];
+  for (int half = 0; half < 2; half++) {
+#if defined(__AVX512F__)
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_loadu_ps(x + 16 * half) * splat(inverse));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * half), _mm512_cvtsepi32_epi8(whole));
+    halves[half] = _mm512_reduce_add_epi32(whole);
+#else
     const vec magic = splat(12582912.0f);  // rounds to the nearest whole number, ties to even
     ivec total{};
-    for (int i = 0; i < 32; i += W) {
-      const vec whole = (load(x + 32 * b + i) * splat(inverse) + magic) - magic;
-      const ivec integers = __builtin_convertvector(whole, ivec);
-      total += integers;
-      for (int j = 0; j < W; j++) q[32 * b + i + j] = int8_t(integers[j]);
+    for (int i = 16 * half; i < 16 * half + 16; i += W) {
+      const ivec whole = __builtin_convertvector((load(x + i) * splat(inverse) + magic) - magic, ivec);
+      total += whole;
+      for (int j = 0; j < W; j++) q[i + j] = int8_t(whole[j]);
     }
-    int s = 0;
-    for (int j = 0; j < W; j++) s += total[j];
-    d[b] = scale;
-    sd[b] = scale * float(s);
-  }
-}
-
-// The eight 6-bit scales and minima of Q4_K and Q5_K as bytes (drawn in block-formats.ts).
-inline void unpack_scales(const uint8_t* s, uint32_t (&scales)[2], uint32_t (&mins)[2]) {
-  const uint32_t a = u32_of(s), b = u32_of(s + 4), c = u32_of(s + 8);
-  scales[0] = a & 0x3f3f3f3f;
-  mins[0] = b & 0x3f3f3f3f;
-  scales[1] = (c & 0x0f0f0f0f) | ((a >> 2) & 0x30303030);
-  mins[1] = ((c >> 4) & 0x0f0f0f0f) | ((b >> 2) & 0x30303030);
-}
-
-#if defined(__AVX2__)
-
-// A row is one stream of memory, which the prefetchers follow best; blocks alternate between kPhases sums, so that the
-// latency of an addition is hidden.
-#if defined(__AVX512F__)
-constexpr int kPhases = 4;
-#else
-constexpr int kPhases = 2;
+    halves[half] = 0;
+    for (int j = 0; j < W; j++) halves[half] += total[j];
 #endif
-struct Acc {
-  __m256 phase[kPhases];
-};
-inline float total(const Acc& sums) {
-  __m256 acc = sums.phase[0] + sums.phase[1];
-#if defined(__AVX512F__)
-  acc = acc + (sums.phase[2] + sums.phase[3]);
-#endif
-  __m128 four = _mm256_castps256_ps128(acc) + _mm256_extractf128_ps(acc, 1);
-  four = four + _mm_movehl_ps(four, four);
-  return four[0] + four[1];
-}
-
-inline __m256i bytes32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-
-// Eight sums of four products each: u in 0 … 128, x in −127 … 127.
-inline __m256i dot_unsigned(__m256i u, __m256i x) {
-#if defined(__AVX512VNNI__)
-  return _mm256_dpbusd_epi32(_mm256_setzero_si256(), u, x);
-#else
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(u, x), _mm256_set1_epi16(1));
-#endif
-}
-inline __m256i dot_signed(__m256i magnitude, __m256i w, __m256i x) {
-  return dot_unsigned(magnitude, _mm256_sign_epi8(x, w));
-}
-inline __m256 floats(__m256i v) { return _mm256_cvtepi32_ps(v); }
-inline __m256 eight_bytes(const uint32_t (&words)[2]) {
-  return floats(_mm256_cvtepu8_epi32(_mm_set_epi32(0, 0, int(words[1]), int(words[0]))));
-}
-inline float half(f16_bits bits) { return _cvtsh_ss(bits); }
-
-inline void add_to(__m256& acc, __m256 scale, __m256i p) { acc = _mm256_fmadd_ps(scale, floats(p), acc); }
-
-template <int C>
-inline void mac_simple(__m256i w, float d, int64_t b, int phase, const Acts (&x)[C], Acc (&acc)[C]) {
-  const __m256i magnitude = _mm256_abs_epi8(w);
-#pragma GCC unroll 4
-  for (int c = 0; c < C; c++)
-    add_to(acc[c].phase[phase], _mm256_set1_ps(d * x[c].d[b]), dot_signed(magnitude, w, bytes32(x[c].q + 32 * b)));
-}
-
-// Adds block b's part to C products of one row.
-template <int C>
-inline void mac(const Q8_0& w, int64_t b, int phase, const Acts (&x)[C], Acc (&acc)[C]) {
-  mac_simple(bytes32(w.q), half(w.d), b, phase, x, acc);
-}
-
-template <int C>
-inline void mac(const Q4_0& w, int64_t b, int phase, const Acts (&x)[C], Acc (&acc)[C]) {
-  const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.qs));
-  const __m256i nibbles = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(pairs, 4), pairs), _mm256_set1_epi8(15));
-  mac_simple(_mm256_sub_epi8(nibbles, _mm256_set1_epi8(8)), half(w.d), b, phase, x, acc);
-}
-
-template <int C, typename Sub>
-inline void mac_minima(const uint8_t* s, float d, float dmin, int64_t b, const Acts (&x)[C], Acc (&acc)[C],
-                       const Sub& sub) {
-  uint32_t scale_bytes[2], min_bytes[2];
-  unpack_scales(s, scale_bytes, min_bytes);
-  const __m256 scales = eight_bytes(scale_bytes) * _mm256_set1_ps(d);
-  const __m256 mins = eight_bytes(min_bytes) * _mm256_set1_ps(-dmin);
-  alignas(32) float scaled[C][8];
-#pragma GCC unroll 4
-  for (int c = 0; c < C; c++) {
-    _mm256_store_ps(scaled[c], scales * _mm256_loadu_ps(x[c].d + 8 * b));
-    acc[c].phase[0] = _mm256_fmadd_ps(mins, _mm256_loadu_ps(x[c].sd + 8 * b), acc[c].phase[0]);
   }
-#pragma GCC unroll 8
-  for (int k = 0; k < 8; k++) {
-    const __m256i u = sub(k);
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++)
-      add_to(acc[c].phase[k % kPhases], _mm256_set1_ps(scaled[c][k]),
-             dot_unsigned(u, bytes32(x[c].q + 256 * b + 32 * k)));
-  }
-}
-
-template <int C>
-inline void mac(const Q4_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  mac_minima(w.s, half(w.d), half(w.dmin), b, x, acc, [&](int k) {
-    const __m256i pairs = bytes32(w.qs + 32 * (k >> 1));
-    return _mm256_and_si256(k & 1 ? _mm256_srli_epi16(pairs, 4) : pairs, _mm256_set1_epi8(15));
-  });
-}
-
-template <int C>
-inline void mac(const Q5_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  const __m256i fifths = bytes32(w.qh);
-  mac_minima(w.s, half(w.d), half(w.dmin), b, x, acc, [&](int k) {
-    const __m256i pairs = bytes32(w.qs + 32 * (k >> 1));
-    const __m256i low = _mm256_and_si256(k & 1 ? _mm256_srli_epi16(pairs, 4) : pairs, _mm256_set1_epi8(15));
-    const __m256i bit = _mm256_and_si256(_mm256_srli_epi16(fifths, k), _mm256_set1_epi8(1));
-    return _mm256_or_si256(low, _mm256_slli_epi16(bit, 4));
-  });
-}
-
-template <int C>
-inline void mac(const Q6_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  const float d = half(w.d);
-#pragma GCC unroll 8
-  for (int r = 0; r < 8; r++) {
-    const int n = r >> 2, j = r & 3;
-    const __m256i pairs = bytes32(w.ql + 64 * n + 32 * (j & 1)), upper = bytes32(w.qh + 32 * n);
-    const __m256i low = _mm256_and_si256(j >> 1 ? _mm256_srli_epi16(pairs, 4) : pairs, _mm256_set1_epi8(15));
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(upper, 2 * j), _mm256_set1_epi8(3));
-    const __m256i u = _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
-    const __m256i q = _mm256_sub_epi8(u, _mm256_set1_epi8(32)), magnitude = _mm256_abs_epi8(q);
-    // Lanes 0–3 are the first sixteen elements, lanes 4–7 the others.
-    const __m256 scale = _mm256_set_m128(_mm_set1_ps(d * float(w.scales[2 * r + 1])), _mm_set1_ps(d * float(w.scales[2 * r])));
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++)
-      add_to(acc[c].phase[r % kPhases], scale * _mm256_set1_ps(x[c].d[8 * b + r]),
-             dot_signed(magnitude, q, bytes32(x[c].q + 256 * b + 32 * r)));
-  }
-}
-
-#else
-
-typedef float Acc;
-inline float total(Acc acc) { return acc; }
-constexpr int kPhases = 1;
-
-// Σ w[i] · x[i] of n small integers.
-template <int N>
-inline int dot(const int8_t* w, const int8_t* x) {
-  int s = 0;
-  for (int i = 0; i < N; i++) s += int(w[i]) * int(x[i]);
-  return s;
-}
-
-template <int C>
-inline void mac_simple(const int8_t* w, float d, int64_t b, const Acts (&x)[C], Acc (&acc)[C]) {
-  for (int c = 0; c < C; c++) acc[c] += d * x[c].d[b] * float(dot<32>(w, x[c].q + 32 * b));
-}
-
-template <int C>
-inline void mac(const Q8_0& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  mac_simple(w.q, f16_to_f32(w.d), b, x, acc);
-}
-
-template <int C>
-inline void mac(const Q4_0& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  int8_t q[32];
-  for (int i = 0; i < 16; i++) {
-    q[i] = int8_t((w.qs[i] & 15) - 8);
-    q[i + 16] = int8_t((w.qs[i] >> 4) - 8);
-  }
-  mac_simple(q, f16_to_f32(w.d), b, x, acc);
-}
-
-template <int C>
-inline void mac_minima(const uint8_t* qs, const uint8_t* qh, const uint8_t* s, float d, float dmin, int64_t b,
-                       const Acts (&x)[C], Acc (&acc)[C]) {
-  for (int k = 0; k < 8; k++) {
-    int8_t q[32];
-    for (int l = 0; l < 32; l++)
-      q[l] = int8_t(((qs[32 * (k >> 1) + l] >> (4 * (k & 1))) & 15) | (qh ? ((qh[l] >> k) & 1) << 4 : 0));
-    const float scale = d * float(scale6(s, k)), min = dmin * float(min6(s, k));
-    for (int c = 0; c < C; c++)
-      acc[c] += scale * x[c].d[8 * b + k] * float(dot<32>(q, x[c].q + 256 * b + 32 * k)) - min * x[c].sd[8 * b + k];
-  }
-}
-
-template <int C>
-inline void mac(const Q4_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  mac_minima(w.qs, nullptr, w.s, f16_to_f32(w.d), f16_to_f32(w.dmin), b, x, acc);
-}
-
-template <int C>
-inline void mac(const Q5_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  mac_minima(w.qs, w.qh, w.s, f16_to_f32(w.d), f16_to_f32(w.dmin), b, x, acc);
-}
-
-template <int C>
-inline void mac(const Q6_K& w, int64_t b, int, const Acts (&x)[C], Acc (&acc)[C]) {
-  const float d = f16_to_f32(w.d);
-  for (int r = 0; r < 8; r++) {
-    const int n = r >> 2, j = r & 3;
-    int8_t q[32];
-    for (int l = 0; l < 32; l++)
-      q[l] = int8_t((((w.ql[64 * n + 32 * (j & 1) + l] >> (4 * (j >> 1))) & 15) |
-                     (((w.qh[32 * n + l] >> (2 * j)) & 3) << 4)) - 32);
-    for (int c = 0; c < C; c++) {
-      const int8_t* xq = x[c].q + 256 * b + 32 * r;
-      acc[c] += d * x[c].d[8 * b + r] *
-                (float(w.scales[2 * r]) * float(dot<16>(q, xq)) + float(w.scales[2 * r + 1]) * float(dot<16>(q + 16, xq + 16)));
-    }
-  }
-}
-
-#endif
-
-// All activations of the call, quantized once.
-struct Rows {
-  const int8_t* q;
-  const float *d, *sd;
-  int64_t I;
-  Acts row(int64_t t) const { return {q + t * I, d + t * (I / 32), sd + t * (I / 32)}; }
-};
-
-constexpr int64_t kAhead = 2048;  // bytes between what is read and what is asked for
-
-// Row o of the weights with C rows of x from t on.
-template <typename B, int C>
-inline void tile(const Linear& l, const Product& p, const Rows& rows, int64_t o, int64_t t) {
-  const int64_t blocks = l.I / (sizeof(B) < 64 ? 32 : 256);
-  const B* w = static_cast<const B*>(p.w) + o * blocks;
-  Acts x[C];
-  for (int c = 0; c < C; c++) x[c] = rows.row(p.row + t + c);
-  Acc acc[C] = {};
-  constexpr int kStep = sizeof(B) < 64 ? kPhases : 1;  // blocks a turn; k-quants alternate inside a block
-  int64_t b = 0;
-  for (; b + kStep <= blocks; b += kStep) {
-    for (size_t line = 0; line < kStep * sizeof(B); line += 64)
-      __builtin_prefetch(reinterpret_cast<const uint8_t*>(w + b) + kAhead + line);
-#pragma GCC unroll 4
-    for (int phase = 0; phase < kStep; phase++) mac(w[b + phase], b + phase, phase, x, acc);
-  }
-  for (; b < blocks; b++) mac(w[b], b, 0, x, acc);
-  for (int c = 0; c < C; c++) {
-    const float value = total(acc[c]);
-    p.y[(t + c) * l.O + o] = l.b ? value + l.b[o] : value;
-  }
-}
-
-template <typename B>
-void multiply(Pool& pool, const Linear& l, const Rows& rows) {
-  const int64_t panels = (l.O + kPanel - 1) / kPanel;
-  parallel(pool, panels * l.count, 1, [&](int64_t item, int64_t end, int) {
-    for (; item < end; item++) {
-      const Product& p = l.products[item / panels];
-      const int64_t first = item % panels * kPanel, last = first + kPanel < l.O ? first + kPanel : l.O;
-      int64_t t = 0;
-      for (; t + 4 <= p.T; t += 4)
-        for (int64_t o = first; o < last; o++) tile<B, 4>(l, p, rows, o, t);
-      for (; t < p.T; t++)
-        for (int64_t o = first; o < last; o++) tile<B, 1>(l, p, rows, o, t);
-    }
-  });
+  const int64_t at = t * (to.I / 32) + b;
+  to.d[at] = scale * factor;
+  to.sd[at] = scale * factor * float(halves[0] + halves[1]);
+  to.minus[at] = -(halves[0] + halves[1]);
+  to.minus16[2 * at] = int16_t(-halves[0]);
+  to.minus16[2 * at + 1] = int16_t(-halves[1]);
 }
 
 }  // namespace
 
-void linear_int8(Pool& pool, const Linear& l) {
-  const int64_t blocks = l.I / 32;
-  // d and sd first: they stay aligned.
-  float* d = static_cast<float*>(pool.shared(Pool::kActivations, size_t(l.N) * size_t(l.I + 8 * blocks)));
-  float* sd = d + l.N * blocks;
-  int8_t* q = reinterpret_cast<int8_t*>(sd + l.N * blocks);
-  parallel(pool, l.N, 8, [&](int64_t t, int64_t end, int) {
-    for (; t < end; t++) quantize_row(l.x + t * l.I, l.I, q + t * l.I, d + t * blocks, sd + t * blocks);
+void Quantized::set(int64_t t, int64_t first, const float* x, int64_t n, float scale) const {
+  for (int64_t b = 0; b < n / 32; b++) quantize_block(x + 32 * b, scale, *this, t, first / 32 + b);
+}
+
+Quantized quantized(Pool& pool, const float* x, int64_t rows, int64_t I, int64_t id, Held& held) {
+  const Quantized to(pool.shared(Pool::kActivations, Quantized::bytes(rows, I)), rows, I);
+  if (id == held.id && rows == held.rows && I == held.I) return to;
+  parallel(pool, rows, 8, [&](int64_t t, int64_t last, int) {
+    for (; t < last; t++) to.set(t, 0, x + t * I, I);
   });
-  const Rows rows{q, d, sd, l.I};
-  switch (l.type) {
-    case kQ8_0: return multiply<Q8_0>(pool, l, rows);
-    case kQ4_0: return multiply<Q4_0>(pool, l, rows);
-    case kQ4_K: return multiply<Q4_K>(pool, l, rows);
-    case kQ5_K: return multiply<Q5_K>(pool, l, rows);
-    case kQ6_K: return multiply<Q6_K>(pool, l, rows);
+  held = {id, rows, I};
+  return to;
+}
+
+void linear_int8(Pool& pool, const Linear& l) {
+  const Quantized x = quantized(pool, l.x, l.N, l.I, l.id, *l.held);
+  int64_t most = 0;
+  for (int64_t i = 0; i < l.count; i++) most += l.products[i].T;
+  Row* rows = static_cast<Row*>(pool.shared(Pool::kRows, size_t(most) * sizeof(Row) + size_t(l.count) * sizeof(Int8Product)));
+  Int8Product* products = reinterpret_cast<Int8Product*>(rows + most);
+  for (int64_t i = 0; i < l.count; i++) {
+    const Product& p = l.products[i];
+    products[i] = {static_cast<const uint8_t*>(p.w), plain(l.type), l.O, rows, p.T, l.b};
+    for (int64_t t = 0; t < p.T; t++) *rows++ = {p.row + t, p.y + t * l.O};
   }
+  multiply_int8(pool, x, products, l.count);
+}
+
+void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, int64_t count) {
+  pool.reserve_own(size_t(kMostTokens) * kPanel * sizeof(float) + kScratch);
+  each_panel(pool, products, count, [](const Int8Product& p) { return p.O; },
+             [&](const Int8Product& p, int64_t index, int thread) {
+    const Panel at = panel_at(p.w, p.type, p.O, x.I, index);
+    float* sums = static_cast<float*>(pool.own(thread));
+    uint8_t* scratch = reinterpret_cast<uint8_t*>(sums + kMostTokens * kPanel);
+    for (int64_t t = 0; t < p.T; t += kMostTokens) {
+      const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
+      panel(p.type, at.w, at.groups, x, T, [&](int64_t i) { return p.rows[t + i].x; }, sums, scratch);
+      for (int64_t i = 0; i < T; i++) {
+        float* y = p.rows[t + i].y + at.row;
+        if (p.b) for (int64_t r = 0; r < at.rows; r++) y[r] = sums[i * kPanel + r] + p.b[at.row + r];
+        else memcpy(y, sums + i * kPanel, size_t(at.rows) * sizeof(float));
+      }
+    }
+  });
+}
+
+void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* products, int64_t count, const Quantized& out) {
+  pool.reserve_own(size_t(2 * kMostTokens) * kPanel * sizeof(float) + kScratch);
+  each_panel(pool, products, count, [](const Int8Gated& p) { return p.F; },
+             [&](const Int8Gated& p, int64_t index, int thread) {
+    const Panel gate = panel_at(p.gate, p.gate_type, p.F, x.I, index), up = panel_at(p.up, p.up_type, p.F, x.I, index);
+    float *gates = static_cast<float*>(pool.own(thread)), *ups = gates + kMostTokens * kPanel;
+    uint8_t* scratch = reinterpret_cast<uint8_t*>(ups + kMostTokens * kPanel);
+    for (int64_t t = 0; t < p.T; t += kMostTokens) {
+      const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
+      const auto row_of = [&](int64_t i) { return p.rows[t + i]; };
+      panel(p.gate_type, gate.w, gate.groups, x, T, row_of, gates, scratch);
+      panel(p.up_type, up.w, up.groups, x, T, row_of, ups, scratch);
+      for (int64_t i = 0; i < T; i++) {
+        float *g = gates + i * kPanel, *u = ups + i * kPanel;
+        const vec s = splat(p.scales ? p.scales[t + i] : 1);  // gate(s · x) = s · gate(x)
+        for (int r = 0; r < kPanel; r += W) {
+          const vec scaled = s * load(g + r);
+          store(g + r, scaled * sigmoid(scaled) * (s * load(u + r)));
+        }
+        out.set(p.first + t + i, gate.row, g, kPanel);
+      }
+    }
+  });
 }
 
 }  // namespace LLAMA4_ISA

@@ -52,10 +52,10 @@ void multiply_exact(const Linear& l, const Panel& p, int64_t row_bytes, float* p
 }  // namespace
 
 void linear(Pool& pool, const Linear& l) {
+  if (is_packed(l.type)) return linear_int8(pool, l);
   const Block block = block_of(l.type);
   const int64_t row_bytes = l.I / block.elements * block.bytes;
   const int64_t panels = (l.O + kPanel - 1) / kPanel * l.count;
-  if (l.int8 && has_int8(l.type)) return linear_int8(pool, l);
   pool.reserve_own(size_t(kPanel) * size_t(l.I) * sizeof(float));
   parallel(pool, panels, 1, [&](int64_t first, int64_t last, int thread) {
     for (int64_t item = first; item < last; item++)

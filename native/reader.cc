@@ -4,6 +4,8 @@
 #define NAPI_VERSION 8
 #include "reader.h"
 
+#include "packed.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -30,11 +32,12 @@ constexpr int kThreads = 4;  // reads in flight
 constexpr int64_t kPage = 4096;  // offsets, lengths and addresses past the page cache are multiples of it
 
 // `bytes` of a file from `offset`. rows = 0: they go to the one scatter as they are. Else they are `rows` rows, each
-// `row_bytes` after the other, of elements; each scatter takes a range of columns and transposes it.
+// `row_bytes` after the other. With a type they are packed (packed.h) to the one scatter; without, they are elements,
+// of which each scatter takes a range of columns and transposes it.
 struct Unit {
-  int64_t file, offset, bytes, first_scatter, scatters, rows, row_bytes, element_bytes;
+  int64_t file, offset, bytes, first_scatter, scatters, rows, row_bytes, element_bytes, type;
 };
-constexpr int kUnitNumbers = 8;
+constexpr int kUnitNumbers = 9;
 
 struct Scatter {
   int64_t buffer, offset;          // where the first element goes
@@ -146,7 +149,11 @@ struct Reading {
       } else {
         if (!bytes) fetch(file, unit.offset, block, unit.bytes);
         const uint8_t* in = bytes ? bytes : block;
-        for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++)
+        const int type = int(unit.type);
+        if (type && !cancelled->load())
+          baseline::pack_rows(type, in, unit.rows, unit.row_bytes / block_of(type).bytes,
+                              buffers[size_t(to->buffer)] + to->offset);
+        else for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++)
           transpose(unit.element_bytes, {unit.rows, to[s].columns, in + to[s].column_bytes, unit.row_bytes,
                                          buffers[size_t(to[s].buffer)] + to[s].offset, to[s].stride});
       }
@@ -219,6 +226,14 @@ void check(const Reading& reading, const Unit& unit, const std::vector<size_t>& 
   };
   expect(unit.file < int64_t(reading.files.size()));
   expect(unit.scatters >= 1 && unit.first_scatter + unit.scatters <= int64_t(reading.scatters.size()));
+  if (unit.type) {
+    expect(unit.type < kPacked && can_pack(int(unit.type)) && unit.scatters == 1 && unit.rows >= 1);
+    expect(unit.row_bytes >= 1 && unit.row_bytes % block_of(int(unit.type)).bytes == 0);
+    const Scatter& to = reading.scatters[size_t(unit.first_scatter)];
+    expect(times(unit.rows, unit.row_bytes) == unit.bytes && to.buffer < int64_t(lengths.size()));
+    expect(times(packed_rows(unit.rows), unit.row_bytes) <= int64_t(lengths[size_t(to.buffer)]) - to.offset);
+    return;
+  }
   const int64_t e = unit.element_bytes;
   if (unit.rows) expect(e == 1 || e == 2 || e == 4 || e == 8);
   for (int64_t s = 0; s < unit.scatters; s++) {
@@ -283,7 +298,7 @@ napi_value start_reading(napi_env env, napi_callback_info info) {
       reading->scatters.push_back({scatters[i], scatters[i + 1], scatters[i + 2], scatters[i + 3], scatters[i + 4]});
     for (size_t i = 0; i + kUnitNumbers <= units.size(); i += kUnitNumbers) {
       const int64_t* n = &units[i];
-      reading->units.push_back({n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]});
+      reading->units.push_back({n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8]});
       const Unit& unit = reading->units.back();
       check(*reading, unit, lengths);
       if (unit.bytes > reading->largest) reading->largest = unit.bytes;

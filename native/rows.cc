@@ -3,6 +3,7 @@
 
 #include "decode.h"
 #include "kernels.h"
+#include "packed.h"
 #include "simd.h"
 #include "walk.h"
 
@@ -13,12 +14,27 @@ namespace {
 constexpr int64_t kGrain = 16384;  // elements a claim
 }
 
-void rows(Pool& pool, int type, const void* table, int64_t width, const int32_t* at, int64_t n, float* y) {
+namespace {
+// Row r of a packed table of `width` columns, block by block.
+void packed_row(int type, const uint8_t* table, int64_t width, int64_t r, float* y) {
   const Block block = block_of(type);
+  const int64_t blocks = width / block.elements;
+  const uint8_t* group = table + r / kGroup * kGroup * blocks * block.bytes;
+  alignas(16) uint8_t bytes[sizeof(Q6_K)];  // the largest block that is packed
+  for (int64_t b = 0; b < blocks; b++) {
+    unpack_block(type, group, blocks, int(r % kGroup), b, bytes);
+    decode_row(type, bytes, y + b * block.elements, block.elements);
+  }
+}
+}  // namespace
+
+void rows(Pool& pool, int type, const void* table, int64_t width, const int32_t* at, int64_t n, float* y) {
+  const Block block = block_of(plain(type));
   const int64_t row_bytes = width / block.elements * block.bytes;
   parallel(pool, n, kGrain / (width + 1) + 1, [&](int64_t i, int64_t last, int) {
     for (; i < last; i++)
-      decode_row(type, static_cast<const uint8_t*>(table) + at[i] * row_bytes, y + i * width, width);
+      if (is_packed(type)) packed_row(plain(type), static_cast<const uint8_t*>(table), width, at[i], y + i * width);
+      else decode_row(type, static_cast<const uint8_t*>(table) + at[i] * row_bytes, y + i * width, width);
   });
 }
 

@@ -8,6 +8,7 @@ import {
   attend,
   embed,
   experts,
+  feedForward,
   linear,
   mul,
   reshape,
@@ -16,7 +17,6 @@ import {
   route,
   rows,
   splice,
-  swiglu,
 } from "../tensor/ops.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { LayerKind, Llama4Config } from "./config.ts";
@@ -60,7 +60,7 @@ export async function forward(p: Parameters, c: Llama4Config, step: Step, observ
 async function layer(x: Tensor, block: Block, c: Llama4Config, i: number, place: Place): Promise<Tensor> {
   const h = add(x, attention(rmsNorm(x, block.attentionNorm, c.normEps), block, c, i, place));
   const normed = rmsNorm(h, block.ffnNorm, c.normEps);
-  return add(h, "router" in block.ffn ? await moe(normed, block.ffn, c) : feedForward(normed, block.ffn));
+  return add(h, "router" in block.ffn ? await moe(normed, block.ffn, c) : dense(normed, block.ffn));
 }
 
 function attention(x: Tensor, w: Block, c: Llama4Config, i: number, place: Place): Tensor {
@@ -87,14 +87,12 @@ function attention(x: Tensor, w: Block, c: Llama4Config, i: number, place: Place
   return linear(reshape(attend(q, k, v, span), [T, c.nHeads * c.headDim]), w.wo); // [T, D]
 }
 
-function feedForward(x: Tensor, { w1, w2, w3 }: FeedForward): Tensor {
-  return linear(swiglu(linear(x, w1), linear(x, w3)), w2);
-}
+const dense = (x: Tensor, { w1, w2, w3 }: FeedForward) => feedForward(x, w1, w3, w2); // [T, D]
 
 /** The router's sigmoid scores scale the experts' inputs, not their outputs; the shared expert sees x as it is. */
 async function moe(x: Tensor, w: MoE, c: Llama4Config): Promise<Tensor> {
   const routes = route(linear(x, w.router), c.topK);
-  return add(feedForward(x, w.shared), await experts(x, w.experts, routes));
+  return add(dense(x, w.shared), await experts(x, w.experts, routes));
 }
 
 /** What the tokens' places mean to the layers, worked out once a step. */

@@ -92,6 +92,8 @@ export interface Ops {
   swiglu(gate: Tensor, up: Tensor): Tensor;
   /** `x · Φ(x)`, by the error function. */
   gelu(x: Tensor): Tensor;
+  /** `down · swiglu(gate · x, up · x)`: x `[T, D]`, gate and up `[F, D]`, down `[D, F]` -> `[T, D]`. */
+  feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor;
   /** Rotates the pairs (2j, 2j+1) of `[T, H, d]` by `rotations` `[T, d/2, 2]` = (cos, sin). */
   rope(x: Tensor, rotations: Tensor): Tensor;
   /** q `[T, H, d]`, k and v `[T, K, d]` -> `[T, H, d]`; scores are scaled by `1/√d`; head h reads K/V head `⌊h·K/H⌋`. */

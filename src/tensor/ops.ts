@@ -90,6 +90,22 @@ export function gelu(x: Tensor): Tensor {
   return x.backend.gelu(x);
 }
 
+export function feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
+  const [, D] = x.shape;
+  const [F] = gate.shape;
+  const fits =
+    x.shape.length === 2 &&
+    gate.shape.join() === [F, D].join() &&
+    up.shape.join() === gate.shape.join() &&
+    down.shape.join() === [D, F].join();
+  expect(
+    fits,
+    () =>
+      `feedForward: x is ${show(x)}, gate ${show(gate)}, up ${show(up)}, down ${show(down)}; expected [T, D], twice [F, D] and [D, F]`,
+  );
+  return sameBackend("feedForward", x, gate, up, down).feedForward(x, gate, up, down);
+}
+
 export function rope(x: Tensor, rotations: Tensor): Tensor {
   const [T, , d] = x.shape;
   const fits = x.shape.length === 3 && d! % 2 === 0 && rotations.shape.join() === [T, d! / 2, 2].join();

@@ -14,6 +14,7 @@ import {
   crossEntropy,
   embed,
   experts,
+  feedForward,
   gelu,
   layerNorm,
   linear,
@@ -55,6 +56,12 @@ function numbers(n: number, seed: number): Float32Array {
 
 function integers(n: number, below: number, seed: number): Int32Array {
   return Int32Array.from(numbers(n, seed), (x) => Math.floor(((x + 1) / 2) * below));
+}
+
+/** Matrix e of a bank of them. */
+function slice(view: TensorView, e: number): TensorView {
+  const [, rows, columns] = view.shape as [number, number, number];
+  return { ...view, shape: [rows, columns], offset: view.offset + e * rows * rowBytes(view.dtype, columns) };
 }
 
 /** Largest difference, as a share of the largest expected magnitude. */
@@ -252,6 +259,15 @@ for (const isa of isas) {
         [2, 1, 0],
       ])
         await agree((b) => permute(reshape(b.from(x, [105]), [7, 5, 3]), order), 0);
+    });
+
+    it("feedForward: down of swiglu of gate and up", async () => {
+      const [T, D, F] = [5, 67, 35];
+      await agree((b) => {
+        const m = (rows: number, columns: number, seed: number) =>
+          b.from(numbers(rows * columns, seed), [rows, columns]);
+        return feedForward(m(T, D, 56), m(F, D, 57), m(F, D, 58), m(D, F, 59));
+      }, sums * 10);
     });
 
     it("route chooses the same experts, ties to the lower", async () => {
@@ -491,6 +507,79 @@ for (const isa of isas) {
           }
         },
       );
+
+      it.each(["q8_0", "q4_0", "q4_k", "q5_k", "q6_k"] as const)(
+        "%s: a row's products have the same bits alone, among a few and among many",
+        async (dtype) => {
+          const [I, O] = [1280, 49]; // an odd number of groups of 16 rows, the last not full
+          const [w] = await rounded.load([viewOf(dtype, [O, I], stored(dtype, [O, I], 47))]);
+          const x = numbers(600 * I, 48);
+          const all = await rounded.read(linear(rounded.from(x, [600, I]), w!));
+          for (const [first, T] of [
+            [0, 1],
+            [3, 2],
+            [7, 5],
+            [17, 6],
+            [33, 7],
+            [555, 45],
+          ] as const) {
+            const some = rounded.from(x.subarray(first * I, (first + T) * I), [T, I]);
+            expect(await rounded.read(linear(some, w!))).toEqual(all.subarray(first * O, (first + T) * O));
+          }
+        },
+      );
+
+      it.each([
+        ["q8_0", "q8_0", 1, 1],
+        ["q4_k", "q6_k", 9, 1],
+        ["q4_0", "q4_0", 40, 2],
+        ["q4_k", "f16", 5, 2],
+      ] as const)("experts of %s and %s: %i rows, top %i = one feedForward each", async (dtype, downType, T, topK) => {
+        const [D, F, E] = [256, 256, 3];
+        const load = (type: DType, shape: Shape, seed: number) => viewOf(type, shape, stored(type, shape, seed));
+        const [gate, up, down, ...each] = (await rounded.load([
+          load(dtype, [E, F, D], 49),
+          load(dtype, [E, F, D], 50),
+          load(downType, [E, D, F], 51),
+          ...Array.from({ length: E }, (_, e) => [
+            slice(load(dtype, [E, F, D], 49), e),
+            slice(load(dtype, [E, F, D], 50), e),
+            slice(load(downType, [E, D, F], 51), e),
+          ]).flat(),
+        ])) as [Tensor, Tensor, Tensor, ...Tensor[]];
+        const x = numbers(T * D, 52);
+        const routes = route(rounded.from(numbers(T * E, 53), [T, E]), topK);
+        const y = await rounded.read(await experts(rounded.from(x, [T, D]), { gate, up, down }, routes));
+        const scores = await rounded.read(routes.scores);
+        const expected = new Float64Array(T * D);
+        for (let t = 0; t < T; t++)
+          for (let k = 0; k < topK; k++) {
+            const e = routes.experts[t * topK + k]!;
+            const scaled = x.subarray(t * D, (t + 1) * D).map((v) => v * scores[t * topK + k]!);
+            const one = feedForward(rounded.from(scaled, [1, D]), each[3 * e]!, each[3 * e + 1]!, each[3 * e + 2]!);
+            for (const [i, v] of (await rounded.read(one)).entries()) expected[t * D + i]! += v;
+          }
+        // The score scales x before it is rounded there and the sums after here, so that ties may fall the other way.
+        expect(difference(y, expected)).toBeLessThan(2e-3);
+      });
+
+      it("packed matrices read back as their formats define them", async () => {
+        for (const dtype of ["q8_0", "q4_0", "q4_k", "q5_k", "q6_k"] as const) {
+          const view = viewOf(dtype, [2, 19, 512], stored(dtype, [2, 19, 512], 54));
+          const [[a], [b]] = (await Promise.all([rounded.load([view]), reference.load([view])])) as [
+            [Tensor],
+            [Tensor],
+          ];
+          expect(await rounded.read(a)).toEqual(Float32Array.from(await reference.read(b)));
+          const table = viewOf(dtype, [35, 512], stored(dtype, [35, 512], 55));
+          const [[c], [d]] = (await Promise.all([rounded.load([table]), reference.load([table])])) as [
+            [Tensor],
+            [Tensor],
+          ];
+          const ids = Int32Array.of(34, 0, 17, 16, 34);
+          expect(await rounded.read(embed(c, ids))).toEqual(Float32Array.from(await reference.read(embed(d, ids))));
+        }
+      });
 
       it("weights without an integer kernel are computed exactly", async () => {
         const view = viewOf("q5_0", [9, 64], stored("q5_0", [9, 64], 45));

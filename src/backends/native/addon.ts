@@ -1,6 +1,7 @@
 // What native/addon.cc and native/reader.cc offer: the only description of the border. Sizes come first, then buffers,
 // each as an ArrayBuffer and the byte where its numbers begin (`at`). A call that does not fit its buffers throws
-// RangeError. Types are GGUF's ids (dtypes in tensor/dtype.ts), 256 for f8_e4m3.
+// RangeError. Types are GGUF's ids (dtypes in tensor/dtype.ts), 256 for f8_e4m3, and 1024 more for packed matrices
+// (native/packed.h). `id` tells one x from another, so that what linear, experts and feedForward share of it is done once.
 
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -19,8 +20,7 @@ type Buffer = ArrayBuffer;
 export interface Addon {
   /** The instruction sets that this processor has, best first. */
   isas(): Isa[];
-  /** `int8`: activations are rounded to int8 where weights are quantized. */
-  open(threads: number, isa: string, int8: boolean): EngineHandle;
+  open(threads: number, isa: string): EngineHandle;
   close(engine: EngineHandle): void;
   /** Memory outside JavaScript's heap, zero, aligned to 64 bytes below 4 GiB and to 16 above. */
   allocate(bytes: Size): Buffer;
@@ -46,10 +46,10 @@ export interface Addon {
   /** Bytes or operations a second of all threads: reading memory, int8, f32 and bf16 multiply-adds. */
   probe(e: EngineHandle, bytes: Size, memory: Buffer, at: At): [number, number, number, number];
   /**
-   * Reads files on threads of its own. `units`: 8 numbers each, [file, offset, bytes, first scatter, scatters, rows,
-   * bytes from row to row, bytes of an element]; `scatters`: 5 each, [buffer, offset, first column's byte in the row,
+   * Reads files on threads of its own. `units`: 9 numbers each, [file, offset, bytes, first scatter, scatters, rows,
+   * bytes from row to row, bytes of an element, type]; `scatters`: 5 each, [buffer, offset, first column's byte in the row,
    * columns, bytes between neighbouring columns' places]. With rows 0 the unit's bytes go to its one scatter as they
-   * are; else each scatter's columns are transposed to rows of the buffer. onEvent(bytes done, finished, error) must
+   * are; with a type its rows are packed; else each scatter's columns are transposed to rows of the buffer. onEvent(bytes done, finished, error) must
    * not throw.
    */
   read(
@@ -62,14 +62,22 @@ export interface Addon {
   cancel(reading: ReadHandle): void;
 
   /** biome-ignore format: one operation a line */
-  linear(e: EngineHandle, T: Size, I: Size, O: Size, type: number, x: Buffer, xAt: At, w: Buffer, wAt: At, b: Buffer | null, bAt: At, y: Buffer, yAt: At): void;
+  linear(e: EngineHandle, T: Size, I: Size, O: Size, type: number, x: Buffer, xAt: At, w: Buffer, wAt: At, b: Buffer | null, bAt: At, y: Buffer, yAt: At, id: number): void;
   /** `types` of gate, up, down. */
   experts(
     e: EngineHandle,
     ...args: [T: Size, D: Size, F: Size, E: Size, topK: Size, gateType: number, upType: number, downType: number,
       x: Buffer, xAt: At, gate: Buffer, gateAt: At, up: Buffer, upAt: At, down: Buffer, downAt: At, chosen: Int32Array,
-      scores: Buffer, scoresAt: At, y: Buffer, yAt: At] // biome-ignore format: as the call
+      scores: Buffer, scoresAt: At, y: Buffer, yAt: At, id: number] // biome-ignore format: as the call
   ): void;
+  /** down · swiglu(gate · x, up · x), all three packed. */
+  feedForward(
+    e: EngineHandle,
+    ...args: [T: Size, D: Size, F: Size, gateType: number, upType: number, downType: number, x: Buffer, xAt: At,
+      gate: Buffer, gateAt: At, up: Buffer, upAt: At, down: Buffer, downAt: At, y: Buffer, yAt: At, id: number] // biome-ignore format: as the call
+  ): void;
+  /** Packs the rows of a matrix; `out` has room for whole groups of 16 rows. */
+  pack(rows: Size, columns: Size, type: number, x: Buffer, xAt: At, out: Buffer, outAt: At): void;
   /** `segments`: 4 numbers each, [row, length, position, start of its block table in `tables`]. chunk 0: none. */
   attend(
     e: EngineHandle,

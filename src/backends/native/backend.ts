@@ -9,7 +9,7 @@ import { RequestError } from "../../tensor/errors.ts";
 import { iqTables } from "../../tensor/iq-grids.ts";
 import { elementCount, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
 import { type Addon, type EngineHandle, type Isa, loadAddon } from "./addon.ts";
-import { readViews } from "./load.ts";
+import { packable, packedBytes, readViews } from "./load.ts";
 import { type Lease, Memory, type Place } from "./memory.ts";
 import { multiplyWalk, permuteWalk } from "./walk.ts";
 
@@ -63,7 +63,7 @@ class Native implements NativeBackend {
     this.threads = threads;
     this.activations = activations;
     this.#addon = addon;
-    this.#engine = addon.open(threads, this.isa, activations === "int8");
+    this.#engine = addon.open(threads, this.isa);
     addon.setCodebooks(iqTables.buffer, iqTables.byteOffset);
     this.#memory = new Memory(addon);
   }
@@ -77,10 +77,17 @@ class Native implements NativeBackend {
   /** The tensor's numbers as float32: where they are, or a decoded copy. */
   #floats(x: Tensor): Place {
     if (x.dtype === "f32") return place(x);
-    const { buffer, at } = place(x);
+    const { buffer, at, packed } = place(x);
     const n = elementCount(x.shape);
     const out = this.#memory.lend(4 * n);
-    this.#addon.rows(this.#engine, 1, n, typeId(x.dtype), buffer, at, new Int32Array(1), out.buffer, out.at);
+    // Matrix by matrix where they are packed, since each begins with a group of its own.
+    const [O, I] = packed ? (x.shape.slice(-2) as [number, number]) : [1, n];
+    const bytes = packed ? packedBytes(x.dtype, [O, I]) : 0;
+    const all = Int32Array.from({ length: O }, (_, row) => row);
+    for (let i = 0; i < n / (O * I); i++) {
+      const [from, to] = [at + i * bytes, out.at + 4 * i * O * I];
+      this.#addon.rows(this.#engine, O, I, typeOf(x), buffer, from, all, out.buffer, to);
+    }
     return out;
   }
 
@@ -92,20 +99,24 @@ class Native implements NativeBackend {
 
   async load(views: readonly TensorView[], options: LoadOptions = {}): Promise<Tensor[]> {
     const unique = [...new Set(views)];
-    const buffers = await readViews(this.#addon, this.#memory, unique, options);
+    const packed = ({ dtype, shape }: TensorView) =>
+      this.activations === "int8" && shape.length > 1 && packable.includes(dtype);
+    const buffers = await readViews(this.#addon, this.#memory, unique, packed, options);
     const loaded = new Map<TensorView, Tensor>();
-    for (const [i, view] of unique.entries()) loaded.set(view, this.#weight(view, buffers[i]!));
+    for (const [i, view] of unique.entries()) loaded.set(view, this.#weight(view, buffers[i]!, packed(view)));
     return views.map((view) => loaded.get(view)!);
   }
 
   /** Vectors (norms, biases) become float32, which every operation takes as it stands; matrices stay as stored. */
-  #weight({ dtype, shape }: TensorView, buffer: ArrayBuffer): Tensor {
-    if (shape.length > 1 || dtype === "f32") return { shape, dtype, backend: this, data: { buffer, at: 0 } };
+  #weight({ dtype, shape }: TensorView, buffer: ArrayBuffer, packed: boolean): Tensor {
+    const id = this.#memory.nextId();
+    if (shape.length > 1 || dtype === "f32")
+      return { shape, dtype, backend: this, data: { buffer, at: 0, id, packed } satisfies Place };
     const n = elementCount(shape);
     const floats = this.#memory.keep(4 * n);
     this.#addon.rows(this.#engine, 1, n, typeId(dtype), buffer, 0, new Int32Array(1), floats, 0);
     this.#memory.drop(buffer);
-    return { shape, dtype: "f32", backend: this, data: { buffer: floats, at: 0 } };
+    return { shape, dtype: "f32", backend: this, data: { buffer: floats, at: 0, id } satisfies Place };
   }
 
   async scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T> {
@@ -138,8 +149,33 @@ class Native implements NativeBackend {
     const y = this.#make([T, O]);
     const [input, weight, bias] = [this.#floats(x), place(w), b && this.#floats(b)];
     this.#addon.linear(
-      ...([this.#engine, T, I, O, typeId(w.dtype), input.buffer, input.at, weight.buffer, weight.at] as const),
-      ...([bias?.buffer ?? null, bias?.at ?? 0, y.data.buffer, y.data.at] as const),
+      ...([this.#engine, T, I, O, typeOf(w), input.buffer, input.at, weight.buffer, weight.at] as const),
+      ...([bias?.buffer ?? null, bias?.at ?? 0, y.data.buffer, y.data.at, input.id] as const),
+    );
+    return y;
+  }
+
+  feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
+    const weights = [place(gate), place(up), place(down)] as const;
+    if (!weights.every(({ packed }) => packed))
+      return this.linear(this.swiglu(this.linear(x, gate), this.linear(x, up)), down);
+    const [T, D] = x.shape as [number, number];
+    const y = this.#make([T, D]);
+    const input = this.#floats(x);
+    const [g, u, w] = weights;
+    this.#addon.feedForward(
+      ...([
+        this.#engine,
+        T,
+        D,
+        gate.shape[0]!,
+        typeOf(gate),
+        typeOf(up),
+        typeOf(down),
+        input.buffer,
+        input.at,
+      ] as const),
+      ...([g.buffer, g.at, u.buffer, u.at, w.buffer, w.at, y.data.buffer, y.data.at, input.id] as const),
     );
     return y;
   }
@@ -263,9 +299,9 @@ class Native implements NativeBackend {
     const [input, weights, s] = [this.#floats(x), [place(gate), place(up), place(down)] as const, this.#floats(scores)];
     const [g, u, w] = weights;
     this.#addon.experts(
-      ...([this.#engine, T, D, F, E, topK, typeId(gate.dtype), typeId(up.dtype), typeId(down.dtype)] as const),
+      ...([this.#engine, T, D, F, E, topK, typeOf(gate), typeOf(up), typeOf(down)] as const),
       ...([input.buffer, input.at, g.buffer, g.at, u.buffer, u.at, w.buffer, w.at] as const),
-      ...([experts, s.buffer, s.at, y.data.buffer, y.data.at] as const),
+      ...([experts, s.buffer, s.at, y.data.buffer, y.data.at, input.id] as const),
     );
     return y;
   }
@@ -290,7 +326,7 @@ class Native implements NativeBackend {
         this.#engine,
         n,
         elementCount(rest),
-        typeId(x.dtype),
+        typeOf(x),
         from.buffer,
         from.at,
         at,
@@ -386,6 +422,11 @@ function chooseIsa(has: readonly Isa[], asked: string | undefined): Isa {
 
 function typeId(dtype: DType): number {
   return dtypes[dtype].ggmlType ?? 256; // only f8_e4m3 has no id in GGUF
+}
+
+/** The type as the addon takes it, with how the matrix is laid out. */
+function typeOf(x: Tensor): number {
+  return typeId(x.dtype) + (place(x).packed ? 1024 : 0);
 }
 
 function place(x: Tensor): Place {

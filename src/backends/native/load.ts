@@ -2,29 +2,41 @@
 // strided views of the same bytes are read once and transposed on the way.
 
 import type { LoadOptions } from "../../tensor/backend.ts";
-import { byteLength, dtypes } from "../../tensor/dtype.ts";
+import { byteLength, type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { CheckpointError } from "../../tensor/errors.ts";
-import { elementCount, type TensorView } from "../../tensor/tensor.ts";
+import { elementCount, type Shape, type TensorView } from "../../tensor/tensor.ts";
 import type { Addon } from "./addon.ts";
 import type { Memory } from "./memory.ts";
 
 const blockBytes = 4 * 2 ** 20; // large enough for a disk's full speed, small enough that several in flight weigh little
 
-/** One buffer for each view, its elements row-major. */
+/** The dtypes whose matrices the integer kernels take, packed as native/packed.h draws it. */
+export const packable: readonly DType[] = ["q8_0", "q4_0", "q4_k", "q5_k", "q6_k"];
+const groupRows = 16;
+
+/** Bytes of packed matrices `[…, O, I]`: each has whole groups of rows. */
+export function packedBytes(dtype: DType, shape: Shape): number {
+  const rows = shape.at(-2)!;
+  return elementCount(shape.slice(0, -2)) * Math.ceil(rows / groupRows) * groupRows * rowBytes(dtype, shape.at(-1)!);
+}
+
+/** One buffer for each view, its elements row-major, or its matrices packed. */
 export async function readViews(
   addon: Addon,
   memory: Memory,
   views: readonly TensorView[],
+  packed: (view: TensorView) => boolean,
   { onProgress, signal }: LoadOptions,
 ): Promise<ArrayBuffer[]> {
   signal?.throwIfAborted();
   const total = views.reduce((bytes, view) => bytes + viewBytes(view), 0);
   const buffers: ArrayBuffer[] = [];
   try {
-    for (const view of views) buffers.push(memory.keep(viewBytes(view)));
+    for (const view of views)
+      buffers.push(memory.keep(packed(view) ? packedBytes(view.dtype, view.shape) : viewBytes(view)));
     const plan = new Plan();
     const rest: number[] = []; // views that are not in files, or walk in another way than the plan can
-    for (const [i, view] of views.entries()) if (!plan.add(view, i)) rest.push(i);
+    for (const [i, view] of views.entries()) if (!plan.add(view, i, packed(view))) rest.push(i);
     let done = 0;
     const report = (bytes: number) => onProgress?.(Math.min(bytes, total), total);
     if (plan.size > 0) await run(addon, plan, buffers, report, signal);
@@ -32,7 +44,11 @@ export async function readViews(
     for (const i of rest) {
       signal?.throwIfAborted();
       const view = views[i]!;
-      await (view.strides ? gather(view, buffers[i]!) : copy(view, buffers[i]!, (bytes) => report(done + bytes)));
+      await (packed(view)
+        ? pack(addon, view, buffers[i]!)
+        : view.strides
+          ? gather(view, buffers[i]!)
+          : copy(view, buffers[i]!, (bytes) => report(done + bytes)));
       done += viewBytes(view);
       report(done);
     }
@@ -55,7 +71,8 @@ class Plan {
     offset: number;
     bytes: number;
     scatters: number[][];
-    shape: [number, number, number];
+    /** rows, bytes of a row, bytes of an element, type */
+    shape: [number, number, number, number];
   }[] = [];
   readonly #transposed = new Map<string, { view: TensorView; i: number }[]>();
   /** Bytes of the views that were added. */
@@ -66,9 +83,14 @@ class Plan {
   }
 
   /** False if the view must be read in another way. */
-  add(view: TensorView, i: number): boolean {
+  add(view: TensorView, i: number, packed: boolean): boolean {
     const { path } = view.source;
     if (path === undefined) return false;
+    if (packed) {
+      if (view.strides) return false;
+      this.#addPacked(view, i);
+      return true;
+    }
     const shape = collapsed(view);
     const turned = shape.length === 3 && shape[1]!.stride === 1;
     if (!turned && shape[shape.length - 1]!.stride !== 1) return false;
@@ -92,9 +114,28 @@ class Plan {
           offset: view.offset + row * outer.stride * element + at,
           bytes: Math.min(blockBytes, bytes - at),
           scatters: [[i, row * bytes + at, 0, 0, 0]],
-          shape: [0, 0, 0],
+          shape: [0, 0, 0, 0],
         });
     return true;
+  }
+
+  #addPacked(view: TensorView, i: number): void {
+    const [rows, columns] = view.shape.slice(-2) as [number, number];
+    const row = rowBytes(view.dtype, columns);
+    const groups = Math.ceil(rows / groupRows);
+    const atOnce = groupRows * Math.max(1, Math.floor(blockBytes / (groupRows * row)));
+    for (let matrix = 0; matrix < elementCount(view.shape.slice(0, -2)); matrix++)
+      for (let first = 0; first < rows; first += atOnce) {
+        const n = Math.min(atOnce, rows - first);
+        this.#units.push({
+          file: this.#file(view.source.path!),
+          offset: view.offset + (matrix * rows + first) * row,
+          bytes: n * row,
+          scatters: [[i, (matrix * groups * groupRows + first) * row, 0, 0, 0]],
+          shape: [n, row, 0, dtypes[view.dtype].ggmlType!],
+        });
+      }
+    this.bytes += viewBytes(view);
   }
 
   /** Units by file and offset, and their scatters. */
@@ -134,7 +175,7 @@ class Plan {
             const stride = rows.extent * element;
             return [i, e * count * stride + row * element, skip, count, stride];
           }),
-          shape: [n, rowBytes, element],
+          shape: [n, rowBytes, element, 0],
         });
       }
   }
@@ -212,6 +253,17 @@ function run(
     });
     signal?.addEventListener("abort", stop, { once: true });
   });
+}
+
+/** The same of a source that is not a file: all of it is read first. */
+async function pack(addon: Addon, view: TensorView, buffer: ArrayBuffer): Promise<void> {
+  const plain = new ArrayBuffer(viewBytes(view));
+  await (view.strides ? gather(view, plain) : copy(view, plain, () => {}));
+  const [rows, columns] = view.shape.slice(-2) as [number, number];
+  const [from, to] = [byteLength(view.dtype, rows * columns), packedBytes(view.dtype, [rows, columns])];
+  const type = dtypes[view.dtype].ggmlType!;
+  for (let matrix = 0; matrix * to < buffer.byteLength; matrix++)
+    addon.pack(rows, columns, type, plain, matrix * from, buffer, matrix * to);
 }
 
 /** A view of a source that is not a file. */

@@ -151,6 +151,10 @@ class Reference implements Backend {
     return this.#make(x.shape, (i) => (numbers(x)[i]! * (1 + erf(numbers(x)[i]! / Math.SQRT2))) / 2);
   }
 
+  feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
+    return this.linear(this.swiglu(this.linear(x, gate), this.linear(x, up)), down);
+  }
+
   rope(x: Tensor, rotations: Tensor): Tensor {
     const [a, r] = [numbers(x), numbers(rotations)];
     const [, H, d] = x.shape as [number, number, number];
@@ -207,8 +211,7 @@ class Reference implements Backend {
       const t = Math.floor(i / topK);
       const e = experts[i]!;
       const input = this.#make([1, D], (j) => numbers(scores)[i]! * numbers(x)[t * D + j]!);
-      const hidden = this.swiglu(this.linear(input, matrix(bank.gate, e)), this.linear(input, matrix(bank.up, e)));
-      const y = numbers(this.linear(hidden, matrix(bank.down, e)));
+      const y = numbers(this.feedForward(input, matrix(bank.gate, e), matrix(bank.up, e), matrix(bank.down, e)));
       for (let j = 0; j < D; j++) out[t * D + j]! += y[j]!;
     }
     return this.#tensor([T, D], out);

@@ -22,7 +22,7 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
     addon ?? ({} as Addon);
   let e: EngineHandle;
   beforeAll(() => {
-    e = addon!.open(2, addon!.isas()[0]!, true);
+    e = addon!.open(2, addon!.isas()[0]!);
   });
   afterAll(() => addon!.close(e));
 
@@ -39,7 +39,7 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
       for (const [D, F, E, k] of combinations(4)) {
         const pairs = Array.from({ length: 4 }, () => [buffer(), 0] as const).flat() as Four;
         const call = () =>
-          experts(e, T, D!, F!, E!, k!, 0, 0, 0, ...pairs, new Int32Array(T * k!), buffer(), 0, buffer(), 0);
+          experts(e, T, D!, F!, E!, k!, 0, 0, 0, ...pairs, new Int32Array(T * k!), buffer(), 0, buffer(), 0, 1);
         if (D! * F! * E! * k! > 0) call();
         else expect(call, `${[T, D, F, E, k]}`).toThrow(/at least 1/);
       }
@@ -72,7 +72,7 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
 
   it("takes any other size, with nothing to do for 0", () => {
     for (const [n, width, out] of combinations(3)) {
-      linear(e, n!, width!, out!, 0, buffer(), 0, buffer(), 0, null, 0, buffer(), 0);
+      linear(e, n!, width!, out!, 0, buffer(), 0, buffer(), 0, null, 0, buffer(), 0, 1);
       rows(e, n!, width!, 0, buffer(), 0, new Int32Array(n! && out!), buffer(), 0);
       splice(e, n!, width!, buffer(), 0, new Int32Array(n! && out!), buffer(), 0, buffer(), 0);
       rmsNorm(e, n!, width!, 1e-5, buffer(), 0, null, 0, null, 0, buffer(), 0);

@@ -62,7 +62,7 @@ function rows(): Float32Array[] {
 
 for (const isa of addon?.isas() ?? [`no instruction set${absent}`])
   describe.skipIf(!addon)(`native on ${isa}`, () => {
-    const engine = addon?.open(2, isa, false);
+    const engine = addon?.open(2, isa);
 
     for (const dtype of names.filter(isQuantizable))
       test(`quantize gives the reference's bytes, bit for bit: ${dtype}`, () => {

@@ -68,6 +68,23 @@ describe.runIf(isBuilt())("loading with the native backend", () => {
     ]);
   });
 
+  it("packed matrices from a file = packed from memory, several blocks long, groups not full", async () => {
+    const rounded = openNative({ threads: 2, activations: "int8" });
+    const view = fileOf("packed.bin", 12 * 2 ** 20);
+    const views = (["q8_0", "q4_0", "q4_k", "q5_k", "q6_k"] as const).flatMap((dtype, i) => [
+      view(dtype, [2 + i, 37, 1024], 6 + 32 * i),
+      view(dtype, [9001, 512], 6 + 32 * i),
+    ]);
+    const inMemory = views.map(({ source: { path: _, ...source }, ...rest }) => ({ ...rest, source }));
+    const [a, b] = await Promise.all([rounded.load(views), rounded.load(inMemory)]);
+    for (const [i, tensor] of a.entries())
+      expect(
+        Buffer.from((await rounded.read(tensor)).buffer).equals(Buffer.from((await rounded.read(b[i]!)).buffer)),
+        `${i}`,
+      ).toBe(true);
+    rounded.close();
+  });
+
   it("gate and up out of fused [E, D, 2F], down out of [E, F, D]", async () => {
     const [E, D, F] = [3, 70, 37];
     const view = fileOf("fused.bin", 2 * E * D * 3 * F + 10);
