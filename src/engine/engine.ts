@@ -3,15 +3,17 @@
 import type { Llama4Config } from "../model/config.ts";
 import type { Parameters } from "../model/parameters.ts";
 import { forward as modelForward, type Step } from "../model/transformer.ts";
-import type { Backend, KVPool, LayerCache, Segment } from "../tensor/backend.ts";
+import type { Backend, Segment } from "../tensor/backend.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { CapacityError, RequestError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
-import { cacheSizes, KVCache } from "./kv-cache.ts";
-import type { Logprob } from "./sampler.ts";
-import { Sampler, type Sampling } from "./sampler.ts";
+import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
+import { openPages, type Pages } from "./pages.ts";
+import { PromptLookup } from "./prompt-lookup.ts";
+import { type Logprob, Sampler, type Sampling } from "./sampler.ts";
 import { type Schedulable, schedule } from "./scheduler.ts";
+import { type Judged, Speculation } from "./speculation.ts";
 
 export interface EngineOptions {
   readonly backend: Backend;
@@ -27,6 +29,8 @@ export interface EngineOptions {
   /** Most sequences computed at the same time; others wait. */
   readonly sequences?: number;
   readonly sharePrefixes?: boolean;
+  /** Guesses tokens ahead, from the sequence's own or by a smaller model with the same vocabulary; changes no reply. */
+  readonly speculation?: "off" | "lookup" | Draft | Speculation<Sampled> | undefined;
   /** Computes the logits of a step; the model's, but for tests of the loop. */
   readonly forward?: (p: Parameters, c: Llama4Config, step: Step) => Promise<Tensor>;
 }
@@ -58,6 +62,9 @@ export interface Finish {
   /** Tokens of the prompt that were in the cache already. */
   readonly cachedTokens: number;
   readonly completionTokens: number;
+  /** Tokens that were guessed ahead, and how many of them were right. */
+  readonly guessedTokens: number;
+  readonly acceptedTokens: number;
   /** From the request to its first step. */
   readonly queuedMs: number;
   /** From its first step to its first token. */
@@ -76,9 +83,8 @@ export interface LogitRows {
 export class Engine {
   readonly context: number;
   readonly #options: EngineOptions & Required<Pick<EngineOptions, "stepTokens" | "sequences" | "forward">>;
-  readonly #cache: KVCache;
-  readonly #pools: readonly KVPool[];
-  readonly #layers: readonly LayerCache[];
+  readonly #pages: Pages;
+  readonly #speculation: Speculation<Sampled> | undefined;
   readonly #waiting: Job[] = [];
   readonly #running: Job[] = [];
   #loop: Promise<void> | undefined;
@@ -87,32 +93,16 @@ export class Engine {
 
   constructor(options: EngineOptions) {
     const { stepTokens = 512, sequences = 256, forward = modelForward, sharePrefixes = true } = options;
-    const { backend, config, context, kvDtype = "f32", localTokens } = options;
+    const { backend, config, context, kvDtype = "f32", localTokens, speculation = "off" } = options;
     this.#options = { ...options, stepTokens, sequences, forward };
     this.context = context;
-    const sizes = cacheSizes(config, { context, dtype: kvDtype, localTokens });
-    this.#cache = new KVCache(sizes, { sharePrefixes });
-    const poolOf = (kind: "global" | "local") => {
-      const blocks = kind === "global" ? sizes.globalBlocks : sizes.localBlocks;
-      if (blocks === undefined) return undefined;
-      const layers = config.layers.filter((layer) => layer.chunked === (kind === "local")).length;
-      const { blockSize } = sizes;
-      return backend.kvPool({
-        layers,
-        blocks,
-        blockSize,
-        heads: config.nKvHeads,
-        headDim: config.headDim,
-        dtype: kvDtype,
-      });
-    };
-    const pools = { global: poolOf("global"), local: poolOf("local") };
-    this.#pools = [pools.global, pools.local].filter((pool) => pool !== undefined);
-    const next = { global: 0, local: 0 };
-    this.#layers = config.layers.map(({ chunked }) => {
-      const kind = chunked ? "local" : "global";
-      return { pool: pools[kind]!, layer: next[kind]++, table: (sequence) => this.#cache.table(kind, sequence) };
-    });
+    if (speculation instanceof Speculation) this.#speculation = speculation;
+    else if (speculation === "lookup") this.#speculation = new Speculation(new PromptLookup());
+    else if (speculation !== "off") {
+      const { vocabSize } = config;
+      this.#speculation = new Speculation(new DraftModel(speculation, { vocabSize, context, kvDtype, stepTokens }));
+    }
+    this.#pages = openPages(backend, config, { context, dtype: kvDtype, localTokens, sharePrefixes });
   }
 
   /** Tokens as they are sampled. Throws RequestError or CapacityError at once where the request cannot be served. */
@@ -126,21 +116,26 @@ export class Engine {
     const channel = new Channel<Generated>(() => this.#cancel(job));
     // the last token sampled is never computed, so it needs no room
     const most = Math.min(maxTokens, this.context - tokens.length + 1);
-    const job: Job = new Job(this.#sequences++, tokens, false, {
-      failed: (error) => channel.fail(error),
-      computed: (rows) => {
-        job.firstTokenAt ??= performance.now();
-        const sample = sampler.sample(rows);
-        const token = typeof sample === "number" ? sample : sample.token;
-        job.tokens.push(token);
-        const sampled = typeof sample === "number" ? { token } : sample;
-        const isLast = onToken?.(token) || stopTokens.has(token);
-        const reason = isLast ? "stop" : job.tokens.length - job.promptTokens >= most ? "length" : undefined;
-        channel.push(reason ? { ...sampled, finish: job.finish(reason) } : sampled);
-        if (reason) channel.end();
-        return reason === undefined;
+    const job: Job = new Job(
+      this.#sequences++,
+      tokens,
+      { sampler, mostTokens: tokens.length + most },
+      {
+        failed: (error) => channel.fail(error),
+        computed: (rows) => {
+          job.firstTokenAt ??= performance.now();
+          const sample = sampler.sample(rows);
+          const token = typeof sample === "number" ? sample : sample.token;
+          job.tokens.push(token);
+          const sampled = typeof sample === "number" ? { token } : sample;
+          const isLast = onToken?.(token) || stopTokens.has(token);
+          const reason = isLast ? "stop" : job.length >= job.mostTokens ? "length" : undefined;
+          channel.push(reason ? { ...sampled, finish: job.finish(reason) } : sampled);
+          if (reason) channel.end();
+          return reason === undefined;
+        },
       },
-    });
+    );
     this.#submit(job, signal);
     return channel;
   }
@@ -152,18 +147,23 @@ export class Engine {
   ) {
     const channel = new Channel<LogitRows>(() => this.#cancel(job));
     let delivered = 0;
-    const job: Job = new Job(this.#sequences++, this.#checkPrompt(tokens), !last, {
-      failed: (error) => channel.fail(error),
-      computed: (logits, position) => {
-        const again = Math.max(0, delivered - position); // after a preemption the first positions come once more
-        if (position + again < job.position)
-          channel.push({ position: position + again, logits: logits.slice(again * this.#options.config.vocabSize) });
-        delivered = Math.max(delivered, job.position);
-        const more = job.position < job.length;
-        if (!more) channel.end();
-        return more;
+    const job: Job = new Job(
+      this.#sequences++,
+      this.#checkPrompt(tokens),
+      { wantsAll: !last },
+      {
+        failed: (error) => channel.fail(error),
+        computed: (logits, position) => {
+          const again = Math.max(0, delivered - position); // after a preemption the first positions come once more
+          if (position + again < job.position)
+            channel.push({ position: position + again, logits: logits.slice(again * this.#options.config.vocabSize) });
+          delivered = Math.max(delivered, job.position);
+          const more = job.position < job.length;
+          if (!more) channel.end();
+          return more;
+        },
       },
-    });
+    );
     this.#submit(job, signal);
     return channel as AsyncIterableIterator<LogitRows>;
   }
@@ -174,7 +174,8 @@ export class Engine {
     this.#isClosed = true;
     for (const job of [...this.#waiting, ...this.#running]) this.#cancel(job, new Error("the engine was closed"));
     await this.#loop;
-    for (const pool of this.#pools) pool.close();
+    this.#pages.close();
+    this.#speculation?.close();
   }
 
   #checkPrompt(tokens: ArrayLike<number>): number[] {
@@ -223,9 +224,12 @@ export class Engine {
       let segments: Segment[] = [];
       try {
         const { stepTokens, sequences } = this.#options;
-        const budget = { tokens: stepTokens, chunk: this.#cache.sizes.chunk, sequences };
-        segments = schedule({ waiting: this.#waiting, running: this.#running }, this.#cache, budget);
-        await this.#step(segments);
+        const { tables } = this.#pages;
+        const speculation = await this.#guess();
+        const budget = { tokens: stepTokens, chunk: tables.sizes.chunk, sequences };
+        segments = schedule({ waiting: this.#waiting, running: this.#running }, tables, budget);
+        const judged = await this.#step(segments);
+        if (judged.length === segments.length) speculation?.learn(judged); // with a prompt in it, a step tells nothing
       } catch (error) {
         // with a step, its requests fail; without one, the bookkeeping is wrong and nobody can go on
         const touched = new Set(segments.map((s) => s.sequence));
@@ -235,7 +239,20 @@ export class Engine {
     }
   }
 
-  async #step(segments: readonly Segment[]): Promise<void> {
+  /** Guesses for the next step; undefined, and none, unless all that run need one token. */
+  async #guess(): Promise<Speculation<Sampled> | undefined> {
+    const batch = this.#running.filter(isReply);
+    const room = this.#options.stepTokens - batch.length;
+    for (const job of batch) job.guesses = undefined;
+    if (!this.#speculation || batch.length === 0 || batch.length < this.#running.length || room < 0) return undefined;
+    if (batch.some((job) => job.length - job.position > 1)) return undefined;
+    const guesses = await this.#speculation.propose(batch, room);
+    for (const job of batch) job.guesses = guesses.get(job.sequence);
+    return this.#speculation;
+  }
+
+  /** Computes a step and hands out what it gave. Says of the sequences that needed one token what came of their guesses. */
+  async #step(segments: readonly Segment[]): Promise<Judged[]> {
     const { backend, parameters, config, forward } = this.#options;
     const jobs = segments.map((s) => this.#running.find((job) => job.sequence === s.sequence)!);
     const now = performance.now();
@@ -247,33 +264,64 @@ export class Engine {
         job.startedAt = now;
         job.cachedTokens = s.position;
       }
-      for (let t = 0; t < s.length; t++) tokens.push(job.tokens[s.position + t]!);
-      const first = job.wantsAll ? 0 : s.position + s.length === job.length ? s.length - 1 : s.length;
+      const known = Math.min(s.length, job.length - s.position);
+      const guesses = job.guesses?.slice(0, s.length - known) ?? [];
+      for (let t = 0; t < known; t++) tokens.push(job.tokens[s.position + t]!);
+      tokens.push(...guesses);
+      const isDecode = job.length - s.position === 1;
+      const first = job.wantsAll ? 0 : s.position + known === job.length ? known - 1 : s.length;
       const from = wanted.length;
       for (let t = first; t < s.length; t++) wanted.push(s.row + t);
-      return { job, segment: s, position: s.position + first, from, to: wanted.length };
+      return { job, guesses, isDecode, position: s.position + first, end: s.position + known, from, to: wanted.length };
     });
     let logits: Float32Array | Float64Array = new Float32Array();
     await backend.scope(async () => {
-      const step = { tokens: Int32Array.from(tokens), segments, wanted: Int32Array.from(wanted), cache: this.#layers };
+      const step = {
+        tokens: Int32Array.from(tokens),
+        segments,
+        wanted: Int32Array.from(wanted),
+        cache: this.#pages.layers,
+      };
       logits = await backend.read(await forward(parameters, config, step));
     });
-    for (const { job, segment, position, from, to } of parts) {
-      job.position += segment.length;
-      this.#cache.commit(job.sequence, job.tokens, job.position);
-      if (job.isOver || from === to) continue;
-      const V = config.vocabSize;
-      try {
-        if (!job.reader.computed(logits.subarray(from * V, to * V), position)) job.isOver = true;
-      } catch (error) {
-        this.#cancel(job, error); // this request's sampling went wrong, nobody else's
-      }
+    const V = config.vocabSize;
+    const judged: Judged[] = [];
+    for (const { job, guesses, isDecode, position, end, from, to } of parts) {
+      job.position = end;
+      const accepted = from === to ? 0 : this.#handOut(job, logits.subarray(from * V, to * V), position, guesses);
+      job.position += accepted;
+      this.#pages.tables.commit(job.sequence, job.tokens, job.position);
+      if (isDecode) judged.push({ sequence: job.sequence, guessed: guesses.length, accepted });
     }
+    return judged;
+  }
+
+  /** Gives a request its logits, up to and with those behind its last right guess. How many guesses were right. */
+  #handOut(job: Job, logits: Float32Array | Float64Array, position: number, guesses: readonly number[]): number {
+    const size = guesses.length > 0 ? this.#options.config.vocabSize : logits.length;
+    job.guessedTokens += guesses.length;
+    let accepted = 0;
+    try {
+      while (!job.isOver) {
+        const rows = logits.subarray(accepted * size, (accepted + 1) * size);
+        if (!job.reader.computed(rows, position + accepted)) job.isOver = true;
+        if (accepted === guesses.length || job.tokens.at(-1) !== guesses[accepted]) break;
+        job.acceptedTokens++;
+        accepted++;
+      }
+    } catch (error) {
+      this.#cancel(job, error); // this request's sampling went wrong, nobody else's
+    }
+    return accepted;
   }
 
   #removeFinished(): void {
-    for (const job of this.#running) if (job.isOver) this.#cache.close(job.sequence);
-    for (const job of [...this.#waiting, ...this.#running]) if (job.isOver) job.over();
+    for (const job of this.#running) if (job.isOver) this.#pages.tables.close(job.sequence);
+    for (const job of [...this.#waiting, ...this.#running]) {
+      if (!job.isOver) continue;
+      this.#speculation?.forget(job.sequence);
+      job.over();
+    }
     for (const queue of [this.#waiting, this.#running])
       queue.splice(0, queue.length, ...queue.filter((job) => !job.isOver));
   }
@@ -286,16 +334,33 @@ interface Reader {
   computed(logits: Float32Array | Float64Array, position: number): boolean;
 }
 
+/** What a request wants: a reply of so many tokens, prompt counted, or logits. */
+interface Wish {
+  readonly sampler?: Sampler;
+  readonly mostTokens?: number;
+  readonly wantsAll?: boolean;
+}
+
+/** A request for a reply. */
+type Reply = Job & { readonly sampler: Sampler };
+
+const isReply = (job: Job): job is Reply => job.sampler !== undefined;
+
 /** A request on its way. */
 class Job implements Schedulable {
   readonly sequence: number;
   readonly tokens: number[];
   readonly promptTokens: number;
+  readonly sampler: Sampler | undefined;
+  readonly mostTokens: number;
   /** Logits of all its positions are wanted, so none may come from the cache. */
   readonly wantsAll: boolean;
   readonly reader: Reader;
   readonly submittedAt = performance.now();
   position = 0;
+  guesses: readonly number[] | undefined;
+  guessedTokens = 0;
+  acceptedTokens = 0;
   cachedTokens = 0;
   startedAt: number | undefined;
   firstTokenAt: number | undefined;
@@ -304,16 +369,23 @@ class Job implements Schedulable {
   /** Called when it has left the loop. */
   over: () => void = () => {};
 
-  constructor(sequence: number, tokens: number[], wantsAll: boolean, reader: Reader) {
+  constructor(sequence: number, tokens: number[], { sampler, mostTokens = 0, wantsAll = false }: Wish, reader: Reader) {
     this.sequence = sequence;
     this.tokens = tokens;
     this.promptTokens = tokens.length;
+    this.sampler = sampler;
+    this.mostTokens = mostTokens;
     this.wantsAll = wantsAll;
     this.reader = reader;
   }
 
   get length(): number {
     return this.tokens.length;
+  }
+
+  /** A step brings one token more than are guessed. */
+  get most(): number {
+    return this.mostTokens - this.length - 1;
   }
 
   finish(reason: Finish["reason"]): Finish {
@@ -323,6 +395,8 @@ class Job implements Schedulable {
       promptTokens: this.promptTokens,
       cachedTokens: this.cachedTokens,
       completionTokens: this.tokens.length - this.promptTokens,
+      guessedTokens: this.guessedTokens,
+      acceptedTokens: this.acceptedTokens,
       queuedMs: startedAt - submittedAt,
       prefillMs: firstTokenAt - startedAt,
       decodeMs: performance.now() - firstTokenAt,

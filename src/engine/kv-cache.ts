@@ -106,14 +106,24 @@ export class KVCache {
     return true;
   }
 
-  /** Says that the positions below `length` have been computed; `tokens` are the sequence's from position 0. */
+  /**
+   * Says that the positions below `length` have been computed and stay; `tokens` are the sequence's from position 0.
+   * Room beyond them goes back: what was written there was guessed, and is overwritten before anybody reads it.
+   */
   commit(sequence: number, tokens: ArrayLike<number>, length: number): void {
     const state = this.#get(sequence);
     const { blockSize, chunk } = this.sizes;
     for (; this.#shares && (state.fullBlocks + 1) * blockSize <= length; state.fullBlocks++)
       this.#publish(state, keyOf(tokens, state.fullBlocks * blockSize, blockSize));
     state.length = length;
-    if (length % chunk === 0) this.#drop(state, "local");
+    const inChunk = chunk === Infinity ? length : length % chunk;
+    for (const [kind, slots] of [
+      ["global", length],
+      ["local", inChunk],
+    ] as const) {
+      const kept = Math.ceil(slots / blockSize);
+      if (state.held[kind].length > kept) this.#drop(state, kind, kept);
+    }
   }
 
   /** Ends a sequence. Its full blocks stay until their room is needed. */
@@ -202,11 +212,10 @@ export class KVCache {
     state.node = node;
   }
 
-  #drop(state: Sequence, kind: Kind): void {
+  #drop(state: Sequence, kind: Kind, kept = 0): void {
     this.#releases++;
     // the last first: a beginning without its end is of use, an end without its beginning is not
-    for (const block of state.held[kind].reverse()) this.#pools[kind]!.drop(block);
-    state.held[kind] = [];
+    for (const block of state.held[kind].splice(kept).reverse()) this.#pools[kind]!.drop(block);
     state.table[kind] = undefined;
   }
 

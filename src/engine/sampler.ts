@@ -53,16 +53,35 @@ export class Sampler {
 
   /** The next token. `logits` `[V]` are changed. */
   sample(logits: Float32Array | Float64Array): number | Sample {
-    const { temperature, logprobs, seed } = this.#options;
+    const { logprobs } = this.#options;
     const normalizer = logprobs === undefined ? undefined : logSumExp(logits);
     const raw = normalizer === undefined ? undefined : logits.slice();
-    this.#adjust(logits);
-    const token = temperature === 0 ? argmax(logits) : this.#draw(logits, uniform(seed, this.#drawn));
-    this.#drawn++;
-    this.#counts.set(token, (this.#counts.get(token) ?? 0) + 1);
+    const token = this.#choose(logits);
+    this.#count(token, 1);
     if (!raw || normalizer === undefined) return token;
     const logprob = (id: number): Logprob => ({ token: id, logprob: raw[id]! - normalizer });
     return { ...logprob(token), top: largest(raw, logprobs!).map(logprob) };
+  }
+
+  /** What the next token would be after the `guessed` ones, if the logits were these; nothing is remembered. */
+  guess(logits: Float32Array | Float64Array, guessed: readonly number[]): number {
+    for (const token of guessed) this.#count(token, 1);
+    const next = this.#choose(logits);
+    for (const token of guessed) this.#count(token, -1);
+    return next;
+  }
+
+  #choose(logits: Float32Array | Float64Array): number {
+    const { temperature, seed } = this.#options;
+    this.#adjust(logits);
+    return temperature === 0 ? argmax(logits) : this.#draw(logits, uniform(seed, this.#drawn));
+  }
+
+  #count(token: number, change: 1 | -1): void {
+    this.#drawn += change;
+    const count = (this.#counts.get(token) ?? 0) + change;
+    if (count > 0) this.#counts.set(token, count);
+    else this.#counts.delete(token);
   }
 
   #adjust(logits: Float32Array | Float64Array): void {

@@ -10,6 +10,8 @@ export interface Running {
   readonly length: number;
   /** How many of them have been computed; always fewer than `length`. */
   readonly position: number;
+  /** Tokens guessed to follow, for a sequence that needs one token. */
+  readonly guesses?: ArrayLike<number> | undefined;
 }
 
 export interface Budget {
@@ -22,12 +24,14 @@ export interface Budget {
 /**
  * The segments of the next step. Sequences that need one token come first, in the given order; a quarter of the budget
  * stays for prompts where there are any. Prompts share what is left evenly; what a short one does not need goes to the longer.
+ * Guesses ride along where there is no prompt: each row then costs least.
  */
 export function plan(running: readonly Running[], { tokens, chunk }: Budget): Segment[] {
   const pending = (r: Running) => r.length - r.position;
   const decodes = running.filter((r) => pending(r) === 1);
   const prefills = running.filter((r) => pending(r) > 1);
-  const slice = (r: Running) => Math.min(pending(r), chunk - (r.position % chunk));
+  const inChunk = (r: Running) => chunk - (r.position % chunk);
+  const slice = (r: Running) => Math.min(pending(r), inChunk(r));
 
   const kept = prefills.length > 0 ? Math.floor(tokens / 4) : 0;
   const taken = decodes.slice(0, tokens - kept).map((r) => ({ r, length: 1 }));
@@ -38,6 +42,11 @@ export function plan(running: readonly Running[], { tokens, chunk }: Budget): Se
     const length = Math.min(slice(r), share);
     taken.push({ r, length });
     left -= length;
+  }
+  for (const decode of prefills.length > 0 ? [] : taken) {
+    const guessed = Math.min(decode.r.guesses?.length ?? 0, inChunk(decode.r) - 1, left);
+    decode.length += guessed;
+    left -= guessed;
   }
 
   let row = 0;
@@ -52,6 +61,7 @@ export function plan(running: readonly Running[], { tokens, chunk }: Budget): Se
 export interface Schedulable extends Running {
   readonly tokens: ArrayLike<number>;
   position: number;
+  guesses?: ArrayLike<number> | undefined;
   /** Every position has to be computed: nothing of it may come from the cache. */
   readonly wantsAll?: boolean;
   /** `cache.releases` when there was no room for it: until that changes there is none. */
@@ -67,8 +77,8 @@ export interface Queues<R extends Schedulable> {
 
 /**
  * Plans a step with room in the cache for all of it. Admits from `waiting` while everything known of everyone fits;
- * when sampled tokens outgrow the cache, the sequence that was admitted last goes back to the head of `waiting`.
- * Served sequences move to the end of `running`.
+ * when sampled tokens outgrow the cache, guesses are left out first; then the sequence that was admitted last goes back to
+ * the head of `waiting`. Served sequences move to the end of `running`.
  */
 export function schedule<R extends Schedulable>(
   queues: Queues<R>,
@@ -81,10 +91,15 @@ export function schedule<R extends Schedulable>(
 
   for (;;) {
     const segments = plan(running, budget);
-    if (segments.every((s) => cache.reserve(s.sequence, s.position + s.length))) {
+    if (cache.fits(segments.map((s) => [s.sequence, s.position + s.length]))) {
+      for (const s of segments) cache.reserve(s.sequence, s.position + s.length);
       const served = new Set(segments.map((s) => s.sequence));
       running.sort((a, b) => Number(served.has(a.sequence)) - Number(served.has(b.sequence)));
       return segments;
+    }
+    if (running.some((r) => r.guesses)) {
+      for (const r of running) r.guesses = undefined; // for a guess nobody gives up what was computed
+      continue;
     }
     const last = running.reduce((a, b) => (b.sequence > a.sequence ? b : a));
     if (running.length === 1)

@@ -51,6 +51,15 @@ describe("a planned step", () => {
     ]);
   });
 
+  it("lets guesses ride along, up to the chunk's end and within the budget, but not beside a prompt", () => {
+    const guesses = new Array<number>(9).fill(1);
+    const decode = (sequence: number, position: number) => ({ sequence, position, length: position + 1, guesses });
+    const lengths = (queue: Running[]) => plan(queue, { tokens: 16, chunk: 8 }).map((s) => s.length);
+    expect(lengths([decode(0, 3), decode(1, 15), decode(2, 8)])).toEqual([5, 1, 8]);
+    expect(lengths([0, 8, 16, 24].map((position, i) => decode(i, position)))).toEqual([8, 6, 1, 1]);
+    expect(lengths([decode(0, 3), { sequence: 1, position: 0, length: 4 }])).toEqual([1, 4]);
+  });
+
   it("does not let a long prompt hold up a short one", () => {
     const queue: Running[] = [
       { sequence: 0, position: 0, length: 1_000_000 },
@@ -113,6 +122,7 @@ const world = fc.record({
     fc.record({
       prompt: fc.array(fc.integer({ min: 0, max: 1 }), { minLength: 1, maxLength: 9 }),
       samples: fc.integer({ min: 0, max: 12 }),
+      guesses: fc.array(fc.integer({ min: 0, max: 1 }), { maxLength: 5 }),
       cancelAfter: fc.option(fc.nat(6), { nil: undefined, freq: 4 }),
     }),
     { minLength: 1, maxLength: 12 },
@@ -120,9 +130,10 @@ const world = fc.record({
 });
 
 describe("scheduling with a cache", () => {
-  it("serves everyone, overwrites no live slot and leaks no block, whatever is shared, preempted or cancelled", () => {
+  it("serves everyone, overwrites no live slot and leaks no block, whatever is shared, guessed, preempted or cancelled", () => {
     let preempted = 0;
     let shared = 0;
+    let wrong = 0;
     fc.assert(
       fc.property(world, (w) => {
         const chunk = w.blocksInChunk * w.blockSize;
@@ -139,7 +150,7 @@ describe("scheduling with a cache", () => {
           { sharePrefixes: w.sharePrefixes },
         );
         const slots = new Slots(cache);
-        const waiting = w.requests.map(({ prompt, samples, cancelAfter }, sequence) => ({
+        const waiting = w.requests.map(({ prompt, samples, cancelAfter, guesses }, sequence) => ({
           sequence,
           tokens: [...prompt],
           get length() {
@@ -148,11 +159,14 @@ describe("scheduling with a cache", () => {
           position: 0,
           samples,
           cancelAfter,
+          always: guesses,
+          guesses: undefined as number[] | undefined,
         }));
         const runningNow: typeof waiting = [];
         for (let steps = 0; waiting.length + runningNow.length > 0; steps++) {
           expect(steps).toBeLessThan(3000);
           const before = new Set(runningNow);
+          for (const r of runningNow) r.guesses = r.always.slice(0, r.samples);
           const segments = schedule({ waiting, running: runningNow }, cache, {
             tokens: w.tokens,
             chunk: cache.sizes.chunk,
@@ -161,14 +175,28 @@ describe("scheduling with a cache", () => {
           expect(segments.length).toBeGreaterThan(0);
           for (const r of before) if (!runningNow.includes(r)) preempted++;
           for (const r of runningNow) if (!before.has(r) && r.position > 0) shared++;
-          for (const s of segments) slots.step(runningNow.find((r) => r.sequence === s.sequence)!.tokens, s);
           for (const s of segments) {
             const r = runningNow.find((x) => x.sequence === s.sequence)!;
-            r.position += s.length;
-            cache.commit(r.sequence, r.tokens, r.position);
+            slots.step([...r.tokens, ...(r.guesses ?? [])], s);
+          }
+          for (const s of segments) {
+            const r = runningNow.find((x) => x.sequence === s.sequence)!;
+            const next = () => (r.sequence + r.length) % 2;
             const cancelled = r.cancelAfter !== undefined && r.cancelAfter < steps;
+            const guesses = r.guesses?.slice(0, Math.max(0, s.position + s.length - r.length)) ?? [];
+            r.position = s.position + s.length - guesses.length;
+            for (const guess of guesses) {
+              if (guess !== next()) {
+                wrong++;
+                break;
+              }
+              r.tokens.push(guess);
+              r.samples--;
+              r.position++;
+            }
+            cache.commit(r.sequence, r.tokens, r.position);
             if (r.position < r.length && !cancelled) continue;
-            if (r.samples-- > 0 && !cancelled) r.tokens.push((r.sequence + r.length) % 2);
+            if (r.samples-- > 0 && !cancelled) r.tokens.push(next());
             else {
               cache.close(r.sequence);
               runningNow.splice(runningNow.indexOf(r), 1);
@@ -182,6 +210,7 @@ describe("scheduling with a cache", () => {
     );
     expect(preempted).toBeGreaterThan(50); // the property has met what it is about
     expect(shared).toBeGreaterThan(50);
+    expect(wrong).toBeGreaterThan(50);
   });
 
   it("looks a waiting prompt up once, until blocks are given up", () => {
