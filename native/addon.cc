@@ -359,14 +359,14 @@ napi_value attend(Call& call) {
   a.type = call.type();
   if (a.H < 1 || a.K < 1 || a.H % a.K || a.d < 1)
     throw std::range_error("native: attend needs H and d of at least 1 and K a divisor of H");
-  if (cached && ((a.type != kF32 && a.type != kF16) || a.block_size < 1))
-    throw std::range_error("native: a cache holds f32 or f16 in blocks of at least one slot");
+  if (cached && ((a.type != kF32 && a.type != kF16 && a.type != kQ8_0) || a.block_size < 1))
+    throw std::range_error("native: a cache holds f32, f16 or q8_0 in blocks of at least one slot");
   a.q = call.floats(product({T, a.H, a.d}));
   a.k = call.floats(product({T, a.K, a.d}));
   a.v = call.floats(product({T, a.K, a.d}));
   const Call::Ints flat = call.ints(), tables = call.indices(blocks);
   if (cached) {
-    const int64_t layer = product({blocks, a.block_size, a.K, a.d, a.type == kF32 ? 4 : 2});
+    const int64_t layer = bytes_of(a.type, product({blocks, a.block_size, a.K}), a.d) + kPoolSlack;
     a.keys = call.bytes(layer);
     a.values = call.bytes(layer);
   } else {

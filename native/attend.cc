@@ -1,13 +1,13 @@
 // y[t, h] = Σ_s softmax_s(q[t, h] · k[s, ⌊h·K/H⌋] / √d) · v[s, …] over the keys that row t sees        reference: attend()
 //
-// Keys stand in slots (their position, or position mod chunk). They are visited in stretches of kStretch slots, each
-// from a fresh maximum, in tiles of at most kTile slots of one block; a stretch's result is then merged with those
-// before it. A long context read by few queries is cut between threads at the stretches, so that one query alone, or
-// among many, on any number of threads gives the same bits. Working memory: O(T), and kTile keys a thread.
+// Keys stand in slots (kv-blocks.h), which are visited in stretches of about kStretch slots, each from a fresh maximum,
+// in tiles of at most kTile slots of one block; a stretch's result is then merged with those before it. A long context
+// read by few queries is cut between threads at the stretches. Every sum runs over d, or over the slots, in order: one
+// query alone, or among many, on any number of threads gives the same bits. Working memory: O(T), and a tile a thread.
 
-#include "decode.h"
-#include "dot.h"
 #include "kernels.h"
+#include "kv-blocks.h"
+#include "simd.h"
 
 namespace llama4 {
 namespace LLAMA4_ISA {
@@ -15,124 +15,254 @@ namespace LLAMA4_ISA {
 namespace {
 
 constexpr int64_t kTile = 64, kStretch = 1024;
-constexpr int64_t kRows = 32;  // query rows (query × heads that share a key head) that a tile of keys is used for
+constexpr int64_t kRows = 120;  // query rows (query × heads that share a key head) that a tile of keys is used for
+
+// Rows and registers of a block of sums that fit the registers beside the operands: 32 of AVX-512, else 16.
+constexpr int R = 6;
+#if defined(__AVX512F__)
+constexpr int P = 4;
+#else
+constexpr int P = 2;
+#endif
+
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // What one query row has gathered: its largest score, Σ exp(score − largest), Σ exp(…)·v.
 struct Sums {
-  float *largest, *total, *mix;  // [rows], [rows], [rows, d]
+  float *largest, *total, *mix;  // [rows], [rows], [rows, width]
 };
 
-// Working memory of one thread.
+// Hands out pieces of a block of memory; without one it counts them.
+class Pieces {
+ public:
+  explicit Pieces(void* memory) : at_(static_cast<uint8_t*>(memory)) {}
+  template <typename T>
+  T* take(int64_t n) {
+    T* piece = at_ ? reinterpret_cast<T*>(at_ + bytes_) : nullptr;
+    bytes_ += round_up(n * int64_t(sizeof(T)), 64);
+    return piece;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  uint8_t* at_;
+  int64_t bytes_ = 0;
+};
+
+Sums sums_in(Pieces memory, int64_t rows, int64_t width) {
+  float *largest = memory.take<float>(rows), *total = memory.take<float>(rows);
+  return {largest, total, memory.take<float>(rows * width)};
+}
+int64_t sums_bytes(int64_t rows, int64_t width) { return 2 * round_up(rows * 4, 64) + round_up(rows * width * 4, 64); }
+
+// Working memory of one thread, for `rows` query rows and a tile. The last register of a row of keys or values may
+// reach beyond the tile.
 struct Room {
-  float *q, *keys, *values, *scores;
+  float *q, *keys, *values, *scores, *keep;  // [rows, d], twice [kTile, d], [rows, kTile], [rows]
+  ShortRows shorts;                          // q once more, for keys in int8
   Sums stretch, all;
 };
 
-int64_t room_floats(int64_t rows, int64_t d) { return rows * d + 2 * kTile * d + rows * kTile + 2 * rows * (d + 2); }
-
-Room room_of(float* at, int64_t rows, int64_t d) {
+Room room_in(Pieces& memory, int64_t rows, int64_t d, int64_t width) {
   Room r;
-  const auto take = [&](int64_t n) { float* p = at; at += n; return p; };
-  r.q = take(rows * d);
-  r.keys = take(kTile * d);
-  r.values = take(kTile * d);
-  r.scores = take(rows * kTile);
-  r.stretch = {take(rows), take(rows), take(rows * d)};
-  r.all = {take(rows), take(rows), take(rows * d)};
+  const auto sums = [&] { return sums_in(Pieces(memory.take<uint8_t>(sums_bytes(rows, width))), rows, width); };
+  r.q = memory.take<float>(rows * d);
+  r.keys = memory.take<float>(kTile * d + kPanel);
+  r.values = memory.take<float>(kTile * d + kPanel);
+  r.scores = memory.take<float>(rows * kTile);
+  r.keep = memory.take<float>(rows);
+  r.shorts.q = memory.take<int16_t>(rows * d);
+  r.shorts.scale = memory.take<float>(rows * (d / 32));
+  r.stretch = sums();
+  r.all = sums();
   return r;
 }
 
 constexpr float kNone = -__builtin_inff();
 
-void clear(const Sums& s, int64_t rows, int64_t d) {
+void clear(const Sums& s, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; r++) s.largest[r] = kNone, s.total[r] = 0;
-  memset(s.mix, 0, size_t(rows * d) * sizeof(float));
+  memset(s.mix, 0, size_t(rows * width) * sizeof(float));
 }
 
 // e^(a − b), 0 where a is nothing yet.
 inline float ratio(float a, float b) { return a == kNone ? 0.0f : exp(splat(a - b))[0]; }
 
 // to ← to and from together.
-void merge(const Sums& to, const Sums& from, int64_t rows, int64_t d) {
+void merge(const Sums& to, const Sums& from, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; r++) {
     if (from.largest[r] == kNone) continue;
     const float largest = to.largest[r] > from.largest[r] ? to.largest[r] : from.largest[r];
     const float a = ratio(to.largest[r], largest), b = ratio(from.largest[r], largest);
     to.largest[r] = largest;
     to.total[r] = a * to.total[r] + b * from.total[r];
-    for (int64_t i = 0; i < d; i++) to.mix[r * d + i] = a * to.mix[r * d + i] + b * from.mix[r * d + i];
+    float *x = to.mix + r * width, *y = from.mix + r * width;
+    for (int64_t i = 0; i < width; i += W) store(x + i, splat(a) * load(x + i) + splat(b) * load(y + i));
   }
 }
 
-// A tile of keys and values as float rows of length d.
-struct Tile {
-  const float *keys, *values;
-  int64_t stride;
-};
-
-// Slots [first, first + n), all in one block where there is a cache.
-Tile tile_of(const Attend& a, const Segment& s, int64_t head, int64_t first, int64_t n, const Room& room) {
-  if (!s.table) {  // slots count the segment's own rows
-    const int64_t at = ((s.row + first) * a.K + head) * a.d;
-    return {a.k + at, a.v + at, a.K * a.d};
+// f(Count<n>) for a number of rows n <= R.
+template <int N>
+struct Count { static constexpr int n = N; };
+template <typename F>
+inline void with_rows(int64_t n, const F& f) {
+  switch (n < R ? n : R) {
+    case 1: return f(Count<1>{});
+    case 2: return f(Count<2>{});
+    case 3: return f(Count<3>{});
+    case 4: return f(Count<4>{});
+    case 5: return f(Count<5>{});
+    default: return f(Count<R>{});
   }
-  const int64_t at = ((s.table[first / a.block_size] * a.K + head) * a.block_size + first % a.block_size) * a.d;
-  if (a.type == kF32) return {static_cast<float*>(a.keys) + at, static_cast<float*>(a.values) + at, a.d};
-  decode_row(a.type, static_cast<uint16_t*>(a.keys) + at, room.keys, n * a.d);
-  decode_row(a.type, static_cast<uint16_t*>(a.values) + at, room.values, n * a.d);
-  return {room.keys, room.values, a.d};
 }
 
-// mix[r] += Σⱼ weights[r][j] · values[j] over R rows and V registers of the head.
-template <int R, int V>
-inline void mix_tile(const float* weights, const float* values, int64_t stride, int64_t n, float* mix, int64_t d) {
-  vec acc[R][V];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) acc[r][v] = load(mix + r * d + v * W);
-  for (int64_t j = 0; j < n; j++)
+// scores[r][lane] = Σᵢ q[r][i] · keys[i][lane] for N rows and M registers of lanes: whole panels, or a part of one.
+template <int N, int M>
+inline void score_block(const float* q, int64_t d, const float* keys, int64_t lanes, float* scores) {
+  vec acc[N][M] = {};
+  const float* at[M];
+  for (int m = 0; m < M; m++) at[m] = keys + m * W / kPanel * kPanel * d + m * W % kPanel;
+  for (int64_t i = 0; i < d; i++) {
+    vec k[M];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const vec value = load(values + j * stride + v * W);
+    for (int m = 0; m < M; m++) k[m] = load(at[m] + i * lanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++)
 #pragma GCC unroll 4
-      for (int r = 0; r < R; r++) acc[r][v] += splat(weights[r * kTile + j]) * value;
+      for (int m = 0; m < M; m++) acc[r][m] += splat(q[r * d + i]) * k[m];
+  }
+  for (int r = 0; r < N; r++)
+    for (int m = 0; m < M; m++) store(scores + r * kTile + m * W, acc[r][m]);
+}
+
+// The scores of a tile of n float keys for all rows.
+void score_floats(const float* q, int64_t rows, int64_t d, const float* keys, int64_t n, float* scores) {
+  const int64_t whole = n / kPanel * kPanel;
+  for (int64_t r = 0; r < rows; r += R)
+    with_rows(rows - r, [&](auto count) {
+      constexpr int N = decltype(count)::n;
+      int64_t j = 0;
+      for (; j + P * W <= whole; j += P * W)
+        score_block<N, P>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, kPanel, scores + r * kTile + j);
+      for (; j < n; j += W) {
+        const int64_t lanes = j < whole ? kPanel : n - whole;
+        score_block<N, 1>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, lanes, scores + r * kTile + j);
+      }
+    });
+}
+
+// The same for a panel of int8 keys and int16 queries: exact integer sums of 32 products, scaled.
+template <int N, int M>
+inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* panels, int64_t lanes, float* scores) {
+  vec acc[N][M] = {};
+  for (int64_t b = 0; b < d / 32; b++) {
+    const int64_t at = b * 34 * lanes;
+    ivec products[N][M] = {};
+    for (int64_t i = 0; i < 32; i += 2) {
+      ivec k[M];
+#pragma GCC unroll 2
+      for (int m = 0; m < M; m++)
+        k[m] = widen_pairs(reinterpret_cast<const int8_t*>(panels[m]) + at + 2 * lanes + i * lanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < N; r++)
+#pragma GCC unroll 2
+        for (int m = 0; m < M; m++)
+          products[r][m] = add_pair_products(products[r][m], splat_pair(q.q + r * d + b * 32 + i), k[m]);
     }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) store(mix + r * d + v * W, acc[r][v]);
-}
-
-template <int R>
-inline void mix_rows(const float* weights, const float* values, int64_t stride, int64_t n, float* mix, int64_t d) {
-  int64_t i = 0;
-  for (; i + 2 * W <= d; i += 2 * W) mix_tile<R, 2>(weights, values + i, stride, n, mix + i, d);
-  for (; i + W <= d; i += W) mix_tile<R, 1>(weights, values + i, stride, n, mix + i, d);
-  for (; i < d; i++)
-    for (int r = 0; r < R; r++)
-      for (int64_t j = 0; j < n; j++)
-        mix[r * d + i] += weights[r * kTile + j] * values[j * stride + i];
-}
-
-// Scores to weights: row r sees the tile's slots [from, to). Rescales what the row had.
-inline void weigh(float* scores, int64_t from, int64_t to, float& largest, float& total, float* mix, int64_t d) {
-  float top = largest;
-  for (int64_t j = from; j < to; j++) top = scores[j] > top ? scores[j] : top;
-  const float keep = ratio(largest, top);
-  largest = top;
-  if (keep != 1) {
-    total *= keep;
-    for (int64_t i = 0; i < d; i++) mix[i] *= keep;
+#pragma GCC unroll 2
+    for (int m = 0; m < M; m++) {
+      const vec scale = widen(reinterpret_cast<const f16*>(panels[m] + at));
+#pragma GCC unroll 8
+      for (int r = 0; r < N; r++)
+        acc[r][m] += __builtin_convertvector(products[r][m], vec) * (scale * splat(q.scale[r * (d / 32) + b]));
+    }
   }
+  for (int r = 0; r < N; r++)
+    for (int m = 0; m < M; m++) store(scores + r * kTile + m * W, acc[r][m]);
+}
+
+void score_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, int64_t n, float* scores) {
+  const int64_t row_bytes = d / 32 * 34, whole = n / kPanel * kPanel;
+  // Scales and pairs of elements both take two bytes a key.
+  const auto at = [&](int64_t j) { return keys + j / kPanel * kPanel * row_bytes + j % kPanel * 2; };
+  for (int64_t r = 0; r < rows; r += R)
+    with_rows(rows - r, [&](auto count) {
+      constexpr int N = decltype(count)::n;
+      const ShortRows part{q.q + r * d, q.scale + r * (d / 32)};
+      int64_t j = 0;
+      for (; j + P / 2 * W <= whole; j += P / 2 * W) {
+        const uint8_t* panels[P / 2];
+        for (int m = 0; m < P / 2; m++) panels[m] = at(j + m * W);
+        score_block_q8<N, P / 2>(part, d, panels, kPanel, scores + r * kTile + j);
+      }
+      for (; j < n; j += W) {
+        const uint8_t* panel = at(j);
+        score_block_q8<N, 1>(part, d, &panel, j < whole ? kPanel : n - whole, scores + r * kTile + j);
+      }
+    });
+}
+
+// mix[r] ← keep[r]·mix[r] + Σⱼ weights[r][j] · values[j] over N rows and M registers of the head.
+template <int N, int M>
+inline void mix_block(const float* weights, const float* keep, const float* values, int64_t stride, int64_t n, float* mix,
+                      int64_t width) {
+  vec acc[N][M];
+  for (int r = 0; r < N; r++)
+    for (int m = 0; m < M; m++) acc[r][m] = splat(keep[r]) * load(mix + r * width + m * W);
+  for (int64_t j = 0; j < n; j++) {
+    vec v[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; m++) v[m] = load(values + j * stride + m * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++)
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) acc[r][m] += splat(weights[r * kTile + j]) * v[m];
+  }
+  for (int r = 0; r < N; r++)
+    for (int m = 0; m < M; m++) store(mix + r * width + m * W, acc[r][m]);
+}
+
+void mix_tile(const float* weights, const float* keep, int64_t rows, const float* values, int64_t stride, int64_t n,
+              float* mix, int64_t width) {
+  for (int64_t r = 0; r < rows; r += R)
+    with_rows(rows - r, [&](auto count) {
+      constexpr int N = decltype(count)::n;
+      const float* w = weights + r * kTile;
+      int64_t i = 0;
+      for (; i + P * W <= width; i += P * W)
+        mix_block<N, P>(w, keep + r, values + i, stride, n, mix + r * width + i, width);
+      for (; i < width; i += W) mix_block<N, 1>(w, keep + r, values + i, stride, n, mix + r * width + i, width);
+    });
+}
+
+// A row that sees nothing of a tile.
+inline float weigh_nothing(float* scores) {
+  memset(scores, 0, kTile * sizeof(float));
+  return 1;
+}
+
+// Scores of the slots [0, kTile) to weights; the row sees [from, to) of them. Returns what its earlier sums are to be
+// multiplied by.
+inline float weigh(float* scores, int64_t from, int64_t to, float& top, float& total) {
+  for (int64_t j = 0; j < from; j++) scores[j] = kNone;
+  for (int64_t j = to; j < kTile; j++) scores[j] = kNone;
+  vec tops = load(scores);
+  for (int64_t j = W; j < kTile; j += W) tops = max(tops, load(scores + j));
+  const float before = top, in_tile = largest(tops);
+  top = in_tile > before ? in_tile : before;
+  const float keep = top == before ? 1.0f : ratio(before, top);
   vec sums{};
   for (int64_t j = 0; j < kTile; j += W) {
-    vec e = exp(load(scores + j) - splat(top));
-    for (int i = 0; i < W; i++)
-      if (j + i < from || j + i >= to) e[i] = 0;
+    const vec e = exp(load(scores + j) - splat(top));
     store(scores + j, e);
     sums += e;
   }
-  total += sum(sums);
+  total = total * keep + sum(sums);
+  return keep;
 }
 
-// Which query rows a piece of work has: queries [first, first + count) of a segment, all heads of a key head.
+// Some queries of a segment with all heads of a key head: [first, first + count).
 struct Queries {
   const Segment* segment;
   int64_t head, first, count;
@@ -145,158 +275,206 @@ struct Range {
 Range seen(const Attend& a, const Segment& s, int64_t query) {
   if (!a.causal) return {0, s.length};
   const int64_t p = s.position + query, start = a.chunk ? p - p % a.chunk : 0;
-  if (s.table) return {0, p - start + 1};
-  return {start > s.position ? start - s.position : 0, query + 1};
+  if (a.keys) return {0, p - start + 1};
+  return {start > s.position ? start - s.position : 0, query + 1};  // slots count the segment's own rows
 }
 
 // The slots [first, last) for all rows of `queries`, from a fresh maximum, into room.stretch.
-void visit(const Attend& a, const Queries& qs, int64_t first, int64_t last, const Room& room) {
-  const int64_t group = a.H / a.K, rows = qs.count * group, d = a.d;
+void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first, int64_t last, const Room& room) {
+  const int64_t group = a.H / a.K, rows = qs.count * group, d = a.d, width = round_up(d, W);
   const Segment& s = *qs.segment;
-  clear(room.stretch, rows, d);
+  clear(room.stretch, rows, width);
   const Range low = seen(a, s, qs.first), high = seen(a, s, qs.first + qs.count - 1);
+  if (last > high.to) last = high.to;  // slots past the last query hold nothing yet
   for (int64_t at = first, n; at < last; at += n) {
-    n = kTile - at % kTile;  // tiles begin at multiples of kTile and end with the block
-    if (s.table && n > a.block_size - at % a.block_size) n = a.block_size - at % a.block_size;
-    if (n > last - at) n = last - at;
-    if (at >= high.to || at + n <= low.from) continue;
-    const int64_t used = at + n < high.to ? n : high.to - at;  // slots past the last query hold nothing yet
-    const Tile tile = tile_of(a, s, qs.head, at, used, room);
-    dot_all(tile.keys, tile.stride, used, room.q, d, rows, d,
-            [&](int64_t r, int64_t j, float score) { room.scores[r * kTile + j] = score; });
+    const int64_t slot = at % kv.block_size;
+    n = least(kTile, kv.block_size - slot);
+    if (at + n <= low.from) continue;
+    const int64_t used = least(n, last - at), whole = least(n, round_up(used, kPanel));  // a panel begun is read whole
+    const int64_t panel = kv.panel(s.table[at / kv.block_size], qs.head, slot);
+    const uint8_t *keys = kv.keys + panel, *values = kv.values + panel;
+    if (kv.type == kQ8_0) score_q8(room.shorts, rows, d, keys, whole, room.scores);
+    else score_floats(room.q, rows, d, panel_floats(kv.type, keys, whole, d, room.keys), whole, room.scores);
     for (int64_t r = 0; r < rows; r++) {
       const Range range = seen(a, s, qs.first + r / group);
-      const int64_t from = range.from > at ? range.from - at : 0, to = range.to < at + used ? range.to - at : used;
-      float* scores = room.scores + r * kTile;
-      if (from >= to) memset(scores, 0, kTile * sizeof(float));
-      else weigh(scores, from, to, room.stretch.largest[r], room.stretch.total[r], room.stretch.mix + r * d, d);
+      const int64_t from = range.from > at ? least(range.from - at, used) : 0, to = least(range.to - at, used);
+      room.keep[r] = from < to ? weigh(room.scores + r * kTile, from, to, room.stretch.largest[r], room.stretch.total[r])
+                               : weigh_nothing(room.scores + r * kTile);
     }
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4)
-      mix_rows<4>(room.scores + r * kTile, tile.values, tile.stride, used, room.stretch.mix + r * d, d);
-    for (; r < rows; r++)
-      mix_rows<1>(room.scores + r * kTile, tile.values, tile.stride, used, room.stretch.mix + r * d, d);
+    const float* rows_of_values = kv.type == kQ8_0 ? q8_values(values, whole, d, room.values)
+                                                   : panel_floats(kv.type, values, used, d, room.values);
+    mix_tile(room.scores, room.keep, rows, rows_of_values, d, used, room.stretch.mix, width);
   }
 }
 
 // The rows' queries, scaled by 1/√d, next to each other.
-void take_queries(const Attend& a, const Queries& qs, float* q) {
+void take_queries(const Attend& a, const Queries& qs, bool in_shorts, const Room& room) {
   const int64_t group = a.H / a.K, d = a.d;
   const float scale = 1.0f / __builtin_sqrtf(float(d));
   for (int64_t t = 0; t < qs.count; t++)
     for (int64_t g = 0; g < group; g++) {
       const float* from = a.q + ((qs.segment->row + qs.first + t) * a.H + qs.head * group + g) * d;
-      for (int64_t i = 0; i < d; i++) q[(t * group + g) * d + i] = from[i] * scale;
+      float* to = room.q + (t * group + g) * d;
+      for (int64_t i = 0; i < d; i++) to[i] = from[i] * scale;
     }
+  if (in_shorts) to_shorts(room.q, qs.count * group * d, room.shorts);
 }
 
 void give(const Attend& a, const Queries& qs, const Sums& sums) {
-  const int64_t group = a.H / a.K, d = a.d;
+  const int64_t group = a.H / a.K, d = a.d, width = round_up(d, W);
   for (int64_t t = 0; t < qs.count; t++)
     for (int64_t g = 0; g < group; g++) {
       const int64_t r = t * group + g;
       float* y = a.y + ((qs.segment->row + qs.first + t) * a.H + qs.head * group + g) * d;
       const float inverse = 1.0f / sums.total[r];
-      for (int64_t i = 0; i < d; i++) y[i] = sums.mix[r * d + i] * inverse;
+      for (int64_t i = 0; i < d; i++) y[i] = sums.mix[r * width + i] * inverse;
     }
 }
 
 // The step's keys and values to their slots.
-void write_cache(Pool& pool, const Attend& a) {
+void write_step(Pool& pool, const Attend& a, const KVBlocks& kv) {
+  pool.reserve_own(size_t(a.d / 32 + 1) * sizeof(Q8_0));
   for (int64_t i = 0; i < a.count; i++) {
     const Segment& s = a.segments[i];
-    parallel(pool, s.length, 16384 / (a.K * a.d) + 1, [&](int64_t t, int64_t last, int) {
+    parallel(pool, s.length, 16384 / (a.K * a.d) + 1, [&](int64_t t, int64_t last, int thread) {
       for (; t < last; t++) {
-        const int64_t p = s.position + t, slot = a.chunk ? p % a.chunk : p;
+        const int64_t p = s.position + t, slot = !a.keys ? t : a.chunk ? p % a.chunk : p;
         for (int64_t head = 0; head < a.K; head++) {
           const int64_t from = ((s.row + t) * a.K + head) * a.d;
-          const int64_t to =
-              ((s.table[slot / a.block_size] * a.K + head) * a.block_size + slot % a.block_size) * a.d;
-          quantize_rows(a.type, a.k + from, static_cast<uint8_t*>(a.keys) + to * (a.type == kF32 ? 4 : 2), 1, a.d);
-          quantize_rows(a.type, a.v + from, static_cast<uint8_t*>(a.values) + to * (a.type == kF32 ? 4 : 2), 1, a.d);
+          write_slot(kv, s.table[slot / kv.block_size], head, slot % kv.block_size, a.k + from, a.v + from,
+                     static_cast<Q8_0*>(pool.own(thread)));
         }
       }
     });
   }
 }
 
-}  // namespace
+// How the work on a segment is cut: into `pieces` of its queries; or, of one piece, at its stretches into `cuts` whose
+// sums are merged when all threads are done. Items are (piece or cut, key head).
+struct Share {
+  int64_t pieces, cuts;
+  int64_t item, partial, block;  // its first item, first byte of partial sums, first block where there is no cache
+};
 
-void attend(Pool& pool, const Attend& a) {
-  if (a.keys) write_cache(pool, a);
-  const int64_t group = a.H / a.K, d = a.d;
-  const int64_t queries = kRows / group > 1 ? kRows / group : 1, rows = queries * group;
-  pool.reserve_own(size_t(room_floats(rows, d)) * sizeof(float));
+// What depends on sizes alone.
+struct Cut {
+  int64_t rows, width;  // most query rows of a piece; their sums' padded length
+  int64_t queries;      // most queries of a piece
+  int64_t stretch;      // slots
+};
 
-  // Work is counted first: pieces of (segment, key head, queries); a segment of one such piece is cut at its stretches.
-  const auto pieces = [&](const Segment& s) { return (s.length + queries - 1) / queries; };
-  const auto last_slot = [&](const Segment& s) { return seen(a, s, s.length - 1).to; };
-  const auto stretches = [&](const Segment& s) {
-    return pieces(s) == 1 ? (last_slot(s) + kStretch - 1) / kStretch : 1;
-  };
-  int64_t items = 0, partial = 0;
+// Calls f(segment, share) for each segment; returns where the next one would begin.
+template <typename F>
+Share share_out(const Attend& a, const Cut& cut, const F& f) {
+  const int64_t group = a.H / a.K;
+  Share share{};
   for (int64_t i = 0; i < a.count; i++) {
     const Segment& s = a.segments[i];
-    items += pieces(s) * stretches(s) * a.K;
-    if (stretches(s) > 1) partial += stretches(s) * a.K;
+    share.pieces = (s.length + cut.queries - 1) / cut.queries;
+    share.cuts = share.pieces > 1 ? 1 : (seen(a, s, s.length - 1).to + cut.stretch - 1) / cut.stretch;
+    f(i, share);
+    share.item += share.pieces * share.cuts * a.K;
+    if (share.cuts > 1) share.partial += share.cuts * a.K * sums_bytes(s.length * group, cut.width);
+    share.block += (s.length + kTile - 1) / kTile;
   }
-  // Results of stretches that are merged after all threads are done.
-  const int64_t partial_floats = rows * (d + 2);
-  float* partials = static_cast<float*>(
-      pool.shared(Pool::kOperation, size_t(partial * partial_floats) * sizeof(float) + kTile));
-  const auto sums_of = [&](int64_t n) {
-    float* at = partials + n * partial_floats;
-    return Sums{at, at + rows, at + 2 * rows};
+  return share;
+}
+
+}  // namespace
+
+void attend(Pool& pool, const Attend& given) {
+  const int64_t group = given.H / given.K, d = given.d;
+  const int64_t block_size = given.keys ? given.block_size : kTile;
+  const int64_t queries = kRows / group > 1 ? kRows / group : 1;
+  const Cut cut{queries * group, round_up(d, W), queries, round_up(kStretch, block_size)};
+
+  // Without a cache the step's keys and values get blocks of their own, for as long as this call takes.
+  const Share end = share_out(given, cut, [](int64_t, const Share&) {});
+  KVBlocks kv{static_cast<uint8_t*>(given.keys), static_cast<uint8_t*>(given.values), given.type, block_size, given.K, d};
+  const int64_t own_blocks = given.keys ? 0 : end.block, own_bytes = own_blocks * given.K * kTile * 4 * d + 64;
+  Share* shares;
+  Segment* segments;
+  int32_t* tables;
+  uint8_t *keys, *values, *partials;
+  const auto lay_out = [&](Pieces memory) {
+    shares = memory.take<Share>(given.count);
+    segments = memory.take<Segment>(given.count);
+    tables = memory.take<int32_t>(own_blocks);
+    keys = memory.take<uint8_t>(own_bytes);
+    values = memory.take<uint8_t>(own_bytes);
+    partials = memory.take<uint8_t>(end.partial);
+    return memory.bytes();
+  };
+  lay_out(Pieces(pool.shared(Pool::kOperation, size_t(lay_out(Pieces(nullptr))))));
+  for (int64_t b = 0; b < own_blocks; b++) tables[b] = int32_t(b);
+  Attend a = given;
+  a.segments = segments;
+  share_out(given, cut, [&](int64_t i, const Share& share) {
+    shares[i] = share;
+    segments[i] = given.segments[i];
+    if (!given.keys) segments[i].table = tables + share.block;
+  });
+  if (!given.keys) kv = {keys, values, kF32, kTile, given.K, d};
+  write_step(pool, a, kv);
+
+  Pieces counted(nullptr);
+  room_in(counted, cut.rows, d, cut.width);
+  pool.reserve_own(size_t(counted.bytes()));
+  const auto room_of = [&](int thread) {
+    Pieces memory(pool.own(thread));
+    return room_in(memory, cut.rows, d, cut.width);
+  };
+  const auto partial_of = [&](int64_t i, int64_t head, int64_t n) {
+    const int64_t rows = segments[i].length * group;
+    return sums_in(Pieces(partials + shares[i].partial + (head * shares[i].cuts + n) * sums_bytes(rows, cut.width)), rows,
+                   cut.width);
   };
 
-  parallel(pool, items, 1, [&](int64_t item, int64_t end, int thread) {
-    const Room room = room_of(static_cast<float*>(pool.own(thread)), rows, d);
-    for (; item < end; item++) {
-      int64_t rest = item, before = 0;  // before: partial results of earlier segments
-      const Segment* s = a.segments;
-      for (;; s++) {
-        const int64_t own = pieces(*s) * stretches(*s) * a.K;
-        if (rest < own) break;
-        rest -= own;
-        if (stretches(*s) > 1) before += stretches(*s) * a.K;
-      }
-      const int64_t cuts = stretches(*s);
-      const int64_t head = rest / (pieces(*s) * cuts), piece = rest / cuts % pieces(*s), cut = rest % cuts;
+  parallel(pool, end.item, 1, [&](int64_t item, int64_t last_item, int thread) {
+    Room room = room_of(thread);
+    const Sums stretch_sums = room.stretch;
+    int64_t i = 0;  // the segment: of those whose items begin at or before this one the last
+    for (int64_t beyond = a.count; beyond - i > 1;) {
+      const int64_t middle = (i + beyond) / 2;
+      (shares[middle].item <= item ? i : beyond) = middle;
+    }
+    for (; item < last_item; item++) {
+      while (i + 1 < a.count && shares[i + 1].item <= item) i++;
+      const Segment& s = segments[i];
+      const Share& share = shares[i];
+      const int64_t head = (item - share.item) % a.K, part = (item - share.item) / a.K;
       // Late queries see most keys: the longest pieces first.
-      const int64_t at = (pieces(*s) - 1 - piece) * queries;
-      const Queries qs{s, head, at, s->length - at < queries ? s->length - at : queries};
-      take_queries(a, qs, room.q);
-      const int64_t last = seen(a, *s, qs.first + qs.count - 1).to;
-      if (cuts > 1) {
-        Room into = room;
-        into.stretch = sums_of(before + head * cuts + cut);
-        visit(a, qs, cut * kStretch, last < (cut + 1) * kStretch ? last : (cut + 1) * kStretch, into);
+      const int64_t piece = share.cuts > 1 ? 0 : share.pieces - 1 - part, each = (s.length + share.pieces - 1) / share.pieces;
+      const Queries qs{&s, head, piece * each, least(each, s.length - piece * each)};
+      if (qs.count <= 0) continue;
+      take_queries(a, qs, kv.type == kQ8_0, room);
+      if (share.cuts > 1) {
+        room.stretch = partial_of(i, head, part);
+        visit(a, kv, qs, part * cut.stretch, (part + 1) * cut.stretch, room);
+        room.stretch = stretch_sums;
         continue;
       }
-      clear(room.all, qs.count * group, d);
-      for (int64_t from = seen(a, *s, qs.first).from / kStretch * kStretch; from < last; from += kStretch) {
-        visit(a, qs, from, last < from + kStretch ? last : from + kStretch, room);
-        merge(room.all, room.stretch, qs.count * group, d);
+      const int64_t rows = qs.count * group, last = seen(a, s, qs.first + qs.count - 1).to;
+      clear(room.all, rows, cut.width);
+      for (int64_t from = seen(a, s, qs.first).from / cut.stretch * cut.stretch; from < last; from += cut.stretch) {
+        visit(a, kv, qs, from, from + cut.stretch, room);
+        merge(room.all, room.stretch, rows, cut.width);
       }
       give(a, qs, room.all);
     }
   });
 
-  if (!partial) return;
-  const Room room = room_of(static_cast<float*>(pool.own(0)), rows, d);
-  int64_t before = 0;
-  for (int64_t i = 0; i < a.count; i++) {
-    const Segment& s = a.segments[i];
-    const int64_t cuts = stretches(s);
-    if (cuts == 1) continue;
-    for (int64_t head = 0; head < a.K; head++) {
-      clear(room.all, s.length * group, d);
-      for (int64_t cut = 0; cut < cuts; cut++)
-        merge(room.all, sums_of(before + head * cuts + cut), s.length * group, d);
-      give(a, {&s, head, 0, s.length}, room.all);
+  if (end.partial == 0) return;
+  parallel(pool, a.count * a.K, 1, [&](int64_t n, int64_t last, int thread) {
+    const Room room = room_of(thread);
+    for (; n < last; n++) {
+      const int64_t i = n / a.K, head = n % a.K, rows = segments[i].length * group;
+      if (shares[i].cuts == 1) continue;
+      clear(room.all, rows, cut.width);
+      for (int64_t part = 0; part < shares[i].cuts; part++) merge(room.all, partial_of(i, head, part), rows, cut.width);
+      give(a, {&segments[i], head, 0, segments[i].length}, room.all);
     }
-    before += cuts * a.K;
-  }
+  });
 }
 
 }  // namespace LLAMA4_ISA

@@ -52,6 +52,9 @@ struct Segment {
   const int32_t* table;  // blocks of this sequence, or nullptr without a cache
 };
 
+// A register of the last panel of a pool may be read this far beyond it.
+constexpr int64_t kPoolSlack = 64;
+
 struct Attend {
   const float *q, *k, *v;  // [T, H, d], [T, K, d]
   float* y;                // [T, H, d]
@@ -60,9 +63,9 @@ struct Attend {
   int64_t count;
   int64_t chunk;  // 0: none
   bool causal;
-  // One layer of a pool, or nullptr: [block][K][slot][d] keys, and as many values.
+  // One layer of a pool (kv-blocks.h), or nullptr.
   void *keys, *values;
-  int type;  // kF32 or kF16
+  int type;  // kF32, kF16 or kQ8_0
   int64_t block_size;
 };
 

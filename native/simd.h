@@ -64,9 +64,17 @@ static inline float sum(vec v) {
 }
 
 static inline float largest(vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#elif defined(__AVX2__)
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return four[0] > four[1] ? four[0] : four[1];
+#else
   float m = v[0];
   for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
   return m;
+#endif
 }
 
 // W stored weights as floats, exactly.

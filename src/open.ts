@@ -15,8 +15,8 @@ import { chatFormat } from "./prompt/template.ts";
 import { fromTiktoken } from "./prompt/tiktoken.ts";
 import type { Tokenizer } from "./prompt/tokenizer.ts";
 import { fromHuggingFace } from "./prompt/tokenizer-json.ts";
-import type { Backend } from "./tensor/backend.ts";
-import { byteLength, type DType } from "./tensor/dtype.ts";
+import type { Backend, KVDType } from "./tensor/backend.ts";
+import { byteLength } from "./tensor/dtype.ts";
 import { CapacityError, RequestError } from "./tensor/errors.ts";
 import { elementCount, type Tensor, type TensorView } from "./tensor/tensor.ts";
 
@@ -29,8 +29,8 @@ export interface OpenOptions {
   readonly activations?: "f32" | "int8" | undefined;
   /** Tokens that prompt and reply may have together. Default: 32,768, less where the model or the memory has less. */
   readonly context?: number | undefined;
-  /** How keys and values are kept; default f32 for a model in f32, else f16. */
-  readonly kvDtype?: "f32" | "f16" | undefined;
+  /** How keys and values are kept; default f32 for a model in f32 and in the reference backend, else f16. */
+  readonly kvDtype?: KVDType | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Hears what is not as asked, but goes on. */
   readonly onWarning?: ((message: string) => void) | undefined;
@@ -44,7 +44,7 @@ export interface OpenModel {
   readonly backend: Backend;
   readonly parameters: Parameters;
   readonly context: number;
-  readonly kvDtype: DType;
+  readonly kvDtype: KVDType;
   readonly tokenizer: Tokenizer | undefined;
   readonly chatFormat: ChatFormat | undefined;
   /** What the checkpoint recommends. */
@@ -135,7 +135,7 @@ function openBackend(name: OpenOptions["backend"], options: BackendOptions, warn
 
 interface Room {
   readonly context: number;
-  readonly kvDtype: DType;
+  readonly kvDtype: KVDType;
   readonly weightBytes: number;
   readonly kvBytes: number;
 }
@@ -157,13 +157,14 @@ export function roomFor(
     weightBytes += byteLength(isReference ? "f32" : dtype, elementCount(shape)); // the reference dequantizes all
     isExact &&= dtype === "f32" || shape.length < 2;
   }
-  const dtype = isReference ? "f32" : (kvDtype ?? (isExact ? "f32" : "f16"));
+  const dtype = kvDtype ?? (isReference || isExact ? "f32" : "f16");
+  const kept = isReference ? "f32" : dtype; // the reference rounds numbers and does not pack them
   if (context !== undefined && (!Number.isInteger(context) || context < 1 || context > c.contextLength))
     throw new RequestError(`context is ${context}; expected a whole number from 1 to the model's ${c.contextLength}`);
   const left = available - weightBytes - WORKING_BYTES;
-  const size = (tokens: number) => cacheSizes(c, { context: tokens, dtype }).bytes;
+  const size = (tokens: number) => cacheSizes(c, { context: tokens, dtype: kept }).bytes;
   let tokens = context ?? Math.min(c.contextLength, DEFAULT_CONTEXT);
-  if (context === undefined && size(tokens) > left && size(1) <= left) tokens = contextFor(c, left, { dtype });
+  if (context === undefined && size(tokens) > left && size(1) <= left) tokens = contextFor(c, left, { dtype: kept });
   const kvBytes = size(tokens);
   if (kvBytes > left)
     throw new CapacityError(

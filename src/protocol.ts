@@ -2,6 +2,7 @@
 
 import type { CompletionRequest } from "./engine/completion.ts";
 import type { ChatOptions, Message } from "./prompt/chat-format.ts";
+import type { KVDType } from "./tensor/backend.ts";
 import { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
 
 /** What the worker is started with. */
@@ -11,7 +12,7 @@ export interface Start {
   readonly threads?: number | undefined;
   readonly activations?: "f32" | "int8" | undefined;
   readonly context?: number | undefined;
-  readonly kvDtype?: "f32" | "f16" | undefined;
+  readonly kvDtype?: KVDType | undefined;
   readonly sequences?: number | undefined;
   /** Most tokens computed at once; a prompt comes in slices of this size. */
   readonly stepTokens?: number | undefined;

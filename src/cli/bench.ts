@@ -30,14 +30,14 @@ export function bench(program: Command, run: Run): void {
 }
 
 async function measured(session: Session, options: BenchOptions): Promise<Answer> {
-  const { model: path = shippedModel(), promptTokens, genTokens, runs, backend, threads } = options;
+  const { model: path = shippedModel(), promptTokens, genTokens, runs, backend, threads, kvDtype } = options;
   refuseImages(options);
   const { signal } = session;
   const bar = progress("loading");
   const context = options.context ?? promptTokens + genTokens;
   const onWarning = (message: string) => process.stderr.write(`${message}\n`);
   const model = await openModel(path, {
-    ...{ backend, threads, context, signal, onWarning, onProgress: bar.update },
+    ...{ backend, threads, context, kvDtype, signal, onWarning, onProgress: bar.update },
   }).finally(bar.stop);
   try {
     const samples = await run(model, { promptTokens, genTokens, runs }, signal);

@@ -7,6 +7,7 @@ import type { Checkpoint } from "../checkpoint/open.ts";
 import type { Llama4Config } from "../model/config.ts";
 import { countParameters } from "../model/config.ts";
 import { mapParameters, type Parameters } from "../model/parameters.ts";
+import { type KVDType, slotBytes } from "../tensor/backend.ts";
 import { byteLength, type DType } from "../tensor/dtype.ts";
 import { elementCount, type Tensor, type TensorView } from "../tensor/tensor.ts";
 
@@ -92,8 +93,8 @@ export function bytesPerToken(c: Llama4Config, mix: Mix): number {
 }
 
 /** Bytes of keys and values for one sequence; chunk-local layers keep one chunk at most. */
-export function kvBytes(c: Llama4Config, context: number, dtype: DType): { global: number; local: number } {
-  const perTokenAndLayer = 2 * byteLength(dtype, c.nKvHeads * c.headDim);
+export function kvBytes(c: Llama4Config, context: number, dtype: KVDType): { global: number; local: number } {
+  const perTokenAndLayer = 2 * slotBytes({ heads: c.nKvHeads, headDim: c.headDim, dtype });
   const local = c.layers.filter((layer) => layer.chunked).length;
   return {
     global: (c.layers.length - local) * context * perTokenAndLayer,

@@ -56,8 +56,9 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   refuseMissingFolder(out);
   const { signal } = session;
   // float32 activations on exactly dequantized weights, so that another implementation can be compared
-  const exact = fast ? {} : ({ activations: "f32", kvDtype: "f32" } as const);
-  await using model = await openModel(options, session, { ...exact, stepTokens });
+  const exact = fast ? {} : ({ activations: "f32" } as const);
+  const { kvDtype = fast ? undefined : "f32" } = options;
+  await using model = await openModel({ ...options, ...(kvDtype && { kvDtype }) }, session, { ...exact, stepTokens });
   const tokens = given
     ? Int32Array.from(given)
     : raw

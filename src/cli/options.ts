@@ -2,6 +2,7 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { Sampler, type Sampling } from "../engine/sampler.ts";
+import { type KVDType, kvDtypes } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 
 /** A whole number from `least`. */
@@ -29,6 +30,7 @@ export interface ModelOptions {
   readonly threads?: number;
   readonly context?: number;
   readonly mmproj?: string;
+  readonly kvDtype?: KVDType;
 }
 
 export function withModel(command: Command): Command {
@@ -40,8 +42,12 @@ export function withModel(command: Command): Command {
     .addOption(new Option("--backend <name>", "default: native where it loads").choices(["native", "reference"]))
     .option("--threads <n>", "threads that compute (default: all cores)", whole(1))
     .option("--context <n>", "tokens that prompt and reply may have together", whole(1))
+    .addOption(kvDtypeOption("default: f32 for a model in f32, else f16"))
     .option("--mmproj <file>", "the vision part of a GGUF model");
 }
+
+export const kvDtypeOption = (description: string): Option =>
+  new Option("--kv-dtype <type>", `how keys and values are kept (${description})`).choices(kvDtypes);
 
 /** The model of a command that takes it as an argument or as an option. */
 export function named(command: string, argument: string | undefined, { model }: Pick<ModelOptions, "model">): string {

@@ -7,11 +7,11 @@ import { cacheSizes, contextFor } from "../engine/kv-cache.ts";
 import { countParameters, type Llama4Config, presets } from "../model/config.ts";
 import { mapParameters } from "../model/parameters.ts";
 import { availableMemory, DEFAULT_CONTEXT, WORKING_BYTES } from "../open.ts";
-import type { DType } from "../tensor/dtype.ts";
+import type { KVDType } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
 import { bytesPerToken, kvBytes, loadedBytesPerToken, type Part, partBytes, storedPartBytes } from "./budget.ts";
-import { define, named, number, whole } from "./options.ts";
+import { define, kvDtypeOption, named, number, whole } from "./options.ts";
 
 interface PlanOptions {
   readonly model?: string;
@@ -20,6 +20,7 @@ interface PlanOptions {
   readonly ram?: number;
   readonly ranks: number;
   readonly bandwidth?: number;
+  readonly kvDtype?: KVDType;
 }
 
 export function plan(program: Command, run: Run): void {
@@ -32,6 +33,7 @@ export function plan(program: Command, run: Run): void {
     .option("-m, --model <model>", "the same, as an option")
     .option("--quant <type>", `${mixes.join(", ")} (default: as the checkpoint is stored; presets: bf16)`)
     .option("--context <n>", "tokens of the conversation (default: as loading takes it, 32,768 or what fits)", whole(1))
+    .addOption(kvDtypeOption("default: f32 for weights in f32, else f16"))
     .option("--ram <GB>", "memory of a machine, 10⁹ bytes each (default: what is free here)", number)
     .option("--ranks <n>", "machines that share the model", whole(1), 1)
     .option("--bandwidth <GB/s>", "memory reads of a machine, for the expected speed (default: 40, assumed)", number)
@@ -55,7 +57,7 @@ interface Weights {
   readonly parts: Readonly<Record<Part, number>>;
   readonly bytesPerToken: number;
   /** How loading keeps keys and values. */
-  readonly kvDtype: "f32" | "f16";
+  readonly kvDtype: KVDType;
   /** Of the files that hold the text model; a GGUF keeps vision in another one. */
   readonly weightBytes: number;
 }
@@ -107,8 +109,8 @@ type Budget = ReturnType<typeof budget>;
 const assumedGBps = 40; // two channels of DDR4
 
 /** Where the bytes go, and what follows from that. */
-function budget({ config: c, parts, kvDtype: dtype, ...weights }: Weights, options: PlanOptions, memoryBytes: number) {
-  const { ranks, bandwidth = assumedGBps } = options;
+function budget({ config: c, parts, ...weights }: Weights, options: PlanOptions, memoryBytes: number) {
+  const { ranks, bandwidth = assumedGBps, kvDtype: dtype = weights.kvDtype } = options;
   const left = ranks * (memoryBytes - WORKING_BYTES) - sum(parts);
   const context = options.context ?? defaultContext(c, left, dtype);
   if (context > c.contextLength)
@@ -155,7 +157,7 @@ function budget({ config: c, parts, kvDtype: dtype, ...weights }: Weights, optio
 }
 
 /** As loading chooses it: less than 32,768 tokens where the model or the memory has less. */
-function defaultContext(c: Llama4Config, left: number, dtype: DType): number {
+function defaultContext(c: Llama4Config, left: number, dtype: KVDType): number {
   const context = Math.min(DEFAULT_CONTEXT, c.contextLength);
   const takes = (tokens: number) => cacheSizes(c, { context: tokens, dtype }).bytes;
   return takes(context) > left && takes(1) <= left ? contextFor(c, left, { dtype }) : context;

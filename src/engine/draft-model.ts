@@ -3,8 +3,7 @@
 import type { Llama4Config } from "../model/config.ts";
 import type { Parameters } from "../model/parameters.ts";
 import { forward } from "../model/transformer.ts";
-import type { Backend } from "../tensor/backend.ts";
-import type { DType } from "../tensor/dtype.ts";
+import type { Backend, KVDType } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { openPages, type Pages } from "./pages.ts";
 import type { Sampler } from "./sampler.ts";
@@ -22,7 +21,7 @@ export interface DraftOptions {
   readonly vocabSize: number;
   /** Tokens that its cache holds. */
   readonly context: number;
-  readonly kvDtype: DType;
+  readonly kvDtype: KVDType;
   readonly stepTokens: number;
 }
 

@@ -3,8 +3,7 @@
 import type { Llama4Config } from "../model/config.ts";
 import type { Parameters } from "../model/parameters.ts";
 import { forward as modelForward, type Step } from "../model/transformer.ts";
-import type { Backend, Segment } from "../tensor/backend.ts";
-import type { DType } from "../tensor/dtype.ts";
+import type { Backend, KVDType, Segment } from "../tensor/backend.ts";
 import { CapacityError, RequestError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
@@ -21,7 +20,8 @@ export interface EngineOptions {
   readonly config: Llama4Config;
   /** Tokens that the cache holds, and the longest that prompt and reply can be together. */
   readonly context: number;
-  readonly kvDtype?: DType;
+  /** How keys and values are kept; default f32. */
+  readonly kvDtype?: KVDType;
   /** Tokens that the chunk-local layers hold, of all requests together. */
   readonly localTokens?: number;
   /** Most tokens of a step; a prompt is computed in slices of this size. */

@@ -5,7 +5,7 @@
 // tables hold at most chunk / blockSize blocks, and nothing at a multiple of the chunk.
 
 import type { Llama4Config } from "../model/config.ts";
-import { type DType, rowBytes } from "../tensor/dtype.ts";
+import { type KVDType, slotBytes } from "../tensor/backend.ts";
 import { CapacityError } from "../tensor/errors.ts";
 
 export interface CacheSizes {
@@ -324,7 +324,7 @@ export function chunkOf(c: Llama4Config): number {
 export interface CacheOptions {
   /** Tokens that the global layers hold, of all sequences together; also the longest that one sequence can be. */
   readonly context: number;
-  readonly dtype: DType;
+  readonly dtype: KVDType;
   /** Tokens that the local layers hold, of all sequences together; at most `context` are of use. */
   readonly localTokens?: number | undefined;
 }
@@ -339,7 +339,8 @@ export function cacheSizes(c: Llama4Config, options: CacheOptions): CacheSizes &
   const nGlobal = c.layers.length - nLocal;
   const globalBlocks = nGlobal > 0 ? Math.ceil(context / blockSize) : undefined;
   const localBlocks = nLocal > 0 ? Math.ceil(Math.min(context, Math.max(localTokens, chunk)) / blockSize) : undefined;
-  const layerBytes = 2 * blockSize * c.nKvHeads * rowBytes(dtype, c.headDim); // of a block: keys and values
+  const slot = slotBytes({ heads: c.nKvHeads, headDim: c.headDim, dtype });
+  const layerBytes = 2 * blockSize * slot; // of a block: keys and values
   const bytes = ((globalBlocks ?? 0) * nGlobal + (localBlocks ?? 0) * nLocal) * layerBytes;
   return { blockSize, chunk, globalBlocks, localBlocks, bytes };
 }

@@ -1,4 +1,5 @@
-import type { DType } from "./dtype.ts";
+import { dtypes, rowBytes } from "./dtype.ts";
+import { RequestError } from "./errors.ts";
 import type { Shape, Tensor, TensorView } from "./tensor.ts";
 
 /**
@@ -47,7 +48,21 @@ export interface KVPoolSpec {
   readonly blockSize: number;
   readonly heads: number;
   readonly headDim: number;
-  readonly dtype: DType;
+  readonly dtype: KVDType;
+}
+
+/** How keys and values may be kept. q8_0 rounds them to blocks of 32 elements of a head, which must divide it. */
+export const kvDtypes = ["f32", "f16", "q8_0"] as const;
+export type KVDType = (typeof kvDtypes)[number];
+
+/** Bytes of the keys of a slot in one layer, and of its values. Throws RequestError where the dtype cannot hold them. */
+export function slotBytes({ heads, headDim, dtype }: Pick<KVPoolSpec, "heads" | "headDim" | "dtype">): number {
+  const { blockElements } = dtypes[dtype];
+  if (headDim % blockElements !== 0)
+    throw new RequestError(
+      `the cache's dtype is ${dtype} and a head has ${headDim} elements; expected a multiple of ${blockElements}, or f16`,
+    );
+  return heads * rowBytes(dtype, headDim);
 }
 
 /** One layer's part of a pool, with the block tables of the running sequences. */

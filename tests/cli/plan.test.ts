@@ -32,6 +32,8 @@ describe("llama4 plan", () => {
     };
     const long = { context: 131072, kvGiB: 7.125, cacheGiB: 8.25 }; // the local layers hold two chunks
     expect(await cache("--ram", "96", "--context", "131072")).toEqual(long);
+    const rounded = { context: 131072, kvGiB: (7.125 * 17) / 32, cacheGiB: (8.25 * 17) / 32 }; // 34 bytes for each 32
+    expect(await cache("--ram", "96", "--context", "131072", "--kv-dtype", "q8_0")).toEqual(rounded);
     expect((await cache("--ram", "96")).context).toBe(32768);
     const { context } = await cache("--ram", "70"); // as loading, a shorter context where memory is short
     expect(context).toBeGreaterThan(0);

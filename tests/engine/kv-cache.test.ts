@@ -112,9 +112,9 @@ describe("the key-value cache", () => {
 });
 
 describe("the size of a cache", () => {
-  it("is what the specification derives for Scout in bf16", () => {
+  it("is what the specification derives for Scout in 16 bits", () => {
     const gib = (context: number) =>
-      cacheSizes(presets.scout, { context, dtype: "bf16", localTokens: 8192 }).bytes / 2 ** 30;
+      cacheSizes(presets.scout, { context, dtype: "f16", localTokens: 8192 }).bytes / 2 ** 30;
     expect([8192, 131_072, 1_048_576, 10_485_760].map(gib)).toEqual([1.5, 7.125, 49.125, 481.125]);
   });
 
@@ -123,7 +123,7 @@ describe("the size of a cache", () => {
   });
 
   it("turns bytes into the longest context they hold", () => {
-    const options = { dtype: "bf16", localTokens: 8192 } as const;
+    const options = { dtype: "f16", localTokens: 8192 } as const;
     expect(contextFor(presets.scout, 7.125 * 2 ** 30, options)).toBe(131_072);
     expect(() => contextFor(presets.scout, 1000, options)).toThrow(
       "the key-value cache may take 1,000 bytes; expected at least 12,582,912, one block",

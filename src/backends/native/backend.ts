@@ -3,7 +3,16 @@
 // T tokens · D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
 
 import { availableParallelism } from "node:os";
-import type { Backend, ExpertBank, KVPool, KVPoolSpec, LoadOptions, Routes, Span } from "../../tensor/backend.ts";
+import {
+  type Backend,
+  type ExpertBank,
+  type KVPool,
+  type KVPoolSpec,
+  type LoadOptions,
+  type Routes,
+  type Span,
+  slotBytes,
+} from "../../tensor/backend.ts";
 import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { RequestError } from "../../tensor/errors.ts";
 import { iqTables } from "../../tensor/iq-grids.ts";
@@ -373,7 +382,7 @@ class Native implements NativeBackend {
   }
 }
 
-/** Layers one after the other; in a layer blocks, in a block `[heads, slots, headDim]` keys, and as many values. */
+/** Layers one after the other; in a layer blocks, laid out as native/kv-blocks.h draws them. */
 class NativePool implements KVPool {
   readonly spec: KVPoolSpec;
   readonly blockBytes: number;
@@ -384,14 +393,12 @@ class NativePool implements KVPool {
   readonly #memory: Memory;
 
   constructor(spec: KVPoolSpec, memory: Memory) {
-    if (spec.dtype !== "f32" && spec.dtype !== "f16")
-      throw new RequestError(`the cache's dtype is ${spec.dtype}; expected f32 or f16`);
+    const block = slotBytes(spec) * spec.blockSize;
     this.spec = spec;
-    const block = spec.blockSize * spec.heads * spec.headDim * dtypes[spec.dtype].blockBytes;
     this.blockBytes = 2 * spec.layers * block;
     this.layerBytes = spec.blocks * block;
-    this.keys = memory.keep(spec.layers * this.layerBytes);
-    this.values = memory.keep(spec.layers * this.layerBytes);
+    this.keys = memory.keep(spec.layers * this.layerBytes + poolSlack);
+    this.values = memory.keep(spec.layers * this.layerBytes + poolSlack);
     this.#memory = memory;
   }
 
@@ -410,6 +417,8 @@ class NativePool implements KVPool {
     this.#memory.drop(this.values);
   }
 }
+
+const poolSlack = 64; // kPoolSlack of native/kernels.h
 
 function chooseIsa(has: readonly Isa[], asked: string | undefined): Isa {
   if (!asked) return has[0]!;

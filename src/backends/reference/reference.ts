@@ -3,18 +3,22 @@
 //
 // T tokens · D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
 
-import type {
-  Backend,
-  ExpertBank,
-  KVPool,
-  KVPoolSpec,
-  LayerCache,
-  LoadOptions,
-  Routes,
-  Segment,
-  Span,
+import {
+  type Backend,
+  type ExpertBank,
+  type KVDType,
+  type KVPool,
+  type KVPoolSpec,
+  type LayerCache,
+  type LoadOptions,
+  type Routes,
+  type Segment,
+  type Span,
+  slotBytes,
 } from "../../tensor/backend.ts";
+import { dequantize } from "../../tensor/block-formats.ts";
 import { byteLength } from "../../tensor/dtype.ts";
+import { quantize } from "../../tensor/quantize.ts";
 import { elementCount, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
 import { decode } from "./decode.ts";
 
@@ -271,7 +275,7 @@ class Reference implements Backend {
   }
 }
 
-/** Slots of a layer stand in block order: slot s of block b at `(b · blockSize + s) · K · d`. */
+/** Slots of a layer stand in block order: slot s of block b at `(b · blockSize + s) · K · d`; rounded, not packed. */
 class ReferencePool implements KVPool {
   readonly spec: KVPoolSpec;
   readonly blockBytes: number;
@@ -280,6 +284,7 @@ class ReferencePool implements KVPool {
 
   constructor(spec: KVPoolSpec, zeros: (n: number) => Numbers) {
     this.spec = spec;
+    slotBytes(spec); // throws where the dtype cannot hold a head
     const layer = () => zeros(spec.blocks * this.#block);
     this.keys = Array.from({ length: spec.layers }, layer);
     this.values = Array.from({ length: spec.layers }, layer);
@@ -311,9 +316,20 @@ function writeCache(k: Tensor, v: Tensor, segment: Segment, cache: LayerCache, c
   for (let t = 0; t < segment.length; t++) {
     const at = slotOffset(cache, segment.sequence, (segment.position + t) % chunk);
     const row = (segment.row + t) * width;
-    pool.keys[cache.layer]!.set(numbers(k).subarray(row, row + width), at);
-    pool.values[cache.layer]!.set(numbers(v).subarray(row, row + width), at);
+    const { dtype } = pool.spec;
+    pool.keys[cache.layer]!.set(rounded(numbers(k).subarray(row, row + width), dtype), at);
+    pool.values[cache.layer]!.set(rounded(numbers(v).subarray(row, row + width), dtype), at);
   }
+}
+
+/** What a cache of the dtype keeps of numbers; f32 leaves them as they are. */
+function rounded(x: Numbers, dtype: KVDType): Numbers {
+  if (dtype === "f32") return x;
+  const bytes = new Uint8Array(byteLength(dtype, x.length));
+  quantize(dtype, Float32Array.from(x), bytes);
+  const kept = new Float32Array(x.length);
+  dequantize(dtype, bytes, kept);
+  return kept;
 }
 
 interface Key {
