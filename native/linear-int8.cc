@@ -5,7 +5,7 @@
 // token. Sums inside a block are exact integers; blocks are added in float32 in their order. So a result depends
 // neither on the other tokens nor on the threads: bit for bit the same for one token and for many.
 //
-// A panel is 32 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
+// A panel is 64 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
 // for many they are taken apart once, a chunk of columns at a time, into the first-level cache.
 
 #include "int8.h"
@@ -15,15 +15,16 @@ namespace LLAMA4_ISA {
 
 namespace {
 
-constexpr int kPanel = 2 * kGroup;     // rows
+constexpr int kPanel = 4 * kGroup;     // rows
 constexpr int kVectors = 2;            // registers of rows side by side
+constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
 #if defined(__AVX512F__)
 constexpr int kTokens = 6;             // with two registers of rows: 12 sums and 12 results stay in registers
 #else
 constexpr int kTokens = 4;
 #endif
 constexpr int64_t kChunk = 512;        // columns taken apart at a time: 16 KiB
-constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 64 KiB
+constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for
 
 inline uvec words(const uint8_t* p) {
@@ -206,12 +207,12 @@ inline ivec broadcast(const int8_t* p) {
 template <typename Weights, int V, int N>
 void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh, float* y) {
   vec acc[V][N];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < V; v++)
 #pragma GCC unroll 6
     for (int n = 0; n < N; n++) acc[v][n] = fresh ? vec{} : load(y + n * kPanel + v * W);
   for (int64_t b = 0; b < blocks; b++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) w[v].begin(b);
     for (int run = 0; run < Weights::runs; run++) {
       const int64_t at = first + b * Weights::block + run * 4 * Weights::steps;
@@ -219,21 +220,21 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
       ivec sum[V][N];
 #pragma GCC unroll 6
       for (int n = 0; n < N; n++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(minus(n));
 #pragma GCC unroll 8
       for (int j = 0; j < Weights::steps; j++) {
         uvec u[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < V; v++) u[v] = w[v].step(run, j);
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
           const ivec four = broadcast(x[n].q + at + 4 * j);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
         }
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
         const vec scale = w[v].scale(run);
 #pragma GCC unroll 6
@@ -245,7 +246,7 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
       }
     }
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < V; v++)
 #pragma GCC unroll 6
     for (int n = 0; n < N; n++) store(y + n * kPanel + v * W, acc[v][n]);
@@ -265,21 +266,36 @@ inline void micro(int N, Weights* w, int64_t blocks, int64_t first, const Acts* 
   }
 }
 
-// sums[t][row of the panel] for T tokens; row_of(t) is the row of x. `groups` of the panel's two exist.
+// V registers of rows of a panel from register v on. Its last group may have no neighbours to fill them with: it is then
+// multiplied more than once.
+template <int Type, int V>
+inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, Packed<Type> (&rows)[V]) {
+  const int64_t group_bytes = blocks * kGroup * block_of(Type).bytes;
+  for (int i = 0; i < V; i++) {
+    const int64_t row = (v + i) * W, group = row / kGroup < groups ? row / kGroup : groups - 1;
+    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup));
+  }
+}
+
+// sums[t][row of the panel] for T tokens; row_of(t) is the row of x. `groups` of the panel's exist.
 template <int Type, typename RowOf>
 void panel_of(const uint8_t* w, int64_t groups, const Quantized& x, int64_t T, const RowOf& row_of, float* sums,
               uint8_t* scratch) {
   constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
-  const int64_t blocks = x.I / block, group_bytes = blocks * kGroup * block_of(Type).bytes;
-  const int64_t parts = (T + kTokens - 1) / kTokens;  // of about equal size
-  for (int64_t v = 0; v < groups * kGroup / W; v += kVectors) {
-    Packed<Type> packed[kVectors];
-    for (int64_t i = 0; i < kVectors; i++) {
-      const int64_t row = (v + i) * W;
-      // A panel's last group may have no neighbour to fill the registers with: it is then multiplied twice.
-      const int64_t group = row / kGroup < groups ? row / kGroup : groups - 1;
-      packed[i].open(w + group * group_bytes, blocks, int(row % kGroup));
+  const int64_t blocks = x.I / block, registers = groups * kGroup / W;
+  if (T == 1) {
+    const Acts acts = x.row(row_of(0));
+    for (int64_t v = 0; v < registers; v += kStreams) {
+      Packed<Type> packed[kStreams];
+      open_rows(w, groups, blocks, v, packed);
+      micro<Packed<Type>, kStreams, 1>(packed, blocks, 0, &acts, true, sums + v * W);
     }
+    return;
+  }
+  const int64_t parts = (T + kTokens - 1) / kTokens;  // of about equal size
+  for (int64_t v = 0; v < registers; v += kVectors) {
+    Packed<Type> packed[kVectors];
+    open_rows(w, groups, blocks, v, packed);
     const auto tokens = [&](auto* weights, int64_t count, int64_t first, bool fresh) {
       for (int64_t part = 0; part < parts; part++) {
         const int64_t t = part * T / parts, N = (part + 1) * T / parts - t;
@@ -442,11 +458,11 @@ void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* produc
       for (int64_t i = 0; i < T; i++) {
         float *g = gates + i * kPanel, *u = ups + i * kPanel;
         const vec s = splat(p.scales ? p.scales[t + i] : 1);  // gate(s · x) = s · gate(x)
-        for (int r = 0; r < kPanel; r += W) {
+        for (int r = 0; r < gate.rows; r += W) {
           const vec scaled = s * load(g + r);
           store(g + r, scaled * sigmoid(scaled) * (s * load(u + r)));
         }
-        out.set(p.first + t + i, gate.row, g, kPanel);
+        out.set(p.first + t + i, gate.row, g, gate.rows);
       }
     }
   });
