@@ -7,6 +7,7 @@
 #include <node_api.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,7 @@
 #include "memory.h"
 #include "packed.h"
 #include "reader.h"
+#include "transpose.h"
 
 namespace llama4 {
 
@@ -578,6 +580,34 @@ napi_value recode(Call& call) {
   return result;
 }
 
+napi_value transpose(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t element = call.size(), rows = call.size(), columns = call.size();
+  if (element != 1 && element != 2 && element != 4 && element != 8)
+    throw std::range_error("native: transpose moves elements of 1, 2, 4 or 8 bytes, not " + std::to_string(element));
+  if (rows == 0 || columns == 0) return call.undefined();
+  // `count` lines, `stride` bytes apart, of `length` elements
+  const auto span = [&](int64_t count, int64_t stride, int64_t length) {
+    const int64_t line = product({length, element});
+    if (stride < line) throw std::range_error("native: transpose: lines of " + std::to_string(line) + " bytes overlap");
+    return product({count - 1, stride}) + line;
+  };
+  const int64_t in_stride = call.size(), out_stride = call.size();
+  const uint8_t* in = call.bytes(span(rows, in_stride, columns));
+  uint8_t* out = call.bytes(span(columns, out_stride, rows));
+  // Each item writes whole cache lines, but for those at the edges.
+  const int64_t high = 256 / element, wide = 4096 / element;
+  const int64_t across = (columns + wide - 1) / wide, items = product({(rows + high - 1) / high, across});
+  if (items >= 1 << 20) throw std::range_error("native: too many elements to transpose at once");
+  auto work = [&](int64_t item) {
+    const int64_t r = item / across * high, c = item % across * wide;
+    llama4::transpose(element, {std::min(high, rows - r), std::min(wide, columns - c), in + r * in_stride + c * element,
+                                in_stride, out + c * out_stride + r * element, out_stride});
+  };
+  engine.pool.run(items, [](void* w, int64_t item, int) { (*static_cast<decltype(work)*>(w))(item); }, &work);
+  return call.undefined();
+}
+
 napi_value probe(Call& call) {
   Engine& engine = call.engine();
   const int64_t bytes = call.size();
@@ -598,7 +628,7 @@ napi_value init(napi_env env, napi_value exports) {
 #define EXPORT(name, function) {name, nullptr, enter<function>, nullptr, nullptr, nullptr, napi_default, nullptr}
   const napi_property_descriptor properties[] = {
       EXPORT("isas", list_isas), EXPORT("open", open), EXPORT("close", close), EXPORT("allocate", allocate),
-      EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("recode", recode),
+      EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("recode", recode), EXPORT("transpose", transpose),
       EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("feedForward", feed_forward), EXPORT("pack", pack), EXPORT("attend", attend),
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),

@@ -11,11 +11,12 @@ import { ggufLosses, ropeFreqs, toGguf, toHuggingFace } from "./config.ts";
 import { fileTypes, type Mix, type Role, storedType } from "./mix.ts";
 import { bindVision, ggufNames, huggingFaceTensors, visionTensors } from "./names.ts";
 import type { Checkpoint } from "./open.ts";
-import { type Quantizer, recoded, referenceQuantizer, turned } from "./recode.ts";
+import { type Quantizer, recoded, recodedTogether, referenceQuantizer, shareRows, turned } from "./recode.ts";
 import {
+  allBytes,
   type GgufValue,
   type OutTensor,
-  storedBytes,
+  type OutTensors,
   type WriteOptions,
   writeGguf,
   writeHuggingFace,
@@ -102,8 +103,7 @@ async function convertToGguf(source: Source, out: string, type: Mix, options: Co
   for (const loss of losses) onWarning?.(`llama.cpp will misread ${basename(out)}: ${loss}`);
   const text = ggufText(source, type, options);
   const vision = ggufVision(source, type, options);
-  const bytes = [text, vision].map((tensors) => tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0));
-  const [textBytes, visionBytes] = bytes as [number, number];
+  const [textBytes, visionBytes] = [allBytes(text), allBytes(vision)];
   const part = (before: number): WriteOptions => ({
     ...(options.signal && { signal: options.signal }),
     onProgress: (done) => options.onProgress?.(before + done, textBytes + visionBytes),
@@ -125,24 +125,35 @@ function ggufText({ config, parameters }: Source, type: Mix, { quantizer = refer
   const names = ggufNames(config);
   const nLayers = config.layers.length;
   const [views, texts, places] = [listed(parameters), listed(names.parameters), listed(roles(parameters))];
-  const tensors = views.map((view, i): OutTensor => {
+  const tensors = views.slice(0, config.tied ? -1 : undefined).map((view, i) => {
     const { role, layer } = places[i]!;
-    const dtype = storedType(
-      ...([
-        type,
-        config.tied && role === "tokEmbeddings" ? "output" : role,
-        layer,
-        nLayers,
-        view.shape.at(-1)!,
-      ] as const),
-    );
-    return { name: texts[i]!, dtype, shape: view.shape, chunks: () => recoded(view, dtype, quantizer) };
+    const as = config.tied && role === "tokEmbeddings" ? "output" : role;
+    return {
+      view,
+      name: texts[i]!,
+      dtype: storedType(type, as, layer, nLayers, view.shape.at(-1)!),
+      shape: view.shape,
+    };
   });
   const divisors = ropeFreqs(config);
   return [
-    ...(config.tied ? tensors.slice(0, -1) : tensors),
+    ...grouped(tensors, ({ view: a }, { view: b }) => shareRows(a, b)).map((group): OutTensors => {
+      const [sources, targets] = [group.map(({ view }) => view), group.map(({ dtype }) => dtype)];
+      return { tensors: group, chunks: () => recodedTogether(sources, targets, quantizer) };
+    }),
     ...(divisors ? [numbersTensor(names.ropeFreqs, divisors)] : []),
   ];
+}
+
+/** Neighbours that belong to the first of them, together. */
+function grouped<T>(items: readonly T[], belong: (first: T, item: T) => boolean): T[][] {
+  const groups: T[][] = [];
+  for (const item of items) {
+    const group = groups.at(-1);
+    if (group && belong(group[0]!, item)) group.push(item);
+    else groups.push([item]);
+  }
+  return groups;
 }
 
 function listed<W>(parameters: Parameters<W>): W[] {
@@ -296,7 +307,7 @@ async function convertToFolder(source: Source, out: string, type: Mix, options: 
     "config.json": `${JSON.stringify(toHuggingFace(source.config, torchNames[type]), null, 2)}\n`,
   };
   await writeHuggingFace(out, files, tensors, options);
-  return { type, paths: [out], bytes: tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0) };
+  return { type, paths: [out], bytes: allBytes(tensors) };
 }
 
 /** Hugging Face's tensors, all of one dtype; what they are made of is listed in the order of their names. */

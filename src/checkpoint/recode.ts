@@ -7,10 +7,22 @@ import { CheckpointError } from "../tensor/errors.ts";
 import { isQuantizable, quantize } from "../tensor/quantize.ts";
 import { elementCount, type TensorView } from "../tensor/tensor.ts";
 
-/** What changes the dtype of rows: every row of `columns` elements in the bytes of `from` becomes one of `to` in `out`. */
+/** What recoding computes with: native code, or plain TypeScript. */
 export interface Quantizer {
-  /** The index of the first element that `to` cannot hold, or -1. */
+  /**
+   * Every row of `columns` elements in the bytes of `from` becomes one of `to` in `out`. The index of the first element
+   * that `to` cannot hold, or -1.
+   */
   recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number;
+  /** to[j][i] = from[i][j] for `rows` × `columns` elements of `from`. */
+  transpose(elementBytes: number, rows: number, columns: number, from: Grid, to: Grid): void;
+}
+
+/** Where a matrix lies in bytes; `at` and `stride` (from row to row) in elements. */
+export interface Grid {
+  readonly bytes: Uint8Array;
+  readonly at: number;
+  readonly stride: number;
 }
 
 /** In plain TypeScript: the same bytes as native code, hundreds of times slower. */
@@ -26,21 +38,69 @@ export const referenceQuantizer: Quantizer = {
     quantize(to, values, out);
     return -1;
   },
+  transpose(size, rows, columns, from, to) {
+    for (let i = 0; i < rows; i++)
+      for (let j = 0; j < columns; j++) {
+        const source = (from.at + i * from.stride + j) * size;
+        const target = (to.at + j * to.stride + i) * size;
+        for (let b = 0; b < size; b++) to.bytes[target + b] = from.bytes[source + b]!;
+      }
+  },
 };
 
 const blockBytes = 8 * 2 ** 20; // of what is read at once: several such blocks are in memory
 const mostRows = 1 << 16; // of a block, for tensors with very short rows
-const turnedBytes = 256 * 2 ** 20; // of a matrix that is turned in memory
+const turnedBytes = 256 * 2 ** 20; // of what is transposed in memory: more than an expert of Scout or Maverick, 168 MB
 
 /** The bytes of a view, row-major, as `dtype`. Throws CheckpointError for an element that `dtype` cannot hold. */
 export function recoded(view: TensorView, dtype: DType, quantizer: Quantizer): AsyncGenerator<Uint8Array> {
-  return oneAhead(recodedBlocks(view, dtype, quantizer));
+  if (isTransposed(view)) return only(recodedTogether([view], [dtype], quantizer));
+  return oneAhead(recodedBlocks(rowMajor(view), view, dtype, quantizer));
 }
 
-async function* recodedBlocks(view: TensorView, dtype: DType, quantizer: Quantizer): AsyncGenerator<Uint8Array> {
+/**
+ * The bytes of views that are transposed out of the same rows of a source, as gate and up in Hugging Face's fused
+ * experts, each as its own dtype. What is read once gives all: a block is the index of its view, and the next bytes of it.
+ */
+export function recodedTogether(
+  views: readonly TensorView[],
+  targets: readonly DType[],
+  quantizer: Quantizer,
+): AsyncGenerator<readonly [view: number, bytes: Uint8Array]> {
+  const [view] = views;
+  if (views.length > 1 || isTransposed(view!)) return oneAhead(transposed(views, targets, quantizer));
+  return numbered(recoded(view!, targets[0]!, quantizer));
+}
+
+/** True where `recodedTogether` takes the two. */
+export function shareRows(a: TensorView, b: TensorView): boolean {
+  return (
+    isTransposed(a) &&
+    a.source === b.source &&
+    a.dtype === b.dtype &&
+    a.shape.join() === b.shape.join() &&
+    a.strides.join() === b.strides?.join() &&
+    Math.abs(a.offset - b.offset) < a.strides.at(-1)! * dtypes[a.dtype].blockBytes
+  );
+}
+
+async function* numbered(blocks: AsyncGenerator<Uint8Array>): AsyncGenerator<readonly [number, Uint8Array]> {
+  for await (const bytes of blocks) yield [0, bytes];
+}
+
+async function* only(blocks: AsyncGenerator<readonly [number, Uint8Array]>): AsyncGenerator<Uint8Array> {
+  for await (const [, bytes] of blocks) yield bytes;
+}
+
+async function* recodedBlocks(
+  blocks: AsyncIterable<Uint8Array>,
+  view: TensorView,
+  dtype: DType,
+  quantizer: Quantizer,
+): AsyncGenerator<Uint8Array> {
   const columns = view.shape.at(-1) ?? 1;
   let done = 0; // elements
-  for await (const bytes of rowMajor(view)) {
+  for await (const bytes of blocks) {
     const n = (bytes.length / dtypes[view.dtype].blockBytes) * dtypes[view.dtype].blockElements;
     yield view.dtype === dtype ? bytes : recode(view, dtype, columns, bytes, done, quantizer);
     done += n;
@@ -66,17 +126,27 @@ function recode(
   );
 }
 
-/** The bytes of a view in its own dtype, whole rows at a time, gathered where it has strides. */
+/** The bytes of a view in its own dtype, whole rows at a time; its rows may have gaps between them. */
 async function* rowMajor(view: TensorView): AsyncGenerator<Uint8Array> {
+  const columns = view.shape.at(-1) ?? 1;
+  const row = rowBytes(view.dtype, columns);
   if (!view.strides) {
-    const columns = view.shape.at(-1) ?? 1;
-    const row = rowBytes(view.dtype, columns);
     const rows = row === 0 ? 0 : elementCount(view.shape) / columns;
     const atOnce = Math.min(mostRows, Math.max(1, Math.floor(blockBytes / row)));
     yield* reads(view, rows, row, atOnce, 0, row);
     return;
   }
-  for (const matrix of matrices(view)) yield* gathered(matrix);
+  if (!isRows(view)) throw new RangeError(`${view.name}: a view with no stride of 1`);
+  for (const { source, offset, rows, rowStride } of matrices(view)) {
+    const stride = rowStride * dtypes[view.dtype].blockBytes;
+    const atOnce = Math.min(mostRows, Math.max(1, Math.floor(blockBytes / stride)));
+    for await (const bytes of reads({ source, offset }, rows, stride, atOnce, 0, row)) {
+      const n = (bytes.length - row) / stride + 1;
+      const out = new Uint8Array(n * row);
+      for (let i = 0; i < n; i++) out.set(bytes.subarray(i * stride, i * stride + row), i * row);
+      yield out;
+    }
+  }
 }
 
 /** Ranges of a source one after the other, the next one on its way: `used` bytes and more of `atOnce` rows, `skip` left out. */
@@ -105,60 +175,68 @@ async function* reads(
 
 interface Matrix {
   readonly source: TensorView["source"];
-  readonly name: string;
-  readonly dtype: DType;
   readonly offset: number;
   readonly rows: number;
   readonly columns: number;
+  /** In elements. */
   readonly rowStride: number;
   readonly columnStride: number;
 }
 
-function matrices(view: TensorView): Matrix[] {
-  const { dtype, source, name } = view;
-  const shape = [1, 1, ...view.shape].slice(-3);
-  const strides = [0, 0, ...view.strides!].slice(-3);
-  if (view.shape.length > 3) throw new RangeError(`${name}: a strided view of ${view.shape.length} axes`);
-  const [n, rows, columns] = shape as [number, number, number];
-  const [stride, rowStride, columnStride] = strides as [number, number, number];
+type Strided = TensorView & { readonly strides: readonly number[] };
+
+function matrices({ name, dtype, shape: extents, source, offset, strides: steps = [] }: TensorView): Matrix[] {
+  if (extents.length > 3) throw new RangeError(`${name}: a strided view of ${extents.length} axes`);
+  const [n, rows, columns] = [1, 1, ...extents].slice(-3) as [number, number, number];
+  const [step, rowStride, columnStride] = [0, 0, ...steps].slice(-3) as [number, number, number];
   const size = dtypes[dtype].blockBytes;
   return Array.from({ length: n }, (_, i) => {
-    const offset = view.offset + i * stride * size;
-    return { source, name, dtype, offset, rows, columns, rowStride, columnStride };
+    return { source, offset: offset + i * step * size, rows, columns, rowStride, columnStride };
   });
 }
 
-/** Rows of a strided matrix. One stride is 1: rows with gaps between them, or a matrix that stands turned. */
-async function* gathered(m: Matrix): AsyncGenerator<Uint8Array> {
-  const size = dtypes[m.dtype].blockBytes;
-  if (m.columnStride === 1 || m.columns === 1) {
-    const atOnce = Math.min(mostRows, Math.max(1, Math.floor(blockBytes / (m.rowStride * size))));
-    const row = m.columns * size;
-    for await (const bytes of reads(m, m.rows, m.rowStride * size, atOnce, 0, row)) {
-      const n = (bytes.length - row) / (m.rowStride * size) + 1;
-      const out = new Uint8Array(n * row);
-      for (let i = 0; i < n; i++)
-        out.set(bytes.subarray(i * m.rowStride * size, i * m.rowStride * size + row), i * row);
-      yield out;
-    }
-    return;
-  }
-  if (m.rowStride !== 1 && m.rows !== 1) throw new RangeError(`${m.name}: a view with no stride of 1`);
-  const most = Math.max(1, Math.floor(turnedBytes / (m.columns * size))); // rows turned at a time
-  for (let first = 0; first < m.rows; first += most) {
-    const rows = Math.min(most, m.rows - first);
-    const out = new Uint8Array(rows * m.columns * size);
+const isRows = ({ shape, strides }: TensorView) => strides?.at(-1) === 1 || shape.at(-1) === 1;
+
+function isTransposed(view: TensorView): view is Strided {
+  return view.strides !== undefined && !isRows(view) && (view.strides.at(-2) === 1 || view.shape.at(-2) === 1);
+}
+
+/** Matrices that stand transposed in the same rows of a source, read once and turned as many rows of each at a time as memory allows. */
+async function* transposed(
+  views: readonly TensorView[],
+  targets: readonly DType[],
+  quantizer: Quantizer,
+): AsyncGenerator<readonly [number, Uint8Array]> {
+  const first = views[0]!;
+  const size = dtypes[first.dtype].blockBytes;
+  const base = Math.min(...views.map(({ offset }) => offset));
+  const skips = views.map(({ offset }) => offset - base); // bytes from the first of the views, in a row of the source
+  const block = ([row, bytes, i]: readonly [number, Uint8Array, number], columns: number) =>
+    first.dtype === targets[i] ? bytes : recode(views[i]!, targets[i]!, columns, bytes, row * columns, quantizer);
+  for (const [e, m] of matrices({ ...first, offset: base }).entries()) {
     const stride = m.columnStride * size;
-    const atOnce = Math.max(1, Math.floor(blockBytes / stride));
-    let column = 0;
-    for await (const bytes of reads(m, m.columns, stride, atOnce, first * size, rows * size)) {
-      const n = (bytes.length - rows * size) / stride + 1;
-      turn(size, n, rows, { bytes, at: 0, stride: m.columnStride }, { bytes: out, at: column, stride: m.columns });
-      column += n;
+    const most = Math.max(1, Math.floor(turnedBytes / (views.length * m.columns * size))); // rows of each view at a time
+    for (let start = 0; start < m.rows; start += most) {
+      const rows = Math.min(most, m.rows - start);
+      const out = views.map(() => new Uint8Array(rows * m.columns * size));
+      let column = 0;
+      const used = Math.max(...skips) + rows * size;
+      const atOnce = Math.max(1, Math.floor(blockBytes / stride));
+      for await (const bytes of reads(m, m.columns, stride, atOnce, start * size, used)) {
+        const n = (bytes.length - used) / stride + 1;
+        for (const [i, skip] of skips.entries()) {
+          const from = { bytes, at: skip / size, stride: m.columnStride };
+          quantizer.transpose(size, n, rows, from, { bytes: out[i]!, at: column, stride: m.columns });
+        }
+        column += n;
+      }
+      const atOnceOut = Math.min(mostRows, Math.max(1, Math.floor(blockBytes / (m.columns * size))));
+      for (const [i, turned] of out.entries())
+        for (let row = 0; row < rows; row += atOnceOut) {
+          const bytes = turned.subarray(row * m.columns * size, Math.min(rows, row + atOnceOut) * m.columns * size);
+          yield [i, block([e * m.rows + start + row, bytes, i], m.columns)];
+        }
     }
-    const atOnceOut = Math.max(1, Math.floor(blockBytes / (m.columns * size)));
-    for (let row = 0; row < rows; row += atOnceOut)
-      yield out.subarray(row * m.columns * size, Math.min(rows, row + atOnceOut) * m.columns * size);
   }
 }
 
@@ -187,11 +265,8 @@ async function* turnedBlocks(
       for (const view of views)
         for await (const bytes of recoded(expert(view, e), dtype, quantizer)) {
           const n = bytes.length / (columns * size);
-          turn(
-            ...([size, n, count] as const),
-            { bytes, at: first, stride: columns },
-            { bytes: out, at: row, stride: width },
-          );
+          const from = { bytes, at: first, stride: columns };
+          quantizer.transpose(size, n, count, from, { bytes: out, at: row, stride: width });
           row += n;
         }
       for (let at = 0; at < out.length; at += blockBytes) yield out.subarray(at, Math.min(out.length, at + blockBytes));
@@ -205,45 +280,6 @@ function expert(view: TensorView, e: number): TensorView {
   if (!strides) return { ...rest, dtype, shape, offset: view.offset + e * rows * rowBytes(dtype, columns) };
   const offset = view.offset + e * strides[0]! * dtypes[dtype].blockBytes;
   return { ...rest, dtype, shape, offset, strides: strides.slice(1) };
-}
-
-/** Where a matrix lies in bytes; `at` and `stride` (from row to row) in elements. */
-interface Grid {
-  readonly bytes: Uint8Array;
-  readonly at: number;
-  readonly stride: number;
-}
-
-const tile = 32; // elements: a cache line of 16-bit ones
-
-/**
- * to[j][i] = from[i][j] for `rows` × `columns` of from. Tile by tile through a small square, so that both sides are
- * touched a whole line at a time: where rows lie a power of two apart, few of their lines stay in a cache together.
- */
-function turn(size: number, rows: number, columns: number, from: Grid, to: Grid): void {
-  const [x, y] = [elements(size, from.bytes), elements(size, to.bytes)];
-  const square = new (size === 1 ? Uint8Array : size === 2 ? Uint16Array : Uint32Array)(tile * tile);
-  for (let i0 = 0; i0 < rows; i0 += tile) {
-    const height = Math.min(tile, rows - i0);
-    for (let j0 = 0; j0 < columns; j0 += tile) {
-      const width = Math.min(tile, columns - j0);
-      for (let i = 0; i < height; i++) {
-        const source = from.at + (i0 + i) * from.stride + j0;
-        for (let j = 0; j < width; j++) square[j * tile + i] = x[source + j]!;
-      }
-      for (let j = 0; j < width; j++) {
-        const target = to.at + (j0 + j) * to.stride + i0;
-        for (let i = 0; i < height; i++) y[target + i] = square[j * tile + i]!;
-      }
-    }
-  }
-}
-
-function elements(size: number, bytes: Uint8Array): Uint8Array | Uint16Array | Uint32Array {
-  const Elements = size === 1 ? Uint8Array : size === 2 ? Uint16Array : Uint32Array;
-  if (size !== 1 && size !== 2 && size !== 4) throw new RangeError(`elements of ${size} bytes are not turned`);
-  const aligned = bytes.byteOffset % size === 0 ? bytes : bytes.slice();
-  return new Elements(aligned.buffer as ArrayBuffer, aligned.byteOffset, bytes.length / size);
 }
 
 /** The same items, each already being made while the one before is used. */

@@ -7,14 +7,26 @@ import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
 import { CapacityError, CheckpointError } from "../tensor/errors.ts";
 import { elementCount, type Shape } from "../tensor/tensor.ts";
 
-/** A tensor to be written; `chunks` yields its bytes in order, as often as it is called. */
-export interface OutTensor {
+/** A tensor to be written. */
+export interface OutShape {
   readonly name: string;
   readonly dtype: DType;
   /** Row-major, `[out, in]` for a matrix; the GGUF writer turns it around. */
   readonly shape: Shape;
+}
+
+/** `chunks` yields its bytes in order, as often as it is called. */
+export interface OutTensor extends OutShape {
   chunks(): AsyncIterable<Uint8Array>;
 }
+
+/** Tensors that are made of the same input. A chunk says by its index whose next bytes it is. */
+export interface OutTensors {
+  readonly tensors: readonly OutShape[];
+  chunks(): AsyncIterable<readonly [tensor: number, bytes: Uint8Array]>;
+}
+
+const shapesOf = (out: OutTensor | OutTensors): readonly OutShape[] => ("tensors" in out ? out.tensors : [out]);
 
 export interface WriteOptions {
   /** Called with bytes written so far and in all. */
@@ -46,7 +58,7 @@ export type GgufValue =
     };
 
 /** Bytes of a tensor in a file; throws CheckpointError where its blocks do not divide a row. */
-export function storedBytes({ name, dtype, shape }: Pick<OutTensor, "name" | "dtype" | "shape">): number {
+export function storedBytes({ name, dtype, shape }: OutShape): number {
   const columns = shape.at(-1) ?? 1;
   if (columns % dtypes[dtype].blockElements !== 0) {
     const { blockElements } = dtypes[dtype];
@@ -55,6 +67,11 @@ export function storedBytes({ name, dtype, shape }: Pick<OutTensor, "name" | "dt
     );
   }
   return columns === 0 ? 0 : (elementCount(shape) / columns) * rowBytes(dtype, columns);
+}
+
+/** Bytes of all tensors in a file. */
+export function allBytes(parts: readonly (OutTensor | OutTensors)[]): number {
+  return parts.flatMap(shapesOf).reduce((sum, tensor) => sum + storedBytes(tensor), 0);
 }
 
 /**
@@ -96,18 +113,17 @@ export async function writeSafetensorsFile(
 export async function writeGguf(
   path: string,
   metadata: ReadonlyMap<string, GgufValue>,
-  tensors: readonly OutTensor[],
+  parts: readonly (OutTensor | OutTensors)[],
   options: WriteOptions = {},
 ): Promise<void> {
+  const tensors = parts.flatMap(shapesOf);
   await beside(path, tensors, (draft) =>
     writing(draft, async (file) => {
       const header = ggufHeader(metadata, tensors);
       const count = counter(tensors, options);
-      await writeAll(file, header);
-      for (const tensor of tensors) {
-        const bytes = await writeTensor(file, tensor, count);
-        await writeAll(file, new Uint8Array(ggufPadding(bytes)));
-      }
+      await writeAll(file, header, 0);
+      let at = header.length;
+      for (const part of parts) at = await writePart(file, part, at, count, ggufPadding);
     }),
   );
 }
@@ -115,7 +131,7 @@ export async function writeGguf(
 /** Runs `write` on a path beside `target` and renames it into place once it is whole. */
 async function beside(
   target: string,
-  tensors: readonly OutTensor[],
+  tensors: readonly OutShape[],
   write: (draft: string) => Promise<void>,
 ): Promise<void> {
   const place = dirname(resolve(target));
@@ -172,7 +188,7 @@ interface Counter {
   wrote(bytes: number): void;
 }
 
-function counter(tensors: readonly OutTensor[], { onProgress, signal }: WriteOptions): Counter {
+function counter(tensors: readonly OutShape[], { onProgress, signal }: WriteOptions): Counter {
   const total = tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0);
   let done = 0;
   return {
@@ -185,20 +201,38 @@ function counter(tensors: readonly OutTensor[], { onProgress, signal }: WriteOpt
   };
 }
 
-async function writeTensor(file: FileHandle, tensor: OutTensor, count: Counter): Promise<number> {
-  const expected = storedBytes(tensor);
-  let written = 0;
-  for await (const chunk of tensor.chunks()) {
-    await writeAll(file, chunk);
-    written += chunk.length;
-    count.wrote(chunk.length);
+/** Writes a part's tensors from `at`, each with its padding behind it; returns where they end. */
+async function writePart(
+  file: FileHandle,
+  part: OutTensor | OutTensors,
+  at: number,
+  count: Counter,
+  padding: (bytes: number) => number = () => 0,
+): Promise<number> {
+  const places: { next: number; readonly end: number }[] = [];
+  let end = at;
+  for (const tensor of shapesOf(part)) {
+    const bytes = storedBytes(tensor);
+    places.push({ next: end, end: end + bytes });
+    await writeAll(file, new Uint8Array(padding(bytes)), end + bytes);
+    end += bytes + padding(bytes);
   }
-  if (written !== expected) throw new RangeError(`${tensor.name}: ${written} bytes were given; expected ${expected}`);
-  return written;
+  for await (const chunk of part.chunks()) {
+    const [tensor, bytes] = chunk instanceof Uint8Array ? [0, chunk] : chunk;
+    const place = places[tensor]!;
+    if (place.next + bytes.length > place.end) break; // said below
+    await writeAll(file, bytes, place.next);
+    place.next += bytes.length;
+    count.wrote(bytes.length);
+  }
+  for (const [i, { name }] of shapesOf(part).entries())
+    if (places[i]!.next !== places[i]!.end)
+      throw new RangeError(`${name}: its chunks are not of the ${storedBytes(shapesOf(part)[i]!)} bytes expected`);
+  return end;
 }
 
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at)).bytesWritten;
+async function writeAll(file: FileHandle, bytes: Uint8Array, place: number): Promise<void> {
+  for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at, place + at)).bytesWritten;
 }
 
 /** Header length (u64), a JSON header padded with spaces to 8 bytes, then the tensors' bytes without gaps. */
@@ -221,8 +255,9 @@ async function writeSafetensors(path: string, tensors: readonly OutTensor[], cou
   new DataView(header.buffer).setBigUint64(0, BigInt(header.length - 8), true);
   header.set(text, 8);
   await writing(path, async (file) => {
-    await writeAll(file, header);
-    for (const tensor of tensors) await writeTensor(file, tensor, count);
+    await writeAll(file, header, 0);
+    let at = header.length;
+    for (const tensor of tensors) at = await writePart(file, tensor, at, count);
   });
 }
 
@@ -245,7 +280,7 @@ const ggufTypes = [
 ] as const;
 
 /** Everything before the tensors' data, padded to the alignment (specification gguf.md §1). */
-function ggufHeader(metadata: ReadonlyMap<string, GgufValue>, tensors: readonly OutTensor[]): Uint8Array {
+function ggufHeader(metadata: ReadonlyMap<string, GgufValue>, tensors: readonly OutShape[]): Uint8Array {
   const out = new ByteWriter();
   out.u32(0x46554747); // "GGUF"
   out.u32(3);

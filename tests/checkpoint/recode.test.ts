@@ -1,6 +1,13 @@
 import { describe, expect, it } from "vitest";
 import { openNative } from "../../src/backends/native/backend.ts";
-import { type Quantizer, recoded, referenceQuantizer, turned } from "../../src/checkpoint/recode.ts";
+import {
+  type Quantizer,
+  recoded,
+  recodedTogether,
+  referenceQuantizer,
+  shareRows,
+  turned,
+} from "../../src/checkpoint/recode.ts";
 import { memorySource } from "../../src/checkpoint/source.ts";
 import { dequantize } from "../../src/tensor/block-formats.ts";
 import { type DType, rowBytes } from "../../src/tensor/dtype.ts";
@@ -59,6 +66,29 @@ describe.each(Object.entries(quantizers))("recoding, %s", (_name, quantizer) => 
     expect(await all(recoded(view, "q8_0", q))).toEqual(await view.source.read(0, view.source.byteLength));
   });
 
+  test.each([1, 2, 4, 8])("elements of %i bytes are transposed between larger matrices, and nothing else", (size) => {
+    for (const [rows, columns] of [[0, 3], [1, 1], [1, 100], [64, 64], [130, 67], [37, 5000]] as const) // biome-ignore format: one list
+      for (const [at, gap] of [
+        [0, 0],
+        [3, 5],
+        [0, 16 / size],
+      ] as const) {
+        const grid = (height: number, width: number, fill: (i: number) => number) => {
+          const stride = width + gap;
+          return { at, stride, bytes: Uint8Array.from({ length: (at + height * stride) * size }, (_, i) => fill(i)) };
+        };
+        const from = grid(rows, columns, (i) => (i * 167) >> 3);
+        const [got, expected] = [grid(columns, rows, () => 99), grid(columns, rows, () => 99)];
+        q.transpose(size, rows, columns, from, got);
+        for (let i = 0; i < rows; i++)
+          for (let j = 0; j < columns; j++) {
+            const source = (at + i * from.stride + j) * size;
+            expected.bytes.set(from.bytes.subarray(source, source + size), (at + j * expected.stride + i) * size);
+          }
+        expect(Buffer.compare(got.bytes, expected.bytes)).toBe(0);
+      }
+  });
+
   test.each(["f32", "f16", "bf16", "q8_0", "q4_0", "q5_0", "q4_k", "q6_k"] as const)(
     "bf16 rows become the reference quantizer's %s",
     async (dtype) => {
@@ -100,6 +130,24 @@ describe("turning", () => {
       const expected = got.map((_, i) => at(Math.floor(i / D / F), i % D, first + (Math.floor(i / D) % F)));
       expect(got).toEqual(expected);
     }
+  });
+
+  it("gate and up of one source come out of one reading of it", async () => {
+    const read: number[] = [];
+    const source = {
+      ...gate.source,
+      read: (offset: number, length: number) => {
+        read.push(length);
+        return gate.source.read(offset, length);
+      },
+    };
+    const views = [gate, up].map((view) => ({ ...view, source }));
+    expect(shareRows(views[0]!, views[1]!)).toBe(true);
+    const parts: Uint8Array[][] = [[], []];
+    for await (const [i, bytes] of recodedTogether(views, ["f32", "bf16"], q)) parts[i]!.push(bytes);
+    expect(Buffer.concat(parts[0]!)).toEqual(Buffer.from(await all(recoded(gate, "f32", q))));
+    expect(Buffer.concat(parts[1]!)).toEqual(Buffer.from(await all(recoded(up, "bf16", q))));
+    expect(read.reduce((sum, n) => sum + n)).toBe(gate.source.byteLength);
   });
 
   it("gate and up are fused again to the same bytes", async () => {

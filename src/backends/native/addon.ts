@@ -43,6 +43,19 @@ export interface Addon {
     out: Buffer,
     outAt: At,
   ): number;
+  /** out[column][row] = x[row][column], elements of 1, 2, 4 or 8 bytes; strides are bytes from row to row of each. */
+  transpose(
+    e: EngineHandle,
+    elementBytes: Size,
+    rows: Size,
+    columns: Size,
+    xStride: Size,
+    outStride: Size,
+    x: Buffer,
+    xAt: At,
+    out: Buffer,
+    outAt: At,
+  ): void;
   /** Bytes or operations a second of all threads: reading memory, int8, f32 and bf16 multiply-adds. */
   probe(e: EngineHandle, bytes: Size, memory: Buffer, at: At): [number, number, number, number];
   /**

@@ -50,6 +50,15 @@ export interface NativeBackend extends Backend {
   ceilings(): Ceilings;
   /** Rows in the bytes of one dtype to another's, on all threads; the index of the first value it cannot hold, or -1. */
   recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number;
+  /** to[j][i] = from[i][j], on all threads; elements of 1, 2, 4 or 8 bytes. */
+  transpose(elementBytes: number, rows: number, columns: number, from: Grid, to: Grid): void;
+}
+
+/** Where a matrix lies in bytes; `at` and `stride` (from row to row) in elements. */
+interface Grid {
+  readonly bytes: Uint8Array;
+  readonly at: number;
+  readonly stride: number;
 }
 
 /** Opens the C++ backend. Throws when the addon does not load or the processor lacks the instruction set asked for. */
@@ -379,6 +388,12 @@ class Native implements NativeBackend {
     const rows = x.length / rowBytes(from, columns);
     const places = [x.buffer as ArrayBuffer, x.byteOffset, out.buffer as ArrayBuffer, out.byteOffset] as const; // never shared memory
     return this.#addon.recode(this.#engine, typeId(from), typeId(to), rows, columns, ...places);
+  }
+
+  transpose(elementBytes: number, rows: number, columns: number, from: Grid, to: Grid): void {
+    const strides = [from.stride * elementBytes, to.stride * elementBytes] as const;
+    const place = ({ bytes, at }: Grid) => [bytes.buffer as ArrayBuffer, bytes.byteOffset + at * elementBytes] as const; // never shared memory
+    this.#addon.transpose(this.#engine, elementBytes, rows, columns, ...strides, ...place(from), ...place(to));
   }
 }
 

@@ -18,8 +18,22 @@ const sizes = [0, 1, 3];
 const buffer = () => new ArrayBuffer(4096); // more than any call below needs
 
 describe.skipIf(!addon)("the border (skipped where the addon is not built)", () => {
-  const { rope, experts, attend, crossEntropy, route, linear, rows, splice, rmsNorm, recode, add, gelu, mul } =
-    addon ?? ({} as Addon);
+  const {
+    rope,
+    experts,
+    attend,
+    crossEntropy,
+    route,
+    linear,
+    rows,
+    splice,
+    rmsNorm,
+    recode,
+    transpose,
+    add,
+    gelu,
+    mul,
+  } = addon ?? ({} as Addon);
   let e: EngineHandle;
   beforeAll(() => {
     e = addon!.open(2, addon!.isas()[0]!);
@@ -81,6 +95,18 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
       add(e, n!, buffer(), 0, buffer(), 0, buffer(), 0);
       gelu(e, n!, buffer(), 0, buffer(), 0);
     }
+  });
+
+  it("transposes within its buffers only", () => {
+    const [x, out] = [buffer(), buffer()];
+    transpose(e, 2, 0, 5, 0, 0, x, 0, out, 0);
+    transpose(e, 2, 32, 64, 128, 64, x, 0, out, 0);
+    expect(() => transpose(e, 2, 33, 64, 128, 66, x, 0, out, 0)).toThrow(/needs 4224 bytes/);
+    expect(() => transpose(e, 2, 32, 64, 128, 66, x, 0, out, 0)).toThrow(/needs 4222 bytes/);
+    expect(() => transpose(e, 2, 32, 64, 127, 64, x, 0, out, 0)).toThrow(/overlap/);
+    expect(() => transpose(e, 2, 32, 64, 128, 63, x, 0, out, 0)).toThrow(/overlap/);
+    expect(() => transpose(e, 3, 2, 2, 6, 6, x, 0, out, 0)).toThrow(/1, 2, 4 or 8 bytes/);
+    expect(() => transpose(e, 2, 2 ** 40, 2 ** 40, 2 ** 41, 2 ** 41, x, 0, out, 0)).toThrow(/too large/);
   });
 
   it("refuses work for which there is no memory, and goes on", () => {
