@@ -117,16 +117,25 @@ inline void with_rows(int64_t n, const F& f) {
   }
 }
 
+// Few rows read keys and values from memory as they are stored, and meanwhile ask for what stands `ahead` bytes further,
+// the next tile. Many rows have a tile as floats, and ahead is 0.
+static inline void fetch(const void* at, int64_t ahead) {
+  if (ahead) __builtin_prefetch(static_cast<const uint8_t*>(at) + ahead);
+}
+
 // scores[r][lane] = Σᵢ q[r][i] · keys[i][lane] for N rows and M registers of lanes: whole panels, or a part of one.
-template <int N, int M>
-inline void score_block(const float* q, int64_t d, const float* keys, int64_t lanes, float* scores) {
+template <int N, int M, typename T>
+inline void score_block(const float* q, int64_t d, const T* keys, int64_t lanes, int64_t ahead, float* scores) {
   vec acc[N][M] = {};
-  const float* at[M];
+  const T* at[M];
   for (int m = 0; m < M; m++) at[m] = keys + m * W / kPanel * kPanel * d + m * W % kPanel;
   for (int64_t i = 0; i < d; i++) {
     vec k[M];
 #pragma GCC unroll 4
-    for (int m = 0; m < M; m++) k[m] = load(at[m] + i * lanes);
+    for (int m = 0; m < M; m++) {
+      k[m] = widen(at[m] + i * lanes);
+      fetch(at[m] + i * lanes, ahead);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < N; r++)
 #pragma GCC unroll 4
@@ -136,25 +145,27 @@ inline void score_block(const float* q, int64_t d, const float* keys, int64_t la
     for (int m = 0; m < M; m++) store(scores + r * kTile + m * W, acc[r][m]);
 }
 
-// The scores of a tile of n float keys for all rows.
-void score_floats(const float* q, int64_t rows, int64_t d, const float* keys, int64_t n, float* scores) {
+// The scores of a tile of n keys for all rows.
+template <typename T>
+void score_tile(const float* q, int64_t rows, int64_t d, const T* keys, int64_t n, int64_t ahead, float* scores) {
   const int64_t whole = n / kPanel * kPanel;
   for (int64_t r = 0; r < rows; r += R)
     with_rows(rows - r, [&](auto count) {
       constexpr int N = decltype(count)::n;
       int64_t j = 0;
       for (; j + P * W <= whole; j += P * W)
-        score_block<N, P>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, kPanel, scores + r * kTile + j);
+        score_block<N, P>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, kPanel, ahead, scores + r * kTile + j);
       for (; j < n; j += W) {
         const int64_t lanes = j < whole ? kPanel : n - whole;
-        score_block<N, 1>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, lanes, scores + r * kTile + j);
+        score_block<N, 1>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, lanes, ahead, scores + r * kTile + j);
       }
     });
 }
 
 // The same for a panel of int8 keys and int16 queries: exact integer sums of 32 products, scaled.
 template <int N, int M>
-inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* panels, int64_t lanes, float* scores) {
+inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* panels, int64_t lanes, int64_t ahead,
+                           float* scores) {
   vec acc[N][M] = {};
   for (int64_t b = 0; b < d / 32; b++) {
     const int64_t at = b * 34 * lanes;
@@ -162,8 +173,10 @@ inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* 
     for (int64_t i = 0; i < 32; i += 2) {
       ivec k[M];
 #pragma GCC unroll 2
-      for (int m = 0; m < M; m++)
+      for (int m = 0; m < M; m++) {
         k[m] = widen_pairs(reinterpret_cast<const int8_t*>(panels[m]) + at + 2 * lanes + i * lanes);
+        fetch(panels[m] + at + i * lanes, ahead);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < N; r++)
 #pragma GCC unroll 2
@@ -182,7 +195,7 @@ inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* 
     for (int m = 0; m < M; m++) store(scores + r * kTile + m * W, acc[r][m]);
 }
 
-void score_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, int64_t n, float* scores) {
+void score_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, int64_t n, int64_t ahead, float* scores) {
   const int64_t row_bytes = d / 32 * 34, whole = n / kPanel * kPanel;
   // Scales and pairs of elements both take two bytes a key.
   const auto at = [&](int64_t j) { return keys + j / kPanel * kPanel * row_bytes + j % kPanel * 2; };
@@ -194,26 +207,29 @@ void score_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, 
       for (; j + P / 2 * W <= whole; j += P / 2 * W) {
         const uint8_t* panels[P / 2];
         for (int m = 0; m < P / 2; m++) panels[m] = at(j + m * W);
-        score_block_q8<N, P / 2>(part, d, panels, kPanel, scores + r * kTile + j);
+        score_block_q8<N, P / 2>(part, d, panels, kPanel, ahead, scores + r * kTile + j);
       }
       for (; j < n; j += W) {
         const uint8_t* panel = at(j);
-        score_block_q8<N, 1>(part, d, &panel, j < whole ? kPanel : n - whole, scores + r * kTile + j);
+        score_block_q8<N, 1>(part, d, &panel, j < whole ? kPanel : n - whole, ahead, scores + r * kTile + j);
       }
     });
 }
 
 // mix[r] ← keep[r]·mix[r] + Σⱼ weights[r][j] · values[j] over N rows and M registers of the head.
-template <int N, int M>
-inline void mix_block(const float* weights, const float* keep, const float* values, int64_t stride, int64_t n, float* mix,
-                      int64_t width) {
+template <int N, int M, typename T>
+inline void mix_block(const float* weights, const float* keep, const T* values, int64_t stride, int64_t n, int64_t ahead,
+                      float* mix, int64_t width) {
   vec acc[N][M];
   for (int r = 0; r < N; r++)
     for (int m = 0; m < M; m++) acc[r][m] = splat(keep[r]) * load(mix + r * width + m * W);
   for (int64_t j = 0; j < n; j++) {
     vec v[M];
 #pragma GCC unroll 4
-    for (int m = 0; m < M; m++) v[m] = load(values + j * stride + m * W);
+    for (int m = 0; m < M; m++) {
+      v[m] = widen(values + j * stride + m * W);
+      fetch(values + j * stride + m * W, ahead);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < N; r++)
 #pragma GCC unroll 4
@@ -223,16 +239,17 @@ inline void mix_block(const float* weights, const float* keep, const float* valu
     for (int m = 0; m < M; m++) store(mix + r * width + m * W, acc[r][m]);
 }
 
-void mix_tile(const float* weights, const float* keep, int64_t rows, const float* values, int64_t stride, int64_t n,
-              float* mix, int64_t width) {
+template <typename T>
+void mix_tile(const float* weights, const float* keep, int64_t rows, const T* values, int64_t stride, int64_t n,
+              int64_t ahead, float* mix, int64_t width) {
   for (int64_t r = 0; r < rows; r += R)
     with_rows(rows - r, [&](auto count) {
       constexpr int N = decltype(count)::n;
       const float* w = weights + r * kTile;
       int64_t i = 0;
       for (; i + P * W <= width; i += P * W)
-        mix_block<N, P>(w, keep + r, values + i, stride, n, mix + r * width + i, width);
-      for (; i < width; i += W) mix_block<N, 1>(w, keep + r, values + i, stride, n, mix + r * width + i, width);
+        mix_block<N, P>(w, keep + r, values + i, stride, n, ahead, mix + r * width + i, width);
+      for (; i < width; i += W) mix_block<N, 1>(w, keep + r, values + i, stride, n, ahead, mix + r * width + i, width);
     });
 }
 
@@ -283,6 +300,7 @@ Range seen(const Attend& a, const Segment& s, int64_t query) {
 void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first, int64_t last, const Room& room) {
   const int64_t group = a.H / a.K, rows = qs.count * group, d = a.d, width = round_up(d, W);
   const Segment& s = *qs.segment;
+  const bool few = rows <= 2 * R;
   clear(room.stretch, rows, width);
   const Range low = seen(a, s, qs.first), high = seen(a, s, qs.first + qs.count - 1);
   if (last > high.to) last = high.to;  // slots past the last query hold nothing yet
@@ -293,17 +311,23 @@ void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first
     const int64_t used = least(n, last - at), whole = least(n, round_up(used, kPanel));  // a panel begun is read whole
     const int64_t panel = kv.panel(s.table[at / kv.block_size], qs.head, slot);
     const uint8_t *keys = kv.keys + panel, *values = kv.values + panel;
-    if (kv.type == kQ8_0) score_q8(room.shorts, rows, d, keys, whole, room.scores);
-    else score_floats(room.q, rows, d, panel_floats(kv.type, keys, whole, d, room.keys), whole, room.scores);
+    const int64_t next = at + n, block = next < last ? s.table[next / kv.block_size] : 0;
+    const int64_t ahead = few && next < last ? kv.panel(block, qs.head, next % kv.block_size) - panel : 0;
+    if (kv.type == kQ8_0) score_q8(room.shorts, rows, d, keys, whole, ahead, room.scores);
+    else if (kv.type == kF16 && few) score_tile(room.q, rows, d, reinterpret_cast<const f16*>(keys), whole, ahead, room.scores);
+    else score_tile(room.q, rows, d, panel_floats(kv.type, keys, whole, d, room.keys), whole, ahead, room.scores);
     for (int64_t r = 0; r < rows; r++) {
       const Range range = seen(a, s, qs.first + r / group);
       const int64_t from = range.from > at ? least(range.from - at, used) : 0, to = least(range.to - at, used);
       room.keep[r] = from < to ? weigh(room.scores + r * kTile, from, to, room.stretch.largest[r], room.stretch.total[r])
                                : weigh_nothing(room.scores + r * kTile);
     }
-    const float* rows_of_values = kv.type == kQ8_0 ? q8_values(values, whole, d, room.values)
-                                                   : panel_floats(kv.type, values, used, d, room.values);
-    mix_tile(room.scores, room.keep, rows, rows_of_values, d, used, room.stretch.mix, width);
+    const auto mix = [&](const auto* v, int64_t further) {
+      mix_tile(room.scores, room.keep, rows, v, d, used, further, room.stretch.mix, width);
+    };
+    if (kv.type == kQ8_0) mix(q8_values(values, whole, d, ahead, room.values), 0);
+    else if (kv.type == kF16 && few) mix(reinterpret_cast<const f16*>(values), ahead);
+    else mix(panel_floats(kv.type, values, used, d, room.values), ahead);
   }
 }
 
