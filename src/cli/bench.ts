@@ -4,7 +4,7 @@ import type { Command } from "commander";
 import type { Ceilings, NativeBackend } from "../backends/native/backend.ts";
 import { Engine, type Finish } from "../engine/engine.ts";
 import { shippedModel } from "../index.ts";
-import { countParameters } from "../model/config.ts";
+import { countParameters, type Llama4Config } from "../model/config.ts";
 import { type OpenModel, openModel } from "../open.ts";
 import type { Backend } from "../tensor/backend.ts";
 import { type Answer, bytes, progress, type Run, type Session, table } from "./answer.ts";
@@ -56,7 +56,7 @@ async function measured(session: Session, options: BenchOptions): Promise<Answer
         bytesPerToken: loadedBytesPerToken(model.parameters, model.config),
       },
     };
-    return { json, text: shown(json) };
+    return { json, text: shown(json, model.config) };
   } finally {
     model.close();
   }
@@ -112,13 +112,19 @@ interface Measured {
   readonly decode: Measured["prefill"] & { readonly bytesPerToken: number };
 }
 
-function shown({ model, backend, threads, isa, ceilings, parameters, prefill, decode }: Measured): string {
+function shown(
+  { model, backend, threads, isa, ceilings, parameters, prefill, decode }: Measured,
+  { vocabSize, dim, tied }: Llama4Config,
+): string {
   const row = (name: string, { tokensPerSecond, samples }: Measured["prefill"], reached: string) => {
     const spread = `${Math.min(...samples).toFixed(1)} to ${Math.max(...samples).toFixed(1)}`;
     return [name, `${tokensPerSecond.toFixed(1)} tokens/s`, spread, reached];
   };
   const readGBps = (decode.bytesPerToken * decode.tokensPerSecond) / 1e9;
-  const gigaOps = (2 * parameters.active * prefill.tokensPerSecond) / 1e9; // a multiplication and an addition for each
+  // A multiplication and an addition for each parameter of a layer: an embedding is looked up, and only a prompt's last
+  // row meets the output matrix.
+  const multiplied = parameters.active - vocabSize * dim * (tied ? 1 : 2);
+  const gigaOps = (2 * multiplied * prefill.tokensPerSecond) / 1e9;
   const of = (most: number | undefined) => (most === undefined ? "" : ` of ${most.toFixed(1)}`);
   return [
     `${model}: ${backend}${isa ? ` (${isa})` : ""}, ${threads} thread${threads === 1 ? "" : "s"}, ${bytes(decode.bytesPerToken)} of weights a token`,
