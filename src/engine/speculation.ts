@@ -227,7 +227,6 @@ export class Speculation<D extends Decoding = Decoding> {
     const accepted = results.reduce((sum, r) => sum + r.accepted, 0);
     this.#learnGuessing(results);
     const rows = batch + guessed;
-    const expected = this.#cost.of(rows);
     this.#cost.learn(rows, ms - this.#guessedMs);
     if (guessed === 0 && this.#guessedMs === 0) {
       this.#sincePlain = 0;
@@ -240,9 +239,10 @@ export class Speculation<D extends Decoding = Decoding> {
       const result = results.find((r) => r.sequence === sequence);
       if (result && result.guessed > 0) this.#of(sequence).learn(kind, result.guessed, result.accepted);
     }
-    // what slows a single step beyond twice its due is something else than guessing
-    const due = Math.min(ms, 2 * ((expected ?? ms) + this.#guessedMs));
-    this.#earn((batch + accepted) / batch - due / this.#cost.of(batch)!);
+    // Rows together cost no more than each in a step of its own, or hardly: what is beyond is something else than guessing.
+    const plain = this.#cost.of(batch)!;
+    const due = Math.min(ms, (1.25 * plain * rows) / batch + this.#guessedMs);
+    this.#earn((batch + accepted) / batch - due / plain);
   }
 
   forget(sequence: number): void {

@@ -120,7 +120,7 @@ function simulated(step: (rows: number) => number, right: (token: number) => boo
 }
 
 describe("speculation", () => {
-  it("costs less than 4 %, whatever a row costs and whichever guesses are right", async () => {
+  it("never costs 3 %, whatever a row costs and whichever guesses are right", async () => {
     const pattern = fc.record({
       row: fc.double({ min: 0, max: 1.2, noNaN: true }),
       // stretches of a length, each with its own chance
@@ -135,10 +135,9 @@ describe("speculation", () => {
         const chances = stretches.flatMap(([n, chance]) => new Array<number>(n).fill(chance));
         const right = (token: number) => uniform(seed, token) < chances[token % chances.length]!;
         const { clock, plain } = await simulated((rows) => 10 * (1 + row * (rows - 1)), right).run(400);
-        expect(clock).toBeLessThan(plain / 0.96);
+        expect(clock).toBeLessThan(plain / 0.97);
       }),
-      // The worst of 900 patterns cost 3.2 %; a fixed seed, so that a rarer one does not fail another change.
-      { numRuns: 300, seed: 1 },
+      { numRuns: 300 },
     );
   });
 
