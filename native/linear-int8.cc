@@ -59,11 +59,10 @@ struct Format {
 template <int Type>
 struct Packed : Format<Type> {
   using F = Format<Type>;
-  const uint8_t *headers, *integers;  // of the rows' first, in block 0
-  const uint8_t* at;                  // the block's integers
+  int lane;                           // of the first row in its group
+  const uint8_t *headers, *integers;  // of that row in block 0
+  const uint8_t* at;                  // the integers of the block that began
   vec scales[F::runs], mins[F::minima ? F::runs : 1];
-
-  int lane;
 
   void open(const uint8_t* group, int64_t blocks, int first_row) {
     lane = first_row;
@@ -359,14 +358,23 @@ void each_panel(Pool& pool, const P* products, int64_t count, const Width& width
   });
 }
 
+// An infinity or NaN makes the whole block NaN, so that it is seen in the end.
 inline void quantize_block(const float* x, float factor, const Quantized& to, int64_t t, int64_t b) {
   int8_t* q = to.q + t * to.I + 32 * b;
-  vec most{};
+  const int64_t at = t * (to.I / 32) + b;
+  vec most{}, zero{};
   for (int i = 0; i < 32; i += W) {
     const vec v = load(x + i);
     most = max(most, max(v, -v));
+    zero += v - v;
   }
-  const float scale = largest(most) / 127.0f;
+  const float scale = largest(most) / 127.0f + sum(zero);
+  if (scale != scale) {
+    memset(q, 0, 32);
+    to.d[at] = to.sd[at] = scale;
+    to.minus[at] = to.minus16[2 * at] = to.minus16[2 * at + 1] = 0;
+    return;
+  }
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
   int32_t halves[2];
   for (int half = 0; half < 2; half++) {
@@ -386,7 +394,6 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
     for (int j = 0; j < W; j++) halves[half] += total[j];
 #endif
   }
-  const int64_t at = t * (to.I / 32) + b;
   to.d[at] = scale * factor;
   to.sd[at] = scale * factor * float(halves[0] + halves[1]);
   to.minus[at] = -(halves[0] + halves[1]);
