@@ -7,11 +7,13 @@ import { type Block, mapParameters, type Parameters } from "../model/parameters.
 import { type DType, isQuantized } from "../tensor/dtype.ts";
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import type { Shape, TensorView } from "../tensor/tensor.ts";
-import { ggufLosses, ropeFreqs, toGguf, toHuggingFace } from "./config.ts";
+import { ggufLosses, toGguf } from "./config-gguf.ts";
+import { toHuggingFace } from "./config-hugging-face.ts";
 import { fileTypes, type Mix, type Role, storedType } from "./mix.ts";
 import { bindVision, ggufNames, huggingFaceTensors, visionTensors } from "./names.ts";
 import type { Checkpoint } from "./open.ts";
 import { type Quantizer, recoded, recodedTogether, referenceQuantizer, shareRows, turned } from "./recode.ts";
+import { ropeFreqs } from "./rope-divisors.ts";
 import {
   allBytes,
   type GgufValue,

@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { type Command, Option } from "commander";
-import { toHuggingFace as configFile } from "../checkpoint/config.ts";
+import { toHuggingFace as configFile } from "../checkpoint/config-hugging-face.ts";
 import { type Overrides, overridePreset, randomTensors } from "../checkpoint/init.ts";
 import { parseObject } from "../checkpoint/json.ts";
 import { huggingFaceTensors } from "../checkpoint/names.ts";

@@ -1,5 +1,5 @@
 // What a Llama 4 model is: sizes and choices, in the paper's words. Checkpoint formats are turned into this by
-// checkpoint/config.ts, so that the model never sees a key of a file.
+// checkpoint/config-*.ts, so that the model never sees a key of a file.
 
 /** How positions enter a layer, what it may see, and which feed-forward it has. Derived once, by `layerKinds`. */
 export interface LayerKind {

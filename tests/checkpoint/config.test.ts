@@ -1,15 +1,9 @@
 import { describe, expect, it } from "vitest";
-import {
-  fromGguf,
-  fromHuggingFace,
-  fromMeta,
-  ggufLosses,
-  preset,
-  readGenerationConfig,
-  ropeFreqs,
-  toGguf,
-  toHuggingFace,
-} from "../../src/checkpoint/config.ts";
+import { preset } from "../../src/checkpoint/config.ts";
+import { fromGguf, ggufLosses, toGguf } from "../../src/checkpoint/config-gguf.ts";
+import { fromHuggingFace, readGenerationConfig, toHuggingFace } from "../../src/checkpoint/config-hugging-face.ts";
+import { fromMeta } from "../../src/checkpoint/config-meta.ts";
+import { ropeFreqs } from "../../src/checkpoint/rope-divisors.ts";
 import { type Llama4Config, layerKinds } from "../../src/model/config.ts";
 import { ropeFrequencies } from "../../src/model/rope.ts";
 import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
