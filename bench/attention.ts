@@ -5,13 +5,11 @@
 //   node --import ./scripts/ts.mjs bench/attention.ts [--threads N] [--runs 5] [--prefill 8192,32768]
 //     [--decode 131072] [--kv-dtype f16,q8_0] [--out record.json]
 
-import { execFileSync } from "node:child_process";
-import { writeFileSync } from "node:fs";
-import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { openNative } from "../src/backends/native/backend.ts";
 import { type KVDType, slotBytes } from "../src/tensor/backend.ts";
 import { attend } from "../src/tensor/ops.ts";
+import { median, writeRecord } from "./samples.ts";
 
 const { values: options } = parseArgs({
   options: {
@@ -50,9 +48,7 @@ async function measure(name: string, unit: string, giga: number, ceiling: () => 
     const speed = (giga * times) / ((performance.now() - start) / 1000);
     samples.push({ speed, share: speed / ((before + ceiling()) / 2) });
   }
-  const median = (of: (s: { speed: number; share: number }) => number) =>
-    samples.map(of).sort((a, b) => a - b)[runs >> 1]!;
-  const [speed, share] = [median((s) => s.speed), median((s) => s.share)];
+  const [speed, share] = [median(samples.map((s) => s.speed)), median(samples.map((s) => s.share))];
   const shares = samples.map((s) => `${(100 * s.share).toFixed(0)}`).join(" ");
   console.log(
     `${name.padEnd(28)} ${speed.toFixed(1)} ${unit}, ${(100 * share).toFixed(0)} % of the ceiling (${shares})`,
@@ -75,10 +71,16 @@ for (const dtype of dtypes) {
     const [q, k, v] = [tensor(slice, H, 1), tensor(slice, K, 2), tensor(slice, K, 3)];
     // Both products of every query with the keys up to its own: a multiplication and an addition each.
     const operations = 4 * H * d * ((T * (T + 1)) / 2);
-    await measure(`prefill of ${T}, ${dtype}`, "Gop/s", operations / 1e9, () => backend.ceilings().f32Gflops, () => {
-      for (let position = 0; position < T; position += slice)
-        attend(q, k, v, { segments: [{ row: 0, length: slice, position, sequence: 0 }], cache });
-    }); // biome-ignore format: the name in its line
+    await measure(
+      `prefill of ${T}, ${dtype}`,
+      "Gop/s",
+      operations / 1e9,
+      () => backend.ceilings().f32Gflops,
+      () => {
+        for (let position = 0; position < T; position += slice)
+          attend(q, k, v, { segments: [{ row: 0, length: slice, position, sequence: 0 }], cache });
+      },
+    );
     pool.close();
   }
   for (const T of numbers(options.decode)) {
@@ -90,11 +92,8 @@ for (const dtype of dtypes) {
       tensor(slice, K, 2),
       tensor(slice, K, 3),
     ];
-    for (
-      let position = 0;
-      position < T;
-      position += slice // fills the cache: few queries, one head of each
-    )
+    // Fills the cache: few queries, one head of each.
+    for (let position = 0; position < T; position += slice)
       for (let row = 0; row < slice; row += blockSize)
         attend(none, k, v, {
           segments: [{ row, length: blockSize, position: 0, sequence: 0 }],
@@ -102,19 +101,18 @@ for (const dtype of dtypes) {
         });
     const [q, key, value] = [tensor(1, H, 4), tensor(1, K, 5), tensor(1, K, 6)];
     const bytes = 2 * T * slotBytes(pool.spec);
-    await measure(`decode at ${T}, ${dtype}`, "GB/s", bytes / 1e9, () => backend.ceilings().dramReadGBps, () => {
-      attend(q, key, value, { segments: [{ row: 0, length: 1, position: T - 1, sequence: 0 }], cache });
-    }); // biome-ignore format: the name in its line
+    await measure(
+      `decode at ${T}, ${dtype}`,
+      "GB/s",
+      bytes / 1e9,
+      () => backend.ceilings().dramReadGBps,
+      () => {
+        attend(q, key, value, { segments: [{ row: 0, length: 1, position: T - 1, sequence: 0 }], cache });
+      },
+    );
     pool.close();
   }
 }
 backend.close();
 
-if (options.out) {
-  const commit = execFileSync("git", ["rev-parse", "HEAD"], { encoding: "utf8" }).trim();
-  const machine = { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version };
-  writeFileSync(
-    options.out,
-    `${JSON.stringify({ machine, commit, sizes: { H, K, d, slice }, runs, record }, null, 1)}\n`,
-  );
-}
+if (options.out) writeRecord(options.out, { sizes: { H, K, d, slice }, runs, record });

@@ -5,13 +5,14 @@
 // A type called "folder" writes the model as a bf16 folder. What is written goes beside MODEL and is removed again; the
 // page cache holds the input after the first run. `write` is the ceiling of the disk: a plain write of the same bytes.
 
-import { rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { cpus } from "node:os";
 import { openNative } from "../src/backends/native/backend.ts";
 import { convert } from "../src/checkpoint/convert.ts";
 import type { Mix } from "../src/checkpoint/mix.ts";
 import { openCheckpoint } from "../src/checkpoint/open.ts";
+import { median, spread } from "./samples.ts";
 
 const [model, types = "q8_0,q4_0,q4_k,q6_k,q4_k_m", runs = "3"] = process.argv.slice(2);
 if (!model) throw new Error("usage: bench/convert.ts MODEL [types] [runs]");
@@ -52,12 +53,10 @@ async function plainWrite(path: string, bytes: number): Promise<number> {
   return seconds;
 }
 
-const sorted = (x: readonly number[]) => [...x].sort((a, b) => a - b);
-const median = (x: readonly number[]) => sorted(x)[Math.floor(x.length / 2)]!;
-
 console.log(`${cpus()[0]?.model}, ${cpus().length} cores, ${runs} runs`);
 for (const type of types.split(",")) {
   const out = type === "folder" ? `${model}.converted` : `${model}.converted.gguf`;
+  if (existsSync(out)) throw new Error(`${out} exists; move it away, the benchmark would replace it`);
   const speeds: number[] = [];
   const writes: number[] = [];
   const cores: number[] = [];
@@ -68,9 +67,8 @@ for (const type of types.split(",")) {
     cores.push(run.cores);
     writes.push(run.bytes / (await plainWrite(`${out}.plain`, run.bytes)) / 1e6);
   }
-  const [low, ...rest] = sorted(speeds);
   console.log(
-    `${type.padEnd(7)} ${median(speeds).toFixed(0)} MB/s of input (${low!.toFixed(0)}–${(rest.at(-1) ?? low!).toFixed(0)}), ` +
+    `${type.padEnd(7)} ${median(speeds).toFixed(0)} MB/s of input (${spread(speeds, 0)}), ` +
       `${median(cores).toFixed(2)} cores, plain write ${median(writes).toFixed(0)} MB/s of output`,
   );
 }

@@ -3,14 +3,12 @@
 //
 //   node --import ./scripts/ts.mjs bench/kernels.ts [--threads N] [--runs 5] [--rows 512] [--out record.json]
 
-import { execFileSync } from "node:child_process";
-import { writeFileSync } from "node:fs";
-import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { openNative } from "../src/backends/native/backend.ts";
 import { byteLength, type DType } from "../src/tensor/dtype.ts";
 import { linear } from "../src/tensor/ops.ts";
 import type { Tensor, TensorView } from "../src/tensor/tensor.ts";
+import { writeRecord } from "./samples.ts";
 
 const { values: options } = parseArgs({
   options: {
@@ -97,11 +95,4 @@ for (const activations of ["int8", "f32"] as const) {
   backend.close();
 }
 
-if (options.out) {
-  const commit = execFileSync("git", ["rev-parse", "HEAD"], { encoding: "utf8" }).trim();
-  const machine = { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version };
-  writeFileSync(
-    options.out,
-    `${JSON.stringify({ machine, commit, sizes: { I, O, T }, runs, warmUp: 1, record }, null, 1)}\n`,
-  );
-}
+if (options.out) writeRecord(options.out, { sizes: { I, O, T }, runs, warmUp: 1, record });

@@ -12,6 +12,7 @@ import { openNative } from "../src/backends/native/backend.ts";
 import { openCheckpoint } from "../src/checkpoint/open.ts";
 import { mapParameters } from "../src/model/parameters.ts";
 import type { TensorView } from "../src/tensor/tensor.ts";
+import { median, spread } from "./samples.ts";
 
 const [model, runs = "5"] = process.argv.slice(2);
 if (!model) throw new Error("usage: bench/load.ts MODEL [runs]");
@@ -57,9 +58,6 @@ async function load(path: string): Promise<{ seconds: number; residentBytes: num
   await checkpoint.close();
   return { seconds, residentBytes };
 }
-
-const median = (x: readonly number[]) => [...x].sort((a, b) => a - b)[Math.floor(x.length / 2)]!;
-const spread = (x: readonly number[]) => `${Math.min(...x).toFixed(2)}–${Math.max(...x).toFixed(2)}`;
 
 const checkpoint = await openCheckpoint(model);
 const paths = [...new Set(checkpoint.tensors.flatMap(({ source }) => source.path ?? []))];

@@ -6,12 +6,12 @@
 import { readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { fromTiktoken } from "../src/prompt/tiktoken.ts";
+import { median } from "./samples.ts";
 
 const [modelPath, textPath] = process.argv.slice(2);
 if (modelPath === undefined) throw new Error("usage: tokenizer.ts TOKENIZER_MODEL [TEXT_FILE]");
 
 const RUNS = 9;
-const median = (times: number[]): number => times.sort((a, b) => a - b)[times.length >> 1]!;
 
 /** Milliseconds of each run after one for warming up. */
 function timed(body: () => unknown): number[] {
