@@ -1,23 +1,13 @@
 // The engine with guesses says what it says without.
 
-import { afterAll, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { DraftModel } from "../../src/engine/draft-model.ts";
-import { Engine, type EngineOptions, type Generated, type GenerateRequest } from "../../src/engine/engine.ts";
+import type { Engine, EngineOptions, Generated, GenerateRequest } from "../../src/engine/engine.ts";
 import { PromptLookup } from "../../src/engine/prompt-lookup.ts";
 import type { Sampling } from "../../src/engine/sampler.ts";
 import { type Decoding, type Guesser, Speculation, type Wanted } from "../../src/engine/speculation.ts";
 import { forward } from "../../src/model/transformer.ts";
-import { backend, config, prompt, randomParameters } from "./random-model.ts";
-
-const parameters = randomParameters();
-const engines: Engine[] = [];
-afterAll(() => Promise.all(engines.map((engine) => engine.close())));
-
-function open(options: Partial<EngineOptions> = {}): Engine {
-  const engine = new Engine({ backend, parameters, config, context: 128, ...options });
-  engines.push(engine);
-  return engine;
-}
+import { backend, config, open, parameters, prompt, randomParameters } from "./random-model.ts";
 
 /** An engine that guesses whatever it can: its clock counts steps, so that rows cost nothing. */
 function guessing(guesser: Guesser, options: Partial<EngineOptions> = {}): Engine & { steps: number } {

@@ -1,23 +1,13 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { openCheckpoint } from "../../src/checkpoint/open.ts";
-import { Engine, type EngineOptions, type Generated, type GenerateRequest } from "../../src/engine/engine.ts";
+import type { Engine, Generated, GenerateRequest } from "../../src/engine/engine.ts";
 import { mapParameters } from "../../src/model/parameters.ts";
 import { forward, type Step } from "../../src/model/transformer.ts";
 import { CapacityError, RequestError } from "../../src/tensor/errors.ts";
 import type { TensorView } from "../../src/tensor/tensor.ts";
-import { backend, config, prompt, randomParameters } from "./random-model.ts";
-
-const parameters = randomParameters();
-const engines: Engine[] = [];
-afterAll(() => Promise.all(engines.map((engine) => engine.close())));
-
-function open(options: Partial<EngineOptions> = {}): Engine {
-  const engine = new Engine({ backend, parameters, config, context: 128, ...options });
-  engines.push(engine);
-  return engine;
-}
+import { backend, config, open, parameters, prompt } from "./random-model.ts";
 
 async function all(pieces: AsyncIterable<Generated>): Promise<Generated[]> {
   const list: Generated[] = [];

@@ -1,7 +1,9 @@
 // A small Llama 4 with random weights on the reference backend: chunks of 8, blocks of 8, local and global layers,
 // dense and with experts.
 
+import { afterAll } from "vitest";
 import { openReference } from "../../src/backends/reference/reference.ts";
+import { Engine, type EngineOptions } from "../../src/engine/engine.ts";
 import { uniform } from "../../src/engine/random.ts";
 import { type Llama4Config, layerKinds } from "../../src/model/config.ts";
 import type { Parameters } from "../../src/model/parameters.ts";
@@ -72,4 +74,15 @@ export function randomParameters(c: Llama4Config = config, seed = 1): Parameters
 /** Some prompt of a length, the same for the same seed. */
 export function prompt(length: number, seed = 0): number[] {
   return Array.from({ length }, (_, i) => Math.floor(uniform(seed + 1000, i) * config.vocabSize));
+}
+
+export const parameters = randomParameters();
+const engines: Engine[] = [];
+afterAll(() => Promise.all(engines.map((engine) => engine.close())));
+
+/** An engine of that model, closed when the file's tests are done. */
+export function open(options: Partial<EngineOptions> = {}): Engine {
+  const engine = new Engine({ backend, parameters, config, context: 128, ...options });
+  engines.push(engine);
+  return engine;
 }
