@@ -7,9 +7,19 @@ export type Mix = (typeof mixes)[number];
 
 /** A field of model/parameters.ts; routed experts' gate, up and down are w1, w3 and w2. */
 export type Role =
-  | "tokEmbeddings" | "output" | "norm"
-  | "attentionNorm" | "wq" | "wk" | "wv" | "wo"
-  | "ffnNorm" | "router" | "w1" | "w2" | "w3"; // biome-ignore format: a block's parts a line
+  | "tokEmbeddings"
+  | "output"
+  | "norm"
+  | "attentionNorm"
+  | "wq"
+  | "wk"
+  | "wv"
+  | "wo"
+  | "ffnNorm"
+  | "router"
+  | "w1"
+  | "w2"
+  | "w3";
 
 /**
  * The type of a weight whose rows have `columns` elements; `layer` does not matter outside of layers. An embedding table

@@ -5,7 +5,7 @@ import { dequantize } from "../tensor/block-formats.ts";
 import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
 import { isQuantizable, quantize } from "../tensor/quantize.ts";
-import { elementCount, type TensorView } from "../tensor/tensor.ts";
+import { elementCount, type Grid, type TensorView } from "../tensor/tensor.ts";
 
 /** What recoding computes with: native code, or plain TypeScript. */
 export interface Quantizer {
@@ -16,13 +16,6 @@ export interface Quantizer {
   recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number;
   /** to[j][i] = from[i][j] for `rows` × `columns` elements of `from`. */
   transpose(elementBytes: number, rows: number, columns: number, from: Grid, to: Grid): void;
-}
-
-/** Where a matrix lies in bytes; `at` and `stride` (from row to row) in elements. */
-export interface Grid {
-  readonly bytes: Uint8Array;
-  readonly at: number;
-  readonly stride: number;
 }
 
 /** In plain TypeScript: the same bytes as native code, hundreds of times slower. */

@@ -96,7 +96,13 @@ function configRows(c: Llama4Config): (string | number)[][] {
     ["key/value heads", c.nKvHeads],
     ["head dim", c.headDim],
     ...(moe < c.layers.length ? [["dense feed-forward", c.ffnDim]] : []),
-    ...(moe > 0 ? [["experts", c.nExperts], ["experts a token", c.topK], ["expert feed-forward", c.expertDim]] : []), // biome-ignore format: a row each
+    ...(moe > 0
+      ? [
+          ["experts", c.nExperts],
+          ["experts a token", c.topK],
+          ["expert feed-forward", c.expertDim],
+        ]
+      : []),
     ["attention chunk", c.attentionChunk],
     ["rope theta", c.ropeTheta],
     [

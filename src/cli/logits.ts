@@ -67,9 +67,19 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   const rows = last ? 1 : tokens.length;
   const { vocabSize } = model.info;
   const tensors: OutTensor[] = [
-    { name: "logits", dtype: "f32", shape: [rows, vocabSize], chunks: () => checked(model.logits(tokens, { last, signal }), vocabSize) },
-    { name: "tokens", dtype: "i32", shape: [tokens.length], chunks: () => once(new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)) },
-  ]; // biome-ignore format: a tensor a line
+    {
+      name: "logits",
+      dtype: "f32",
+      shape: [rows, vocabSize],
+      chunks: () => checked(model.logits(tokens, { last, signal }), vocabSize),
+    },
+    {
+      name: "tokens",
+      dtype: "i32",
+      shape: [tokens.length],
+      chunks: () => once(new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)),
+    },
+  ];
   await writeSafetensorsFile(out, tensors, { signal });
   return {
     json: { out, tokens: [...tokens], shape: [rows, vocabSize], exact: !fast, backend: model.info.backend },

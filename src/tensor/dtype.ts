@@ -4,11 +4,37 @@
 import { CheckpointError } from "./errors.ts";
 
 export type DType =
-  | "f64" | "f32" | "f16" | "bf16" | "f8_e4m3" | "i64" | "i32" | "i16" | "i8"
-  | "q4_0" | "q4_1" | "q5_0" | "q5_1" | "q8_0"
-  | "q2_k" | "q3_k" | "q4_k" | "q5_k" | "q6_k"
-  | "iq1_s" | "iq1_m" | "iq2_xxs" | "iq2_xs" | "iq2_s" | "iq3_xxs" | "iq3_s" | "iq4_nl" | "iq4_xs"
-  | "tq1_0" | "tq2_0" | "mxfp4"; // biome-ignore format: one family a line
+  | "f64"
+  | "f32"
+  | "f16"
+  | "bf16"
+  | "f8_e4m3"
+  | "i64"
+  | "i32"
+  | "i16"
+  | "i8"
+  | "q4_0"
+  | "q4_1"
+  | "q5_0"
+  | "q5_1"
+  | "q8_0"
+  | "q2_k"
+  | "q3_k"
+  | "q4_k"
+  | "q5_k"
+  | "q6_k"
+  | "iq1_s"
+  | "iq1_m"
+  | "iq2_xxs"
+  | "iq2_xs"
+  | "iq2_s"
+  | "iq3_xxs"
+  | "iq3_s"
+  | "iq4_nl"
+  | "iq4_xs"
+  | "tq1_0"
+  | "tq2_0"
+  | "mxfp4";
 
 /** How a dtype is stored: `blockElements` elements in `blockBytes` bytes, and what the two file formats call it. */
 export interface DTypeLayout {

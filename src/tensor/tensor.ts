@@ -39,6 +39,13 @@ export interface TensorView {
   readonly strides?: readonly number[];
 }
 
+/** Where a matrix lies in bytes; `at` and `stride` (from row to row) in elements. */
+export interface Grid {
+  readonly bytes: Uint8Array;
+  readonly at: number;
+  readonly stride: number;
+}
+
 /** The number of elements of a shape. */
 export function elementCount(shape: Shape): number {
   let n = 1;

@@ -67,7 +67,14 @@ describe.each(Object.entries(quantizers))("recoding, %s", (_name, quantizer) => 
   });
 
   test.each([1, 2, 4, 8])("elements of %i bytes are transposed between larger matrices, and nothing else", (size) => {
-    for (const [rows, columns] of [[0, 3], [1, 1], [1, 100], [64, 64], [130, 67], [37, 5000]] as const) // biome-ignore format: one list
+    for (const [rows, columns] of [
+      [0, 3],
+      [1, 1],
+      [1, 100],
+      [64, 64],
+      [130, 67],
+      [37, 5000],
+    ] as const)
       for (const [at, gap] of [
         [0, 0],
         [3, 5],

@@ -16,6 +16,8 @@ export type ReadHandle = { readonly reading: unique symbol };
 type Size = number;
 type At = number;
 type Buffer = ArrayBuffer;
+type Place = [buffer: Buffer, at: At];
+type PlaceOrNull = [buffer: Buffer | null, at: At];
 
 export interface Addon {
   /** The instruction sets that this processor has, best first. */
@@ -62,8 +64,8 @@ export interface Addon {
    * Reads files on threads of its own. `units`: 9 numbers each, [file, offset, bytes, first scatter, scatters, rows,
    * bytes from row to row, bytes of an element, type]; `scatters`: 5 each, [buffer, offset, first column's byte in the row,
    * columns, bytes between neighbouring columns' places]. With rows 0 the unit's bytes go to its one scatter as they
-   * are; with a type its rows are packed; else each scatter's columns are transposed to rows of the buffer. onEvent(bytes done, finished, error) must
-   * not throw.
+   * are; with a type its rows are packed; else each scatter's columns are transposed to rows of the buffer.
+   * onEvent(bytes done, finished, error) must not throw.
    */
   read(
     paths: readonly string[],
@@ -74,29 +76,68 @@ export interface Addon {
   ): ReadHandle;
   cancel(reading: ReadHandle): void;
 
-  /** biome-ignore format: one operation a line */
-  linear(e: EngineHandle, T: Size, I: Size, O: Size, type: number, x: Buffer, xAt: At, w: Buffer, wAt: At, b: Buffer | null, bAt: At, y: Buffer, yAt: At, id: number): void;
+  /** `b` may be null. */
+  linear(
+    e: EngineHandle,
+    ...args: [
+      T: Size,
+      I: Size,
+      O: Size,
+      type: number,
+      ...x: Place,
+      ...w: Place,
+      ...b: PlaceOrNull,
+      ...y: Place,
+      id: number,
+    ]
+  ): void;
   /** `types` of gate, up, down. */
   experts(
     e: EngineHandle,
-    ...args: [T: Size, D: Size, F: Size, E: Size, topK: Size, gateType: number, upType: number, downType: number,
-      x: Buffer, xAt: At, gate: Buffer, gateAt: At, up: Buffer, upAt: At, down: Buffer, downAt: At, chosen: Int32Array,
-      scores: Buffer, scoresAt: At, y: Buffer, yAt: At, id: number] // biome-ignore format: as the call
+    ...args: [
+      ...sizes: [T: Size, D: Size, F: Size, E: Size, topK: Size],
+      ...types: [gate: number, up: number, down: number],
+      ...x: Place,
+      ...gate: Place,
+      ...up: Place,
+      ...down: Place,
+      chosen: Int32Array,
+      ...scores: Place,
+      ...y: Place,
+      id: number,
+    ]
   ): void;
   /** down · swiglu(gate · x, up · x), all three packed. */
   feedForward(
     e: EngineHandle,
-    ...args: [T: Size, D: Size, F: Size, gateType: number, upType: number, downType: number, x: Buffer, xAt: At,
-      gate: Buffer, gateAt: At, up: Buffer, upAt: At, down: Buffer, downAt: At, y: Buffer, yAt: At, id: number] // biome-ignore format: as the call
+    ...args: [
+      ...sizes: [T: Size, D: Size, F: Size],
+      ...types: [gate: number, up: number, down: number],
+      ...x: Place,
+      ...gate: Place,
+      ...up: Place,
+      ...down: Place,
+      ...y: Place,
+      id: number,
+    ]
   ): void;
   /** Packs the rows of a matrix; `out` has room for whole groups of 16 rows. */
   pack(rows: Size, columns: Size, type: number, x: Buffer, xAt: At, out: Buffer, outAt: At): void;
   /** `segments`: 4 numbers each, [row, length, position, start of its block table in `tables`]. chunk 0: none. */
   attend(
     e: EngineHandle,
-    ...args: [T: Size, H: Size, K: Size, d: Size, chunk: Size, causal: boolean, cached: boolean, blocks: Size, blockSize: Size, type: number,
-      q: Buffer, qAt: At, k: Buffer, kAt: At, v: Buffer, vAt: At, segments: Int32Array, tables: Int32Array,
-      keys: Buffer | null, keysAt: At, values: Buffer | null, valuesAt: At, y: Buffer, yAt: At] // biome-ignore format: as the call
+    ...args: [
+      ...sizes: [T: Size, H: Size, K: Size, d: Size, chunk: Size],
+      ...how: [causal: boolean, cached: boolean, blocks: Size, blockSize: Size, type: number],
+      ...q: Place,
+      ...k: Place,
+      ...v: Place,
+      segments: Int32Array,
+      tables: Int32Array,
+      ...keys: PlaceOrNull,
+      ...values: PlaceOrNull,
+      ...y: Place,
+    ]
   ): void;
   rmsNorm(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBuffers): void;
   layerNorm(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBuffers): void;
@@ -166,7 +207,7 @@ export interface Addon {
   ): void;
 }
 
-type NormBuffers = [x: Buffer, xAt: At, w: Buffer | null, wAt: At, b: Buffer | null, bAt: At, y: Buffer, yAt: At];
+type NormBuffers = [...x: Place, ...w: PlaceOrNull, ...b: PlaceOrNull, ...y: Place];
 
 /** Loads the compiled addon. Its error names every path that was tried, and what to install. */
 export function loadAddon(): Addon {

@@ -16,7 +16,7 @@ import {
 import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { RequestError } from "../../tensor/errors.ts";
 import { iqTables } from "../../tensor/iq-grids.ts";
-import { elementCount, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
+import { elementCount, type Grid, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
 import { type Addon, type EngineHandle, type Isa, loadAddon } from "./addon.ts";
 import { packable, packedBytes, readViews } from "./load.ts";
 import { type Lease, Memory, type Place } from "./memory.ts";
@@ -52,13 +52,6 @@ export interface NativeBackend extends Backend {
   recodeRows(from: DType, to: DType, columns: number, x: Uint8Array, out: Uint8Array): number;
   /** to[j][i] = from[i][j], on all threads; elements of 1, 2, 4 or 8 bytes. */
   transpose(elementBytes: number, rows: number, columns: number, from: Grid, to: Grid): void;
-}
-
-/** Where a matrix lies in bytes; `at` and `stride` (from row to row) in elements. */
-interface Grid {
-  readonly bytes: Uint8Array;
-  readonly at: number;
-  readonly stride: number;
 }
 
 /** Opens the C++ backend. Throws when the addon does not load or the processor lacks the instruction set asked for. */
@@ -434,6 +427,7 @@ class NativePool implements KVPool {
 }
 
 const poolSlack = 64; // kPoolSlack of native/kernels.h
+const packedType = 1024; // kPacked of native/packed.h
 
 function chooseIsa(has: readonly Isa[], asked: string | undefined): Isa {
   if (!asked) return has[0]!;
@@ -450,7 +444,7 @@ function typeId(dtype: DType): number {
 
 /** The type as the addon takes it, with how the matrix is laid out. */
 function typeOf(x: Tensor): number {
-  return typeId(x.dtype) + (place(x).packed ? 1024 : 0);
+  return typeId(x.dtype) + (place(x).packed ? packedType : 0);
 }
 
 function place(x: Tensor): Place {
