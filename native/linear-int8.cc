@@ -73,7 +73,6 @@ struct Packed : Format<Type> {
   void begin(int64_t b) {
     constexpr int bytes = kGroup * 4 * F::fields.integers;
     at = integers + b * bytes;
-    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at + kAhead + line);
     const uint8_t* header = headers + b * kGroup * F::fields.header();
     const vec d = widen(reinterpret_cast<const f16*>(header));
     const uint8_t* s = header + 2 * kGroup * F::fields.halves + 2 * lane;  // words, so the lane is 2 bytes a row further
@@ -94,6 +93,12 @@ struct Packed : Format<Type> {
       for (int i = 0; i < 16; i++)
         scales[i] = d * floats((uvec)((ivec)(words(s + 4 * kGroup * (i >> 2)) << (24 - 8 * (i & 3))) >> 24));
     }
+  }
+
+  // Asks for a run's share of what stands kAhead further: a whole block's lines at once would wait for each other.
+  void ask(int run) const {
+    constexpr int lines = F::fields.integers / F::runs;
+    for (int i = 0; i < lines; i++) __builtin_prefetch(at + kAhead + 64 * (run * lines + i));
   }
 
   uvec word(int i) const { return words(at + 4 * kGroup * i); }
@@ -129,6 +134,7 @@ struct Unpacked : Format<Type> {
     mins = scales + kChunk / (4 * F::steps) * W;
   }
   void begin(int64_t b) { first = b * F::runs; }
+  void ask(int) const {}
   uvec step(int run, int j) const { return words(integers + ((first + run) * F::steps + j) * 4 * W); }
   vec scale(int run) const { return load(scales + (first + run) * W); }
   vec min(int run) const { return load(mins + (first + run) * W); }
@@ -138,6 +144,7 @@ struct Unpacked : Format<Type> {
       w.begin(block + b);
       for (int run = 0; run < F::runs; run++) {
         const int64_t at = b * F::runs + run;
+        w.ask(run);
         store(scales + at * W, w.scale(run));
         if (F::minima) store(mins + at * W, w.min(run));
 #pragma GCC unroll 8
@@ -216,6 +223,8 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
     for (int run = 0; run < Weights::runs; run++) {
       const int64_t at = first + b * Weights::block + run * 4 * Weights::steps;
       const auto minus = [&](int n) { return Weights::steps == 8 ? x[n].minus[at / 32] : int32_t(x[n].minus16[at / 16]); };
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) w[v].ask(run);
       ivec sum[V][N];
 #pragma GCC unroll 6
       for (int n = 0; n < N; n++)
