@@ -2,90 +2,148 @@
 
 import type { Command } from "commander";
 import type { Ceilings, NativeBackend } from "../backends/native/backend.ts";
-import { Engine, type Finish } from "../engine/engine.ts";
+import { Engine } from "../engine/engine.ts";
+import { uniform } from "../engine/random.ts";
 import { shippedModel } from "../index.ts";
 import { countParameters, type Llama4Config } from "../model/config.ts";
+import type { Parameters } from "../model/parameters.ts";
+import { forward as modelForward, type Step } from "../model/transformer.ts";
 import { type OpenModel, openModel } from "../open.ts";
 import type { Backend } from "../tensor/backend.ts";
+import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, progress, type Run, type Session, table } from "./answer.ts";
-import { loadedBytesPerToken } from "./budget.ts";
+import { loadedBytesPerStep } from "./budget.ts";
 import { define, type ModelOptions, refuseImages, whole, withModel } from "./options.ts";
 
 interface BenchOptions extends ModelOptions {
   readonly promptTokens: number;
   readonly genTokens: number;
+  readonly batch: number;
   readonly runs: number;
 }
 
 export function bench(program: Command, run: Run): void {
   const command = define(program, "bench", "Prefill and decode speed, beside what this machine can do at most.", [
     "bench --model scout.gguf",
+    "bench --model scout.gguf --batch 16 --prompt-tokens 32",
     "bench --model ./small --prompt-tokens 128 --gen-tokens 32 --runs 3 --json",
   ]);
   withModel(command)
     .option("--prompt-tokens <n>", "random tokens of the prompt", whole(1), 512)
     .option("--gen-tokens <n>", "tokens of the reply", whole(2), 64)
+    .option(
+      "--batch <n>",
+      "sequences at once, each with a prompt of its own; speeds are those of all together",
+      whole(1),
+      1,
+    )
     .option("--runs <n>", "measured runs, after one that warms up", whole(1), 5)
     .action(run((session, options: BenchOptions) => measured(session, options)));
 }
 
 async function measured(session: Session, options: BenchOptions): Promise<Answer> {
-  const { model: path = shippedModel(), promptTokens, genTokens, runs, backend, threads, kvDtype } = options;
+  const { model: path = shippedModel(), promptTokens, genTokens, batch, runs, backend, threads, kvDtype } = options;
   refuseImages(options);
   const { signal } = session;
   const bar = progress("loading");
-  const context = options.context ?? promptTokens + genTokens;
+  // a sequence fills whole blocks of the cache, of 64 tokens at most, and is admitted where the others have one to spare
+  const context = options.context ?? batch * (promptTokens + genTokens) + (batch - 1) * 2 * 64;
   const onWarning = (message: string) => process.stderr.write(`${message}\n`);
   const model = await openModel(path, {
     ...{ backend, threads, context, kvDtype, signal, onWarning, onProgress: bar.update },
   }).finally(bar.stop);
   try {
-    const samples = await run(model, { promptTokens, genTokens, runs }, signal);
-    const prefill = samples.map((f) => (1000 * f.promptTokens) / f.prefillMs);
-    const decode = samples.map((f) => (1000 * (f.completionTokens - 1)) / f.decodeMs); // the first token ends the prefill
+    const { parameters, config } = model;
+    const samples = await run(model, { promptTokens, genTokens, batch, runs }, signal);
+    const prefill = samples.map((s) => s.prefill);
+    const decode = samples.map((s) => s.decode);
     const json = {
       model: path,
       backend: model.backend.name,
       ...machine(model.backend),
-      parameters: countParameters(model.config),
-      prefill: { tokens: promptTokens, tokensPerSecond: median(prefill), samples: prefill },
+      parameters: countParameters(config),
+      batch,
+      prefill: {
+        tokens: promptTokens,
+        tokensPerSecond: median(prefill),
+        samples: prefill,
+        opsPerToken: opsPerPromptToken(config),
+      },
       decode: {
         tokens: genTokens,
         tokensPerSecond: median(decode),
         samples: decode,
-        bytesPerToken: loadedBytesPerToken(model.parameters, model.config),
+        bytesPerToken: loadedBytesPerStep(parameters, config),
+        bytesPerStep: loadedBytesPerStep(parameters, config, batch),
       },
     };
-    return { json, text: shown(json, model.config) };
+    return { json, text: shown(json) };
   } finally {
     model.close();
   }
 }
 
+/** Operations of the matrices that every token of a prompt passes: no embedding, no logits, no attention scores. */
+function opsPerPromptToken(c: Llama4Config): number {
+  return 2 * (countParameters(c).active - c.vocabSize * c.dim * (c.tied ? 1 : 2)); // a multiplication and an addition for each
+}
+
+/** Tokens a second of one run, all sequences together. */
+interface Sample {
+  readonly prefill: number;
+  readonly decode: number;
+}
+
 /** The first run warms up and is not counted. */
 async function run(
   { backend, parameters, config, context, kvDtype }: OpenModel,
-  { promptTokens, genTokens, runs }: Pick<BenchOptions, "promptTokens" | "genTokens" | "runs">,
+  { promptTokens, genTokens, batch, runs }: Pick<BenchOptions, "promptTokens" | "genTokens" | "batch" | "runs">,
   signal: AbortSignal,
-): Promise<Finish[]> {
-  const engine = new Engine({ backend, parameters, config, context, kvDtype, sharePrefixes: false });
+): Promise<Sample[]> {
+  let drawn = 0;
+  const random = () => Math.floor(uniform(0, drawn++) * config.vocabSize);
+  // Every step computes random tokens. Greedy replies of a random model fall into cycles, which would touch few experts.
+  const forward = (p: Parameters, c: Llama4Config, step: Step) =>
+    modelForward(p, c, { ...step, tokens: step.tokens.map(random) });
+  const options = { backend, parameters, config, context, kvDtype, forward };
+  const engine = new Engine({ ...options, localTokens: context, sharePrefixes: false });
   const bar = progress("measuring");
-  const finished: Finish[] = [];
+  const samples: Sample[] = [];
   try {
     for (let i = 0; i <= runs; i++) {
-      const tokens = Int32Array.from(
-        { length: promptTokens },
-        (_, t) => (t * 7919 + i * 104729 + 1) % config.vocabSize,
-      );
-      const reply = engine.generate({ tokens, maxTokens: genTokens, sampling: { temperature: 0 }, signal });
-      for await (const { finish } of reply) if (finish) finished.push(finish);
+      const start = performance.now();
+      const replies = Array.from({ length: batch }, async () => {
+        const times: number[] = [];
+        const onToken = () => {
+          times.push(performance.now());
+          return false;
+        };
+        const tokens = new Int32Array(promptTokens).map(random);
+        const request = { tokens, maxTokens: genTokens, sampling: { temperature: 0 }, onToken, signal };
+        for await (const _ of engine.generate(request));
+        return times;
+      });
+      samples.push(sampleOf(await Promise.all(replies), start, promptTokens));
       bar.update(i + 1, runs + 1);
     }
   } finally {
     bar.stop();
     await engine.close();
   }
-  return finished.slice(1);
+  return samples.slice(1);
+}
+
+/** From the times of each reply's tokens: prefill ends with the last first token; decode counts while all sequences run. */
+function sampleOf(replies: readonly (readonly number[])[], start: number, promptTokens: number): Sample {
+  const begin = Math.max(...replies.map((times) => times[0]!));
+  const end = Math.min(...replies.map((times) => times.at(-1)!));
+  const decoded = replies.flat().filter((time) => time > begin && time <= end).length;
+  if (decoded === 0)
+    throw new RequestError("bench: the first reply ended before the last one began; expected more --gen-tokens");
+  return {
+    prefill: (1000 * replies.length * promptTokens) / (begin - start),
+    decode: (1000 * decoded) / (end - begin),
+  };
 }
 
 /** What this machine can do; unknown without the native code. */
@@ -101,33 +159,33 @@ function median(samples: readonly number[]): number {
   return (sorted[Math.floor(middle)]! + sorted[Math.ceil(middle)]!) / 2;
 }
 
+interface Speed {
+  readonly tokensPerSecond: number;
+  readonly samples: readonly number[];
+}
+
 interface Measured {
   readonly model: string;
   readonly backend: string;
   readonly threads: number;
   readonly isa?: string;
   readonly ceilings: Ceilings | null;
-  readonly parameters: { readonly active: number };
-  readonly prefill: { readonly tokensPerSecond: number; readonly samples: readonly number[] };
-  readonly decode: Measured["prefill"] & { readonly bytesPerToken: number };
+  readonly batch: number;
+  readonly prefill: Speed & { readonly opsPerToken: number };
+  readonly decode: Speed & { readonly bytesPerStep: number };
 }
 
-function shown(
-  { model, backend, threads, isa, ceilings, parameters, prefill, decode }: Measured,
-  { vocabSize, dim, tied }: Llama4Config,
-): string {
-  const row = (name: string, { tokensPerSecond, samples }: Measured["prefill"], reached: string) => {
+function shown({ model, backend, threads, isa, ceilings, batch, prefill, decode }: Measured): string {
+  const row = (name: string, { tokensPerSecond, samples }: Speed, reached: string) => {
     const spread = `${Math.min(...samples).toFixed(1)} to ${Math.max(...samples).toFixed(1)}`;
     return [name, `${tokensPerSecond.toFixed(1)} tokens/s`, spread, reached];
   };
-  const readGBps = (decode.bytesPerToken * decode.tokensPerSecond) / 1e9;
-  // A multiplication and an addition for each parameter of a layer: an embedding is looked up, and only a prompt's last
-  // row meets the output matrix.
-  const multiplied = parameters.active - vocabSize * dim * (tied ? 1 : 2);
-  const gigaOps = (2 * multiplied * prefill.tokensPerSecond) / 1e9;
+  const readGBps = (decode.bytesPerStep * decode.tokensPerSecond) / batch / 1e9;
+  const gigaOps = (prefill.opsPerToken * prefill.tokensPerSecond) / 1e9;
   const of = (most: number | undefined) => (most === undefined ? "" : ` of ${most.toFixed(1)}`);
+  const together = batch === 1 ? "" : `, ${batch} sequences`;
   return [
-    `${model}: ${backend}${isa ? ` (${isa})` : ""}, ${threads} thread${threads === 1 ? "" : "s"}, ${bytes(decode.bytesPerToken)} of weights a token`,
+    `${model}: ${backend}${isa ? ` (${isa})` : ""}, ${threads} thread${threads === 1 ? "" : "s"}${together}, ${bytes(decode.bytesPerStep)} of weights a step`,
     table([
       ["", "median", "spread", "reached, of what the machine does at most"],
       row("prefill", prefill, `${gigaOps.toFixed(1)}${of(ceilings?.int8Gops)} Gop/s (int8)`),

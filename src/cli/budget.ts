@@ -102,18 +102,23 @@ export function kvBytes(c: Llama4Config, context: number, dtype: KVDType): { glo
   };
 }
 
-/** Bytes of weights that one token reads, as they are in memory. */
-export function loadedBytesPerToken(
+/**
+ * Bytes of weights that a step reads, as they are in memory: one token's, or those that several tokens, each of another
+ * sequence, are expected to read together, with experts chosen evenly.
+ */
+export function loadedBytesPerStep(
   p: Parameters<Pick<Tensor, "dtype" | "shape">>,
   c: Pick<Llama4Config, "tied" | "topK" | "nExperts">,
+  tokens = 1,
 ): number {
-  let read = c.tied ? 0 : -sizeOf(p.tokEmbeddings); // of the table one row is read
+  const touched = 1 - (1 - c.topK / c.nExperts) ** tokens; // of a layer's experts
+  let read = c.tied ? 0 : -sizeOf(p.tokEmbeddings); // of the table single rows are read
   const seen = new Set<unknown>();
   mapParameters(p, (w) => {
-    if (!seen.has(w)) read += sizeOf(w) * (w.shape.length === 3 ? c.topK / c.nExperts : 1);
+    if (!seen.has(w)) read += sizeOf(w) * (w.shape.length === 3 ? touched : 1);
     seen.add(w);
   });
-  return read;
+  return Math.round(read);
 }
 
 const sizeOf = ({ dtype, shape }: Pick<Tensor, "dtype" | "shape">) => byteLength(dtype, elementCount(shape));

@@ -10,7 +10,7 @@ import { availableMemory, DEFAULT_CONTEXT, WORKING_BYTES } from "../open.ts";
 import type { KVDType } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
-import { bytesPerToken, kvBytes, loadedBytesPerToken, type Part, partBytes, storedPartBytes } from "./budget.ts";
+import { bytesPerToken, kvBytes, loadedBytesPerStep, type Part, partBytes, storedPartBytes } from "./budget.ts";
 import { define, kvDtypeOption, named, number, whole } from "./options.ts";
 
 interface PlanOptions {
@@ -74,7 +74,7 @@ async function weightsNamed(model: string, quant: string | undefined): Promise<W
     return {
       ...{ model, config, parts },
       quantization: `as stored (${format})`,
-      bytesPerToken: loadedBytesPerToken(parameters, config),
+      bytesPerToken: loadedBytesPerStep(parameters, config),
       kvDtype: hasExactMatrices(parameters) ? "f32" : "f16",
       weightBytes: sum(parts),
     };

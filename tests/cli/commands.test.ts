@@ -357,6 +357,15 @@ describe("llama4 bench", () => {
     });
     expect(json).toHaveProperty("ceilings");
   });
+
+  it("runs several sequences at once, which read more weights in a step than one", async () => {
+    const args = ["--prompt-tokens", "20", "--gen-tokens", "8", "--batch", "4", "--runs", "1", "--json"];
+    const json = objectOf(await llama4(["bench", "--model", model, ...args]));
+    expect(json).toMatchObject({ batch: 4, decode: { samples: [expect.any(Number)] } });
+    const { bytesPerToken, bytesPerStep } = json["decode"] as { bytesPerToken: number; bytesPerStep: number };
+    expect(bytesPerStep).toBeGreaterThan(bytesPerToken);
+    expect(bytesPerStep).toBeLessThan(4 * bytesPerToken);
+  });
 });
 
 describe("a bad checkpoint", () => {
