@@ -6,7 +6,11 @@ import { cpus } from "node:os";
 
 const sorted = (samples: readonly number[]) => [...samples].sort((a, b) => a - b);
 
-export const median = (samples: readonly number[]): number => sorted(samples)[samples.length >> 1]!;
+export function median(samples: readonly number[]): number {
+  const all = sorted(samples);
+  const middle = (all.length - 1) / 2;
+  return (all[Math.floor(middle)]! + all[Math.ceil(middle)]!) / 2;
+}
 
 export function spread(samples: readonly number[], digits = 2): string {
   const all = sorted(samples);
