@@ -8,24 +8,18 @@ const deepest = 64; // config.json and headers nest three deep
 // Brackets and commas, each of which may cost tens of bytes once parsed; Llama 4's tokenizer.json has 1.5 million.
 const usualParts = 2 ** 23;
 
-/** Parses an object. Throws CheckpointError for anything else, for nesting beyond 64 and for more than `mostParts`. */
-export function parseObject(text: string, name: string, mostParts = usualParts): Json {
-  let parts = 0;
-  let depth = 0;
-  let quoted = false;
-  for (let i = 0; i < text.length; i++) {
-    const c = text.charCodeAt(i);
-    if (quoted) {
-      if (c === 0x5c) i++;
-      else if (c === 0x22) quoted = false;
-    } else if (c === 0x22) quoted = true;
-    else if (c === 0x2c) parts++;
-    else if (c === 0x7b || c === 0x5b) {
-      parts++;
-      if (++depth > deepest)
-        throw new CheckpointError(`${name}: JSON nested deeper than ${deepest}; expected a config`);
-    } else if (c === 0x7d || c === 0x5d) depth--;
-  }
+interface Limits {
+  /** Brackets and commas. */
+  readonly mostParts?: number;
+  /** Refuse a key that the object has twice: JSON.parse would keep the last. */
+  readonly uniqueKeys?: boolean;
+}
+
+/** Parses an object. Throws CheckpointError for anything else, for nesting beyond 64 and for what `limits` exclude. */
+export function parseObject(text: string, name: string, limits: Limits = {}): Json {
+  const { mostParts = usualParts, uniqueKeys = false } = limits;
+  const { depth, parts, keys } = outline(text);
+  if (depth > deepest) throw new CheckpointError(`${name}: JSON nested deeper than ${deepest}; expected a config`);
   if (parts > mostParts) throw new CheckpointError(`${name}: JSON of ${parts} parts; expected at most ${mostParts}`);
   let value: unknown;
   try {
@@ -34,7 +28,31 @@ export function parseObject(text: string, name: string, mostParts = usualParts):
     throw new CheckpointError(`${name} is not JSON: ${(error as Error).message.slice(0, 120)}`); // JSON.parse throws SyntaxError
   }
   if (!isObject(value)) throw new CheckpointError(`${name} is ${show(value)}; expected a JSON object`);
+  // Keys are written with or without escapes; so each that was kept must account for one in the text.
+  if (uniqueKeys && keys !== Object.keys(value).length)
+    throw new CheckpointError(`${name} has ${keys} names, some of them twice; expected each once`);
   return value;
+}
+
+/** What the punctuation outside of strings tells before anything is parsed; `keys` are the outermost object's. */
+function outline(text: string): { depth: number; parts: number; keys: number } {
+  const found = { depth: 0, parts: 0, keys: 0 };
+  let depth = 0;
+  let quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const c = text.charCodeAt(i);
+    if (quoted) {
+      if (c === 0x5c) i++;
+      else if (c === 0x22) quoted = false;
+    } else if (c === 0x22) quoted = true;
+    else if (c === 0x2c) found.parts++;
+    else if (c === 0x7b || c === 0x5b) {
+      found.parts++;
+      found.depth = Math.max(found.depth, ++depth);
+    } else if (c === 0x7d || c === 0x5d) depth--;
+    else if (c === 0x3a && depth === 1) found.keys++;
+  }
+  return found;
 }
 
 export function isObject(value: unknown): value is Json {

@@ -23,14 +23,13 @@ export async function readSafetensors(source: ByteSource): Promise<TensorView[]>
     );
   const dataStart = 8 + Number(length);
   const text = decodeUtf8(await source.read(8, Number(length)), name);
-  const header = parseObject(text, `${name}: header`, mostParts);
+  const header = parseObject(text, `${name}: header`, { mostParts, uniqueKeys: true });
   const dataBytes = byteLength - dataStart;
   const views: TensorView[] = [];
   for (const [tensor, entry] of Object.entries(header)) {
     if (tensor === "__metadata__") continue;
     views.push(readEntry(source, tensor, entry, dataStart, dataBytes));
   }
-  refuseDuplicates(text, header, name);
   const sorted = checkOverlaps(views, name);
   const end = sorted.reduce((most, view) => Math.max(most, view.offset + storedLength(view)), dataStart);
   if (end !== byteLength)
@@ -102,26 +101,6 @@ export function checkOverlaps(views: readonly TensorView[], file: string): Tenso
 function storedLength({ dtype, shape }: TensorView): number {
   const { blockElements, blockBytes } = dtypes[dtype];
   return (shape.reduce((n, extent) => n * extent, 1) / blockElements) * blockBytes;
-}
-
-// JSON.parse keeps the last of two equal keys. Names are written with or without escapes; so every name that was kept
-// must account for one key of the text at the header's own depth.
-function refuseDuplicates(text: string, header: Json, file: string): void {
-  let keys = 0;
-  let depth = 0;
-  let quoted = false;
-  for (let i = 0; i < text.length; i++) {
-    const c = text.charCodeAt(i);
-    if (quoted) {
-      if (c === 0x5c) i++;
-      else if (c === 0x22) quoted = false;
-    } else if (c === 0x22) quoted = true;
-    else if (c === 0x7b || c === 0x5b) depth++;
-    else if (c === 0x7d || c === 0x5d) depth--;
-    else if (c === 0x3a && depth === 1) keys++;
-  }
-  if (keys !== Object.keys(header).length)
-    throw new CheckpointError(`${file}: its header names ${keys} tensors, some of them twice; expected each once`);
 }
 
 /** Text that must be UTF-8. */
