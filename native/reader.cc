@@ -33,18 +33,18 @@ constexpr int64_t kPage = 4096;  // offsets, lengths and addresses past the page
 
 // `bytes` of a file from `offset`. rows = 0: they go to the one scatter as they are. Else they are `rows` rows, each
 // `row_bytes` after the other. With a type they are packed (packed.h) to the one scatter; without, they are elements,
-// of which each scatter takes a range of columns and transposes it.
+// of which each scatter takes a range of columns, as rows that stand together or transposed to columns that do.
 struct Unit {
   int64_t file, offset, bytes, first_scatter, scatters, rows, row_bytes, element_bytes, type;
 };
 constexpr int kUnitNumbers = 9;
 
 struct Scatter {
-  int64_t buffer, offset;          // where the first element goes
-  int64_t column_bytes, columns;   // from the row's start; how many
-  int64_t stride;                  // bytes between the places of neighbouring columns
+  int64_t buffer, offset;              // where the first element goes
+  int64_t column_bytes, columns;       // from the row's start; how many
+  int64_t column_stride, row_stride;   // bytes between the places of neighbouring columns, and rows; one is an element's
 };
-constexpr int kScatterNumbers = 5;
+constexpr int kScatterNumbers = 6;
 
 struct File {
   std::string path;
@@ -133,6 +133,16 @@ struct Reading {
     return block + (offset - start);
   }
 
+  void place(const Unit& unit, const uint8_t* in, const Scatter& to) {
+    uint8_t* out = buffers[size_t(to.buffer)] + to.offset;
+    if (to.row_stride == unit.element_bytes)
+      return transpose(unit.element_bytes,
+                       {unit.rows, to.columns, in + to.column_bytes, unit.row_bytes, out, to.column_stride});
+    for (int64_t row = 0; row < unit.rows; row++)
+      memcpy(out + row * to.row_stride, in + row * unit.row_bytes + to.column_bytes,
+             size_t(to.columns * unit.element_bytes));
+  }
+
   void work() {
     const std::unique_ptr<uint8_t, void (*)(void*)> owner(whole_pages(largest + 2 * kPage), free);
     uint8_t* block = owner.get();
@@ -153,9 +163,7 @@ struct Reading {
         if (type && !cancelled->load())
           baseline::pack_rows(type, in, unit.rows, unit.row_bytes / block_of(type).bytes,
                               buffers[size_t(to->buffer)] + to->offset);
-        else for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++)
-          transpose(unit.element_bytes, {unit.rows, to[s].columns, in + to[s].column_bytes, unit.row_bytes,
-                                         buffers[size_t(to[s].buffer)] + to[s].offset, to[s].stride});
+        else for (int64_t s = 0; s < unit.scatters && !cancelled->load(); s++) place(unit, in, to[s]);
       }
       if (cancelled->load()) break;
       done.fetch_add(unit.bytes);
@@ -244,10 +252,10 @@ void check(const Reading& reading, const Unit& unit, const std::vector<size_t>& 
       expect(unit.scatters == 1 && unit.bytes <= room - to.offset);
       continue;
     }
-    expect(to.columns >= 1);
+    expect(to.columns >= 1 && (to.column_stride == e || to.row_stride == e));
     const int64_t width = to.column_bytes + times(to.columns, e);
     expect(times(unit.rows - 1, unit.row_bytes) + width <= unit.bytes);
-    expect(to.offset + times(to.columns - 1, to.stride) + times(unit.rows, e) <= room);
+    expect(to.offset + times(to.columns - 1, to.column_stride) + times(unit.rows - 1, to.row_stride) + e <= room);
   }
 }
 
@@ -295,7 +303,8 @@ napi_value start_reading(napi_env env, napi_callback_info info) {
     }
     const std::vector<int64_t> units = whole_numbers(env, arguments[1]), scatters = whole_numbers(env, arguments[2]);
     for (size_t i = 0; i + kScatterNumbers <= scatters.size(); i += kScatterNumbers)
-      reading->scatters.push_back({scatters[i], scatters[i + 1], scatters[i + 2], scatters[i + 3], scatters[i + 4]});
+      reading->scatters.push_back({scatters[i], scatters[i + 1], scatters[i + 2], scatters[i + 3], scatters[i + 4],
+                                   scatters[i + 5]});
     for (size_t i = 0; i + kUnitNumbers <= units.size(); i += kUnitNumbers) {
       const int64_t* n = &units[i];
       reading->units.push_back({n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8]});

@@ -6,9 +6,9 @@ import type { Llama4Config } from "../model/config.ts";
 import type { Block, FeedForward, MoE, Parameters } from "../model/parameters.ts";
 import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
-import { type ByteSource, elementCount, type Shape, type TensorView } from "../tensor/tensor.ts";
+import { type ByteSource, elementCount, type Piece, type Shape, type TensorView } from "../tensor/tensor.ts";
 import { show } from "./json.ts";
-import { type Piece, sideBySide } from "./source.ts";
+import { sideBySide } from "./source.ts";
 
 /** A tensor that a format expects: its name there, and its shape as stored, `[out, in]` for a matrix. */
 export interface NamedShape {

@@ -3,7 +3,7 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { basename } from "node:path";
 import { CheckpointError } from "../tensor/errors.ts";
-import type { ByteSource } from "../tensor/tensor.ts";
+import type { ByteSource, Piece } from "../tensor/tensor.ts";
 
 /** A file; `close` it when nothing reads from it any more. */
 export interface FileSource extends ByteSource {
@@ -58,13 +58,6 @@ export function memorySource(bytes: Uint8Array, name = "memory"): ByteSource {
   };
 }
 
-/** A part of a composed source: `run` bytes of every row, taken one after the other from `offset` of `source`. */
-export interface Piece {
-  readonly source: ByteSource;
-  readonly offset: number;
-  readonly run: number;
-}
-
 /** `rows` rows, each the pieces' runs side by side: shards that are joined along an inner axis, or, as one row, end to end. */
 export function sideBySide(name: string, rows: number, pieces: readonly Piece[]): ByteSource {
   const rowLength = pieces.reduce((sum, { run }) => sum + run, 0);
@@ -72,6 +65,7 @@ export function sideBySide(name: string, rows: number, pieces: readonly Piece[])
   return {
     name,
     byteLength,
+    composition: { rows, pieces },
     async read(offset, length) {
       checkRange(name, offset, length, byteLength);
       const out = new Uint8Array(length);

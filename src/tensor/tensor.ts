@@ -18,8 +18,23 @@ export interface ByteSource {
   readonly byteLength: number;
   /** Present where the source is a file that native code may open by itself. */
   readonly path?: string;
+  /** Present where the source is made of ranges of others, which native code may read in its stead. */
+  readonly composition?: Composition;
   /** Exactly `length` bytes from `offset`; rejects when the source ends before. */
   read(offset: number, length: number): Promise<Uint8Array>;
+}
+
+/** `rows` rows, each the pieces' runs side by side. */
+export interface Composition {
+  readonly rows: number;
+  readonly pieces: readonly Piece[];
+}
+
+/** `run` bytes of every row, taken one after the other from `offset` of `source`. */
+export interface Piece {
+  readonly source: ByteSource;
+  readonly offset: number;
+  readonly run: number;
 }
 
 /**

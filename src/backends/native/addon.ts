@@ -62,9 +62,10 @@ export interface Addon {
   probe(e: EngineHandle, bytes: Size, memory: Buffer, at: At): [number, number, number, number];
   /**
    * Reads files on threads of its own. `units`: 9 numbers each, [file, offset, bytes, first scatter, scatters, rows,
-   * bytes from row to row, bytes of an element, type]; `scatters`: 5 each, [buffer, offset, first column's byte in the row,
-   * columns, bytes between neighbouring columns' places]. With rows 0 the unit's bytes go to its one scatter as they
-   * are; with a type its rows are packed; else each scatter's columns are transposed to rows of the buffer.
+   * bytes from row to row, bytes of an element, type]; `scatters`: 6 each, [buffer, offset, first column's byte in the row,
+   * columns, bytes between neighbouring columns' places, and between rows']. With rows 0 the unit's bytes go to its one
+   * scatter as they are; with a type its rows are packed; else each scatter takes its columns of every row, and one of
+   * its strides is the element's.
    * onEvent(bytes done, finished, error) must not throw.
    */
   read(

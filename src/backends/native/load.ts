@@ -4,7 +4,7 @@
 import type { LoadOptions } from "../../tensor/backend.ts";
 import { byteLength, type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { CheckpointError } from "../../tensor/errors.ts";
-import { elementCount, type Shape, type TensorView } from "../../tensor/tensor.ts";
+import { type Composition, elementCount, type Shape, type TensorView } from "../../tensor/tensor.ts";
 import type { Addon } from "./addon.ts";
 import type { Memory } from "./memory.ts";
 
@@ -74,49 +74,90 @@ class Plan {
     /** rows, bytes of a row, bytes of an element, type */
     shape: [number, number, number, number];
   }[] = [];
-  readonly #transposed = new Map<string, { view: TensorView; i: number }[]>();
+  readonly #turned = new Map<string, Turned[]>();
   /** Bytes of the views that were added. */
   bytes = 0;
 
   get size(): number {
-    return this.#units.length + this.#transposed.size;
+    return this.#units.length + this.#turned.size;
   }
 
   /** False if the view must be read in another way. */
   add(view: TensorView, i: number, packed: boolean): boolean {
-    const { path } = view.source;
-    if (path === undefined) return false;
+    const { path, composition } = view.source;
     if (packed) {
-      if (view.strides) return false;
+      if (path === undefined || view.strides) return false;
       this.#addPacked(view, i);
       return true;
     }
-    const shape = collapsed(view);
-    const turned = shape.length === 3 && shape[1]!.stride === 1;
-    if (!turned && shape[shape.length - 1]!.stride !== 1) return false;
-    if (!turned && shape.length > 2) return false;
-    this.bytes += viewBytes(view);
-    if (turned) {
-      const key = [path, view.dtype, shape[0]!.extent, shape[0]!.stride, shape[2]!.extent, shape[2]!.stride].join(":");
-      const group = this.#transposed.get(key);
-      if (group) group.push({ view, i });
-      else this.#transposed.set(key, [{ view, i }]);
-      return true;
+    const axes = collapsed(view);
+    const isTurned = axes.length === 3 && axes[1]!.stride === 1;
+    if (!isTurned && (axes.length > 2 || axes[axes.length - 1]!.stride !== 1)) return false;
+    if (path !== undefined) {
+      if (isTurned) this.#addTurned(turned(path, view, i, axes as [Axis, Axis, Axis]));
+      else this.#addRows(path, view, i, axes);
+    } else {
+      const isWhole = view.offset === 0 && viewBytes(view) === view.source.byteLength;
+      if (!composition || !isWhole || !composition.pieces.every(({ source }) => source.path !== undefined))
+        return false;
+      if (!isTurned && axes.length > 1) return false;
+      if (isTurned)
+        for (const piece of turnedPieces(composition, view, i, axes as [Axis, Axis, Axis])) this.#addTurned(piece);
+      else this.#addPieces(composition, i);
     }
-    const run = shape[shape.length - 1]!.extent;
-    const outer = shape.length === 2 ? shape[0]! : { extent: 1, stride: 0 };
-    const { blockElements, blockBytes: element } = dtypes[view.dtype];
-    const bytes = (run / blockElements) * element;
-    for (let row = 0; row < outer.extent; row++)
-      for (let at = 0; at < bytes; at += blockBytes)
-        this.#units.push({
-          file: this.#file(path),
-          offset: view.offset + row * outer.stride * element + at,
-          bytes: Math.min(blockBytes, bytes - at),
-          scatters: [[i, row * bytes + at, 0, 0, 0]],
-          shape: [0, 0, 0, 0],
-        });
+    this.bytes += viewBytes(view);
     return true;
+  }
+
+  /** Rows with gaps between them, or one. */
+  #addRows(path: string, view: TensorView, i: number, axes: readonly Axis[]): void {
+    const { blockElements, blockBytes: element } = dtypes[view.dtype];
+    const bytes = (axes[axes.length - 1]!.extent / blockElements) * element;
+    const outer = axes.length === 2 ? axes[0]! : { extent: 1, stride: 0 };
+    for (let row = 0; row < outer.extent; row++)
+      this.#addBytes(path, view.offset + row * outer.stride * element, bytes, i, row * bytes);
+  }
+
+  #addBytes(path: string, offset: number, bytes: number, i: number, to: number): void {
+    for (let at = 0; at < bytes; at += blockBytes)
+      this.#units.push({
+        file: this.#file(path),
+        offset: offset + at,
+        bytes: Math.min(blockBytes, bytes - at),
+        scatters: [[i, to + at, 0, 0, 0, 0]],
+        shape: [0, 0, 0, 0],
+      });
+  }
+
+  /** Each piece as it lies in its file; of short runs many at a time, scattered to the rows they belong to. */
+  #addPieces({ rows, pieces }: Composition, i: number): void {
+    const rowLength = pieces.reduce((sum, { run }) => sum + run, 0);
+    let column = 0;
+    for (const { source, offset, run } of pieces) {
+      const atOnce = Math.max(1, Math.floor(blockBytes / run));
+      for (let row = 0; row < rows; row += atOnce) {
+        const n = Math.min(atOnce, rows - row);
+        const to = row * rowLength + column;
+        if (n === 1) this.#addBytes(source.path!, offset + row * run, run, i, to);
+        else
+          this.#units.push({
+            file: this.#file(source.path!),
+            offset: offset + row * run,
+            bytes: n * run,
+            scatters: [[i, to, 0, run, 1, rowLength]],
+            shape: [n, run, 1, 0],
+          });
+      }
+      column += run;
+    }
+  }
+
+  #addTurned(matrices: Turned): void {
+    const { path, element, experts, rows } = matrices;
+    const key = [path, element, experts.extent, experts.stride, rows.extent, rows.stride].join(":");
+    const group = this.#turned.get(key);
+    if (group) group.push(matrices);
+    else this.#turned.set(key, [matrices]);
   }
 
   #addPacked(view: TensorView, i: number): void {
@@ -131,7 +172,7 @@ class Plan {
           file: this.#file(view.source.path!),
           offset: view.offset + (matrix * rows + first) * row,
           bytes: n * row,
-          scatters: [[i, (matrix * groups * groupRows + first) * row, 0, 0, 0]],
+          scatters: [[i, (matrix * groups * groupRows + first) * row, 0, 0, 0, 0]],
           shape: [n, row, 0, dtypes[view.dtype].ggmlType!],
         });
       }
@@ -140,8 +181,8 @@ class Plan {
 
   /** Units by file and offset, and their scatters. */
   flat(): { units: Float64Array; scatters: Float64Array } {
-    for (const group of this.#transposed.values()) for (const row of sameRows(group)) this.#addTransposed(row);
-    this.#transposed.clear();
+    for (const group of this.#turned.values()) for (const set of sameRows(group)) this.#addTogether(set);
+    this.#turned.clear();
     this.#units.sort((a, b) => a.file - b.file || a.offset - b.offset);
     let first = 0;
     const units = this.#units.flatMap(({ file, offset, bytes, scatters, shape }) => {
@@ -154,28 +195,22 @@ class Plan {
     };
   }
 
-  /** Views whose columns lie in the same rows of the file: `[E, rows, row]` of it becomes `[E, columns, rows]` of each. */
-  #addTransposed(group: readonly { view: TensorView; i: number }[]): void {
-    const { view } = group[0]!;
-    const [experts, , rows] = collapsed(view) as [Axis, Axis, Axis];
-    const element = dtypes[view.dtype].blockBytes;
-    const base = Math.min(...group.map((g) => g.view.offset));
-    const rowBytes = rows.stride * element;
-    const columns = group.map((g) => ({ ...g, skip: g.view.offset - base, count: collapsed(g.view)[1]!.extent }));
-    const used = Math.max(...columns.map(({ skip, count }) => skip + count * element)); // of a row
-    const atOnce = Math.max(1, Math.floor(blockBytes / rowBytes));
+  /** What lies in the same rows of the file is read once. */
+  #addTogether(set: readonly Turned[]): void {
+    const { path, element, experts, rows, offset: base } = set[0]!;
+    const used = Math.max(...set.map(({ offset, columns }) => offset - base + columns * element)); // of a row
+    const atOnce = Math.max(1, Math.floor(blockBytes / rows.stride));
     for (let e = 0; e < experts.extent; e++)
       for (let row = 0; row < rows.extent; row += atOnce) {
         const n = Math.min(atOnce, rows.extent - row);
         this.#units.push({
-          file: this.#file(view.source.path!),
-          offset: base + e * experts.stride * element + row * rowBytes,
-          bytes: (n - 1) * rowBytes + used,
-          scatters: columns.map(({ i, skip, count }) => {
-            const stride = rows.extent * element;
-            return [i, e * count * stride + row * element, skip, count, stride];
+          file: this.#file(path),
+          offset: base + e * experts.stride + row * rows.stride,
+          bytes: (n - 1) * rows.stride + used,
+          scatters: set.map(({ i, offset, columns, to }) => {
+            return [i, to.offset + e * to.expert + row * element, offset - base, columns, to.column, element];
           }),
-          shape: [n, rowBytes, element, 0],
+          shape: [n, rows.stride, element, 0],
         });
       }
   }
@@ -186,16 +221,72 @@ class Plan {
   }
 }
 
+/** `[E, rows, columns]` of a file that become `[E, columns, rows]` of a buffer, or a part of it. Bytes, but for extents. */
+interface Turned {
+  readonly i: number;
+  readonly path: string;
+  readonly element: number;
+  readonly offset: number;
+  readonly experts: Axis;
+  readonly rows: Axis;
+  readonly columns: number;
+  readonly to: { readonly offset: number; readonly expert: number; readonly column: number };
+}
+
+function turned(
+  path: string,
+  view: TensorView,
+  i: number,
+  [experts, columns, rows]: readonly [Axis, Axis, Axis],
+): Turned {
+  const element = dtypes[view.dtype].blockBytes;
+  const inBytes = ({ extent, stride }: Axis): Axis => ({ extent, stride: stride * element });
+  const column = rows.extent * element;
+  return {
+    ...{ i, path, element, offset: view.offset, experts: inBytes(experts), rows: inBytes(rows) },
+    ...{ columns: columns.extent, to: { offset: 0, expert: columns.extent * column, column } },
+  };
+}
+
+/** The same of a composed source: its pieces stand side by side in the matrix's rows, or each has some of its rows. */
+function turnedPieces(
+  { rows: count, pieces }: Composition,
+  view: TensorView,
+  i: number,
+  axes: [Axis, Axis, Axis],
+): Turned[] {
+  const whole = turned("", view, i, axes);
+  const { experts, rows, element, to } = whole;
+  const isOfColumns = count === experts.extent * rows.extent;
+  let start = 0; // of the piece, in a row of the composition
+  return pieces.map(({ source, offset, run }) => {
+    const at = start;
+    start += run;
+    const own = { ...whole, path: source.path!, offset };
+    if (isOfColumns)
+      return {
+        ...own,
+        ...{
+          experts: { extent: experts.extent, stride: rows.extent * run },
+          rows: { extent: rows.extent, stride: run },
+        },
+        ...{ columns: run / element, to: { ...to, offset: (at / element) * to.column } },
+      };
+    return {
+      ...own,
+      ...{ experts: { extent: experts.extent, stride: run }, rows: { extent: run / rows.stride, stride: rows.stride } },
+      to: { ...to, offset: (at / rows.stride) * element },
+    };
+  });
+}
+
 /** Cuts a group with equal strides into sets that share rows: all offsets within one row of the first. */
-function sameRows<T extends { view: TensorView }>(group: readonly T[]): T[][] {
-  const sorted = [...group].sort((a, b) => a.view.offset - b.view.offset);
-  const sets: T[][] = [];
-  for (const item of sorted) {
+function sameRows(group: readonly Turned[]): Turned[][] {
+  const sets: Turned[][] = [];
+  for (const item of [...group].sort((a, b) => a.offset - b.offset)) {
     const set = sets[sets.length - 1];
-    const axes = collapsed(item.view);
-    const row = axes[2]!.stride * dtypes[item.view.dtype].blockBytes;
-    const end = item.view.offset + axes[1]!.extent * dtypes[item.view.dtype].blockBytes;
-    if (set && end - set[0]!.view.offset <= row) set.push(item);
+    const end = item.offset + item.columns * item.element;
+    if (set && end - set[0]!.offset <= item.rows.stride) set.push(item);
     else sets.push([item]);
   }
   return sets;
@@ -276,22 +367,24 @@ async function copy(view: TensorView, buffer: ArrayBuffer, report: (bytes: numbe
   }
 }
 
-/** Any strides, element by element, slice by slice of the first axis. */
+/** Any strides of a source that is not a file, slice by slice of the first axis. */
 async function gather(view: TensorView, buffer: ArrayBuffer): Promise<void> {
   const { shape, dtype, source, offset } = view;
   const strides = view.strides!;
   const element = dtypes[dtype].blockBytes;
   const out = new Uint8Array(buffer);
-  const inner = shape.slice(1);
-  const reach = inner.reduce((sum, extent, axis) => sum + (extent - 1) * strides[axis + 1]!, 1);
+  const reach = shape.slice(1).reduce((sum, extent, axis) => sum + (extent - 1) * strides[axis + 1]!, 1);
+  let bytes: Uint8Array;
   let to = 0;
-  for (let slice = 0; slice < (shape[0] ?? 1); slice++) {
-    const bytes = await source.read(offset + slice * (strides[0] ?? 0) * element, reach * element);
-    const at = new Array<number>(inner.length).fill(0);
-    for (let i = 0; i < elementCount(inner); i++, to += element) {
-      const from = at.reduce((sum, coordinate, axis) => sum + coordinate * strides[axis + 1]!, 0) * element;
-      for (let b = 0; b < element; b++) out[to + b] = bytes[from + b]!;
-      for (let axis = at.length - 1; axis >= 0 && ++at[axis]! === inner[axis]; axis--) at[axis] = 0;
+  const walk = (axis: number, from: number): void => {
+    if (axis === shape.length) {
+      for (let b = 0; b < element; b++) out[to++] = bytes[from * element + b]!;
+      return;
     }
+    for (let i = 0; i < shape[axis]!; i++) walk(axis + 1, from + i * strides[axis]!);
+  };
+  for (let slice = 0; slice < (shape[0] ?? 1); slice++) {
+    bytes = await source.read(offset + slice * (strides[0] ?? 0) * element, reach * element);
+    walk(1, 0);
   }
 }

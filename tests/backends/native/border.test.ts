@@ -1,5 +1,6 @@
 // What a call says that no kernel can do: sizes of 0, odd ones, and memory that there is not.
 
+import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Addon, type EngineHandle, loadAddon } from "../../../src/backends/native/addon.ts";
 import { openReference } from "../../../src/backends/reference/reference.ts";
@@ -107,6 +108,24 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
     expect(() => transpose(e, 2, 32, 64, 128, 63, x, 0, out, 0)).toThrow(/overlap/);
     expect(() => transpose(e, 3, 2, 2, 6, 6, x, 0, out, 0)).toThrow(/1, 2, 4 or 8 bytes/);
     expect(() => transpose(e, 2, 2 ** 40, 2 ** 40, 2 ** 41, 2 ** 41, x, 0, out, 0)).toThrow(/too large/);
+  });
+
+  it("reads within its buffers only, rows together or columns together", async () => {
+    const read = (rows: number, columns: number, columnStride: number, rowStride: number, offset = 0) =>
+      new Promise<string | null>((done) => {
+        const unit = Float64Array.of(0, 0, rows * columns * 2, 0, 1, rows, columns * 2, 2, 0);
+        const scatter = Float64Array.of(0, offset, 0, columns, columnStride, rowStride);
+        const onEvent = (_: number, finished: boolean, error: string | null) => finished && done(error);
+        addon!.read([fileURLToPath(import.meta.url)], unit, scatter, [buffer()], onEvent);
+      });
+    expect(await read(32, 64, 64, 2)).toBe(null);
+    expect(await read(16, 64, 2, 256)).toBe(null);
+    expect(await read(16, 64, 2, 256, 128)).toBe(null);
+    await expect(read(16, 64, 2, 256, 129)).rejects.toThrow(/outside/);
+    await expect(read(17, 64, 2, 256)).rejects.toThrow(/outside/);
+    await expect(read(16, 64, 2, 2 ** 50)).rejects.toThrow(/outside/);
+    await expect(read(32, 65, 64, 2)).rejects.toThrow(/outside/);
+    await expect(read(2, 2, 4, 4)).rejects.toThrow(/outside/);
   });
 
   it("refuses work for which there is no memory, and goes on", () => {

@@ -7,9 +7,10 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { loadAddon } from "../../../src/backends/native/addon.ts";
 import { type NativeBackend, openNative } from "../../../src/backends/native/backend.ts";
 import { openReference } from "../../../src/backends/reference/reference.ts";
+import { sideBySide } from "../../../src/checkpoint/source.ts";
 import type { DType } from "../../../src/tensor/dtype.ts";
 import { CheckpointError } from "../../../src/tensor/errors.ts";
-import { elementCount, type Shape, type Tensor, type TensorView } from "../../../src/tensor/tensor.ts";
+import { elementCount, type Piece, type Shape, type Tensor, type TensorView } from "../../../src/tensor/tensor.ts";
 
 function isBuilt(): boolean {
   try {
@@ -108,6 +109,51 @@ describe.runIf(isBuilt())("loading with the native backend", () => {
     const [D, F, row] = [1030, 16, 8192]; // rows of 16 KiB: a block of 16 MiB holds 1,024 of them
     const view = fileOf("seam.bin", 2 * D * row);
     await sameAsReference([0, 2 * F].map((offset) => view("bf16", [1, F, D], offset, [0, 1, row])));
+  });
+
+  describe("composed sources", () => {
+    /** A view of all of a composition, as Meta's shards and unfused experts are joined, and how often JavaScript read it. */
+    function composed(
+      shards: readonly TensorView[],
+      rows: number,
+      run: number,
+      shape: Shape,
+      strides?: readonly number[],
+    ) {
+      const pieces = shards.map(({ source, offset }): Piece => ({ source, offset, run }));
+      const whole = sideBySide("joined", rows, pieces);
+      let reads = 0;
+      const read = (offset: number, length: number) => {
+        reads++;
+        return whole.read(offset, length);
+      };
+      const source = { ...whole, read };
+      const view: TensorView = { name: "joined", dtype: "bf16", shape, source, offset: 0, ...(strides && { strides }) };
+      return { view, reads: () => reads };
+    }
+    const shardsOf = (n: number, bytes: number) =>
+      Array.from({ length: n }, (_, i) =>
+        fileOf(`shard-${n}-${bytes}-${i}.bin`, bytes + 2 * (i + 1))("bf16", [1], 2 * (i + 1)),
+      );
+    const [E, D, F] = [3, 70, 37]; // F of a shard
+
+    it.each([
+      ["experts' columns, transposed", 2, E * D, 2 * F, [E, 2 * F, D], [D * 2 * F, 1, 2 * F]],
+      ["experts' rows, transposed", 2, E, 2 * F * D, [E, D, 2 * F], [2 * F * D, 1, D]],
+      ["one expert's columns, transposed", 2, D, 2 * F, [1, 2 * F, D], [D * 2 * F, 1, 2 * F]],
+      ["a router, transposed", 2, D, 2 * F, [2 * F, D], [1, 2 * F]],
+      ["columns side by side", 2, D, 2 * F, [D, 2 * F], undefined],
+      ["columns of several blocks", 2, 3000, 2000, [3000, 2000], undefined],
+      ["rows of several blocks each", 2, 1, 5_000_000, [5000, 1000], undefined],
+      ["experts end to end", E, 1, 2 * F * D, [E, F, D], undefined],
+    ] as const)("%s are read by native threads, to the same bytes", async (_, n, rows, run, shape, strides) => {
+      const { view, reads } = composed(shardsOf(n, rows * run), rows, run, shape, strides);
+      const loaded = await backend.load([view]);
+      expect(reads()).toBe(0);
+      const reference = openReference();
+      const expected = await reference.read((await reference.load([view]))[0]!);
+      expect(Buffer.from((await backend.read(loaded[0]!)).buffer).equals(Buffer.from(expected.buffer))).toBe(true);
+    });
   });
 
   it("a view that stands twice is loaded once and shares memory", async () => {
