@@ -1,7 +1,7 @@
 // Writes checkpoints tensor by tensor, so that none has to fit in memory: beside the target first, then renamed.
 
 import { randomBytes } from "node:crypto";
-import { type FileHandle, mkdir, open, rename, rm, statfs, writeFile } from "node:fs/promises";
+import { mkdir, open, rename, rm, statfs, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
 import { CapacityError, CheckpointError } from "../tensor/errors.ts";
@@ -121,7 +121,7 @@ export async function writeGguf(
     writing(draft, async (file) => {
       const header = ggufHeader(metadata, tensors);
       const count = counter(tensors, options);
-      await writeAll(file, header, 0);
+      await file.write(header, 0);
       let at = header.length;
       for (const part of parts) at = await writePart(file, part, at, count, ggufPadding);
     }),
@@ -154,12 +154,41 @@ async function beside(
   }
 }
 
-async function writing(path: string, body: (file: FileHandle) => Promise<void>): Promise<void> {
+/** A file in the making. */
+interface Draft {
+  write(bytes: Uint8Array, place: number): Promise<void>;
+}
+
+const unflushedBytes = 64 * 2 ** 20;
+
+/** Has the disk begin early: left to the end, the flush of what is in the page cache would wait for the disk alone. */
+async function writing(path: string, body: (file: Draft) => Promise<void>): Promise<void> {
   const file = await open(path, "wx");
+  let unflushed = 0;
+  let flushing: Promise<void> | undefined;
+  let failure: unknown; // of a flush: the system tells it once
+  const flush = async () => {
+    await file.datasync().catch((error: unknown) => {
+      failure ??= error;
+    });
+    flushing = undefined;
+  };
   try {
-    await body(file);
+    await body({
+      async write(bytes, place) {
+        for (let at = 0; at < bytes.length; )
+          at += (await file.write(bytes, at, bytes.length - at, place + at)).bytesWritten;
+        unflushed += bytes.length;
+        if (flushing || unflushed < unflushedBytes) return;
+        unflushed = 0;
+        flushing = flush();
+      },
+    });
+    await flushing;
     await file.sync();
+    if (failure) throw failure;
   } finally {
+    await flushing;
     await file.close();
   }
 }
@@ -203,7 +232,7 @@ function counter(tensors: readonly OutShape[], { onProgress, signal }: WriteOpti
 
 /** Writes a part's tensors from `at`, each with its padding behind it; returns where they end. */
 async function writePart(
-  file: FileHandle,
+  file: Draft,
   part: OutTensor | OutTensors,
   at: number,
   count: Counter,
@@ -214,14 +243,14 @@ async function writePart(
   for (const tensor of shapesOf(part)) {
     const bytes = storedBytes(tensor);
     places.push({ next: end, end: end + bytes });
-    await writeAll(file, new Uint8Array(padding(bytes)), end + bytes);
+    await file.write(new Uint8Array(padding(bytes)), end + bytes);
     end += bytes + padding(bytes);
   }
   for await (const chunk of part.chunks()) {
     const [tensor, bytes] = chunk instanceof Uint8Array ? [0, chunk] : chunk;
     const place = places[tensor]!;
     if (place.next + bytes.length > place.end) break; // said below
-    await writeAll(file, bytes, place.next);
+    await file.write(bytes, place.next);
     place.next += bytes.length;
     count.wrote(bytes.length);
   }
@@ -229,10 +258,6 @@ async function writePart(
     if (places[i]!.next !== places[i]!.end)
       throw new RangeError(`${name}: its chunks are not of the ${storedBytes(shapesOf(part)[i]!)} bytes expected`);
   return end;
-}
-
-async function writeAll(file: FileHandle, bytes: Uint8Array, place: number): Promise<void> {
-  for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at, place + at)).bytesWritten;
 }
 
 /** Header length (u64), a JSON header padded with spaces to 8 bytes, then the tensors' bytes without gaps. */
@@ -255,7 +280,7 @@ async function writeSafetensors(path: string, tensors: readonly OutTensor[], cou
   new DataView(header.buffer).setBigUint64(0, BigInt(header.length - 8), true);
   header.set(text, 8);
   await writing(path, async (file) => {
-    await writeAll(file, header, 0);
+    await file.write(header, 0);
     let at = header.length;
     for (const tensor of tensors) at = await writePart(file, tensor, at, count);
   });
