@@ -89,6 +89,29 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   }
 }
 
+/** Opens a smaller model that is to guess what another will say. Throws RequestError where their vocabularies differ. */
+export async function openDraft(path: string, model: OpenModel, options: OpenOptions): Promise<OpenModel> {
+  const { backend, threads, activations, kvDtype, onWarning, signal } = options;
+  const draft = await openModel(path, { backend, threads, activations, kvDtype, onWarning, signal });
+  try {
+    const [size, expected] = [draft.config.vocabSize, model.config.vocabSize];
+    if (size !== expected)
+      throw new RequestError(
+        `the draft model ${path} has ${size} tokens and the model ${expected}; expected a draft model with the same vocabulary`,
+      );
+    const [ours, theirs] = [model.tokenizer, draft.tokenizer];
+    for (let id = 0; ours && theirs && id < size; id++)
+      if (Buffer.compare(ours.tokenBytes(id), theirs.tokenBytes(id)) !== 0)
+        throw new RequestError(
+          `token ${id} of the draft model ${path} is another than the model's; expected a draft model with the same vocabulary`,
+        );
+    return draft;
+  } catch (error) {
+    draft.close();
+    throw error;
+  }
+}
+
 /** The checkpoint's tokenizer, if it has one. A tokenizer of another size than the model's vocabulary is refused. */
 export function openTokenizer({
   tokenizer: material,

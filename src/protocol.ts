@@ -16,6 +16,11 @@ export interface Start {
   readonly sequences?: number | undefined;
   /** Most tokens computed at once; a prompt comes in slices of this size. */
   readonly stepTokens?: number | undefined;
+  /**
+   * Guesses tokens ahead and computes several in a step: what follows repeats the prompt ("lookup"), or what a smaller
+   * model of the same vocabulary says (`draft`: its path). Default "off".
+   */
+  readonly speculation?: "off" | "lookup" | { readonly draft: string } | undefined;
 }
 
 export interface ModelInfo {

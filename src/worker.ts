@@ -5,7 +5,7 @@ import { complete } from "./engine/completion.ts";
 import { Engine, type LogitRows } from "./engine/engine.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
-import { type OpenModel, openModel } from "./open.ts";
+import { type OpenModel, openDraft, openModel } from "./open.ts";
 import type { Tokenizer } from "./prompt/tokenizer.ts";
 import { type Call, flatten, type ModelInfo, type Start, type ToMain, type ToWorker } from "./protocol.ts";
 import { CheckpointError, RequestError } from "./tensor/errors.ts";
@@ -21,16 +21,18 @@ try {
     onProgress: throttled((done, total) => say({ type: "progress", done, total })),
     onWarning: (message) => say({ type: "warning", message }),
   });
-  serve(model);
+  const { speculation = "off" } = start;
+  if (typeof speculation === "string") serve(model, speculation);
+  else serve(model, await openDraft(speculation.draft, model, start));
 } catch (error) {
   say({ type: "failed", error: flatten(error) });
 }
 
-function serve(model: OpenModel): void {
+function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): void {
   const { backend, parameters, config, context, kvDtype } = model;
   const { sequences, stepTokens } = start;
   const engine = new Engine({
-    ...{ backend, parameters, config, context, kvDtype },
+    ...{ backend, parameters, config, context, kvDtype, speculation },
     ...(sequences !== undefined && { sequences }),
     ...(stepTokens !== undefined && { stepTokens }),
   });
@@ -40,6 +42,7 @@ function serve(model: OpenModel): void {
     if (message.type === "close") {
       await engine.close();
       model.close();
+      if (typeof speculation !== "string") speculation.close();
       say({ type: "closed" });
       return port.close();
     }

@@ -12,13 +12,16 @@ import {
   type ModelOptions,
   refuseImages,
   type SamplingOptions,
+  type SpeculationOptions,
   samplingOf,
+  speculationOf,
   withImages,
   withModel,
   withSampling,
+  withSpeculation,
 } from "./options.ts";
 
-interface ChatOptions extends ModelOptions, ImageOptions, SamplingOptions {
+interface ChatOptions extends ModelOptions, ImageOptions, SamplingOptions, SpeculationOptions {
   readonly system?: string;
   readonly greet?: true;
 }
@@ -28,7 +31,7 @@ export function chat(program: Command, run: Run): void {
     'chat --model ./scout --system "You answer in one sentence."',
     'echo "Why is the sky blue?" | llama4 chat --model scout.gguf --json',
   ]);
-  withSampling(withImages(withModel(command)))
+  withSpeculation(withSampling(withImages(withModel(command))))
     .option("--system <text>", "what the assistant is told first")
     .addOption(new Option("--greet", "answers a greeting instead of reading input: for `npm start`").hideHelp())
     .action(run((session, options: ChatOptions) => talk(session, options)));
@@ -41,7 +44,7 @@ Ctrl-C  stops the answer; once more, it ends the conversation`;
 async function talk(session: Session, options: ChatOptions): Promise<Answer | undefined> {
   refuseImages(options);
   const sampling = samplingOf(options);
-  await using model = await openModel(options, session);
+  await using model = await openModel(options, session, { speculation: speculationOf(options) });
   const conversation = new Conversation(model, session, { ...options, ...sampling });
   if (options.greet) await conversation.turn(greeting, session.signal, greetingTokens);
   else if (process.stdin.isTTY && !session.json) await inTerminal(conversation, session);

@@ -10,10 +10,13 @@ import {
   type ModelOptions,
   refuseImages,
   type SamplingOptions,
+  type SpeculationOptions,
   samplingOf,
+  speculationOf,
   withImages,
   withModel,
   withSampling,
+  withSpeculation,
 } from "./options.ts";
 
 export interface PromptOptions extends ModelOptions, ImageOptions {
@@ -27,8 +30,8 @@ export function generate(program: Command, run: Run): void {
     'generate --model ./scout --prompt "Why is the sky blue?" --max-tokens 200',
     'generate --model scout.gguf --raw --bos --prompt "Once upon a time" --temperature 0 --json',
   ]);
-  withSampling(withImages(withPrompt(withModel(command)))).action(
-    run((session, options: PromptOptions & SamplingOptions) => generated(session, options)),
+  withSpeculation(withSampling(withImages(withPrompt(withModel(command))))).action(
+    run((session, options: PromptOptions & SamplingOptions & SpeculationOptions) => generated(session, options)),
   );
 }
 
@@ -49,11 +52,14 @@ export function checkPrompt(options: PromptOptions): void {
   if (bos && !raw) throw new RequestError("--bos without --raw; the chat format has its own begin-of-text token");
 }
 
-async function generated(session: Session, options: PromptOptions & SamplingOptions): Promise<Answer> {
+async function generated(
+  session: Session,
+  options: PromptOptions & SamplingOptions & SpeculationOptions,
+): Promise<Answer> {
   checkPrompt(options);
   const { prompt = "", raw, bos = false, maxTokens, stop } = options;
   const request = { ...samplingOf(options), maxTokens, stop, signal: session.signal };
-  await using model = await openModel(options, session);
+  await using model = await openModel(options, session, { speculation: speculationOf(options) });
   const reply = raw
     ? model.complete(prompt, { ...request, bos })
     : model.chat([{ role: "user", content: prompt }], request);

@@ -8,7 +8,7 @@ import type { ModelOptions } from "./options.ts";
 export async function openModel(
   { model, backend, threads, context, kvDtype }: ModelOptions,
   { signal }: Session,
-  more: Pick<LoadOptions, "activations" | "stepTokens"> = {},
+  more: Pick<LoadOptions, "activations" | "stepTokens" | "speculation"> = {},
 ): Promise<Llama4> {
   const bar = progress("loading");
   try {
@@ -33,13 +33,14 @@ export async function collected(model: Llama4, reply: AsyncIterable<Piece>, onTe
     const { finishReason, usage, timings } = piece;
     if (!finishReason || !usage || !timings) continue;
     const { prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond } = timings;
+    const { guessedTokens, acceptedTokens } = timings;
     return {
       ...{ text, tokens, finishReason },
       promptTokens: usage.promptTokens,
       cachedTokens: usage.cachedTokens,
       timings: {
         loadMs: model.info.loadMs,
-        ...{ prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond },
+        ...{ prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond, guessedTokens, acceptedTokens },
       },
     };
   }

@@ -2,6 +2,7 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { Sampler, type Sampling } from "../engine/sampler.ts";
+import type { Start } from "../protocol.ts";
 import { type KVDType, kvDtypes } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 
@@ -31,6 +32,29 @@ export interface ModelOptions {
   readonly context?: number;
   readonly mmproj?: string;
   readonly kvDtype?: KVDType;
+}
+
+export interface SpeculationOptions {
+  readonly speculate?: "lookup" | "off";
+  readonly draft?: string;
+}
+
+export function withSpeculation(command: Command): Command {
+  return command
+    .addOption(
+      new Option("--speculate <how>", "guesses tokens ahead where the text repeats itself (default: off)").choices([
+        "lookup",
+        "off",
+      ]),
+    )
+    .option("--draft <path>", "a smaller model with the same vocabulary that guesses tokens ahead");
+}
+
+/** What the options ask for. Throws RequestError where they contradict each other. */
+export function speculationOf({ speculate, draft }: SpeculationOptions): Start["speculation"] {
+  if (draft !== undefined && speculate !== undefined)
+    throw new RequestError(`--draft with --speculate ${speculate}; expected one of them`);
+  return draft === undefined ? speculate : { draft };
 }
 
 export function withModel(command: Command): Command {

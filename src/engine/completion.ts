@@ -39,6 +39,9 @@ export interface Timings {
   readonly decodeMs: number;
   readonly prefillTokensPerSecond: number;
   readonly decodeTokensPerSecond: number;
+  /** Tokens guessed ahead, and how many of them were right: as many steps were saved. */
+  readonly guessedTokens: number;
+  readonly acceptedTokens: number;
 }
 
 /** What one more token brought: often some text, sometimes none yet. The last piece carries the end. */
@@ -100,10 +103,12 @@ function usageOf({ promptTokens, cachedTokens, completionTokens }: Finish): Usag
   return { promptTokens, cachedTokens, completionTokens };
 }
 
-function timingsOf({ queuedMs, prefillMs, decodeMs, promptTokens, cachedTokens, completionTokens }: Finish): Timings {
+function timingsOf(finish: Finish): Timings {
+  const { queuedMs, prefillMs, decodeMs, promptTokens, cachedTokens, completionTokens } = finish;
+  const { guessedTokens, acceptedTokens } = finish;
   const perSecond = (n: number, ms: number) => (ms > 0 ? (n * 1000) / ms : 0);
   return {
-    ...{ queuedMs, prefillMs, decodeMs },
+    ...{ queuedMs, prefillMs, decodeMs, guessedTokens, acceptedTokens },
     prefillTokensPerSecond: perSecond(promptTokens - cachedTokens, prefillMs),
     decodeTokensPerSecond: perSecond(completionTokens - 1, decodeMs), // the first token belongs to the prefill
   };

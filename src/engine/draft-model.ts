@@ -15,14 +15,9 @@ export interface Draft {
   readonly backend: Backend;
   readonly parameters: Parameters;
   readonly config: Llama4Config;
-}
-
-export interface DraftOptions {
-  readonly vocabSize: number;
-  /** Tokens that its cache holds. */
+  /** Tokens that its cache holds; what is longer is not guessed. */
   readonly context: number;
   readonly kvDtype: KVDType;
-  readonly stepTokens: number;
 }
 
 export interface Sampled extends Decoding {
@@ -62,13 +57,13 @@ export class DraftModel implements Guesser<Sampled> {
   readonly #budget: { readonly tokens: number; readonly chunk: number };
   readonly #readings = new Map<number, Reading>();
 
-  constructor(draft: Draft, { vocabSize, context, kvDtype, stepTokens }: DraftOptions) {
+  constructor(draft: Draft, { vocabSize, stepTokens }: { vocabSize: number; stepTokens: number }) {
     if (draft.config.vocabSize !== vocabSize)
       throw new RequestError(
         `the draft model has ${draft.config.vocabSize} tokens and the model ${vocabSize}; expected the same vocabulary`,
       );
     this.#draft = draft;
-    this.#pages = openPages(draft.backend, draft.config, { context, dtype: kvDtype });
+    this.#pages = openPages(draft.backend, draft.config, { context: draft.context, dtype: draft.kvDtype });
     this.#budget = { tokens: stepTokens, chunk: this.#pages.tables.sizes.chunk };
   }
 

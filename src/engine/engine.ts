@@ -100,7 +100,7 @@ export class Engine {
     else if (speculation === "lookup") this.#speculation = new Speculation(new PromptLookup());
     else if (speculation !== "off") {
       const { vocabSize } = config;
-      this.#speculation = new Speculation(new DraftModel(speculation, { vocabSize, context, kvDtype, stepTokens }));
+      this.#speculation = new Speculation(new DraftModel(speculation, { vocabSize, stepTokens }));
     }
     this.#pages = openPages(backend, config, { context, dtype: kvDtype, localTokens, sharePrefixes });
   }

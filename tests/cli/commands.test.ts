@@ -112,6 +112,32 @@ describe("llama4 generate", () => {
     expect(ended.status).toBe(0);
   });
 
+  it("says the same with tokens guessed ahead, and counts them", async () => {
+    const reply = async (...more: string[]) => {
+      const args = ["--prompt", "ab ab ab", "--max-tokens", "20", "--temperature", "0", "--backend", "reference"];
+      return objectOf(await generate(...args, "--json", ...more));
+    };
+    const { tokens } = await reply();
+    for (const how of [
+      ["--speculate", "lookup"],
+      ["--draft", model],
+    ]) {
+      const guessed = await reply(...how);
+      expect(guessed["tokens"]).toEqual(tokens);
+      expect(guessed["timings"]).toMatchObject({
+        guessedTokens: expect.any(Number),
+        acceptedTokens: expect.any(Number),
+      });
+    }
+    expect(await reply("--speculate", "off", "--draft", model)).toMatchObject({
+      error: { message: "--draft with --speculate off; expected one of them" },
+    });
+    const other = await initTiny(place.at("other-vocabulary"), "--vocab", "480");
+    expect(await reply("--draft", other)).toMatchObject({
+      error: { message: expect.stringContaining("expected a draft model with the same vocabulary") },
+    });
+  });
+
   it("counts a raw prompt as it stands, and begin-of-text where asked for", async () => {
     const count = async (...more: string[]) =>
       objectOf(await generate("--raw", "--prompt", "abc", "--max-tokens", "1", "--json", ...more))["promptTokens"];

@@ -47,11 +47,12 @@ class Random implements Guesser {
   close() {}
 }
 
-const draftOptions = { vocabSize: 32, context: 128, kvDtype: "f32", stepTokens: 16 } as const;
+const draftOptions = { vocabSize: 32, stepTokens: 16 };
+const memory = { backend, context: 128, kvDtype: "f32" } as const;
 const other = { ...config, layers: config.layers.slice(0, 2), attentionChunk: 12 };
 const drafts = {
-  "its own model": { backend, parameters, config },
-  "another model with other chunks": { backend, parameters: randomParameters(other, 1), config: other },
+  "its own model": { ...memory, parameters, config },
+  "another model with other chunks": { ...memory, parameters: randomParameters(other, 1), config: other },
 };
 const guessers: Record<string, () => Guesser<never>> = {
   "prompt lookup": () => new PromptLookup(),
