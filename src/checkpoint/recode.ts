@@ -238,7 +238,22 @@ async function* transposed(
  * Hugging Face's fused experts from separate ones.
  */
 export function turned(views: readonly TensorView[], dtype: DType, quantizer: Quantizer): AsyncGenerator<Uint8Array> {
-  return oneAhead(turnedBlocks(views, dtype, quantizer));
+  const stored = storedTurned(views);
+  return stored ? recoded(stored, dtype, quantizer) : oneAhead(turnedBlocks(views, dtype, quantizer));
+}
+
+/** The source's own rows, where they are what turning the views would give: nothing is turned twice. */
+function storedTurned(views: readonly TensorView[]): TensorView | undefined {
+  const { strides, ...first } = views[0]!;
+  const [experts, , columns] = first.shape as [number, number, number];
+  const width = views.reduce((sum, { shape }) => sum + shape[1]!, 0);
+  let offset = first.offset;
+  for (const view of views) {
+    const isHere = view.source === first.source && view.dtype === first.dtype && view.offset === offset;
+    if (!isHere || view.strides?.join() !== [columns * width, 1, width].join()) return undefined;
+    offset += rowBytes(view.dtype, view.shape[1]!);
+  }
+  return { ...first, shape: [experts, columns, width] };
 }
 
 async function* turnedBlocks(

@@ -139,7 +139,8 @@ describe("turning", () => {
     }
   });
 
-  it("gate and up of one source come out of one reading of it", async () => {
+  /** Gate and up over a source that counts the bytes read. */
+  function counted() {
     const read: number[] = [];
     const source = {
       ...gate.source,
@@ -148,17 +149,30 @@ describe("turning", () => {
         return gate.source.read(offset, length);
       },
     };
-    const views = [gate, up].map((view) => ({ ...view, source }));
+    return { views: [gate, up].map((view) => ({ ...view, source })), bytes: () => read.reduce((sum, n) => sum + n) };
+  }
+
+  it("gate and up of one source come out of one reading of it", async () => {
+    const { views, bytes } = counted();
     expect(shareRows(views[0]!, views[1]!)).toBe(true);
     const parts: Uint8Array[][] = [[], []];
     for await (const [i, bytes] of recodedTogether(views, ["f32", "bf16"], q)) parts[i]!.push(bytes);
     expect(Buffer.concat(parts[0]!)).toEqual(Buffer.from(await all(recoded(gate, "f32", q))));
     expect(Buffer.concat(parts[1]!)).toEqual(Buffer.from(await all(recoded(up, "bf16", q))));
-    expect(read.reduce((sum, n) => sum + n)).toBe(gate.source.byteLength);
+    expect(bytes()).toBe(gate.source.byteLength);
   });
 
   it("gate and up are fused again to the same bytes", async () => {
-    expect(decoded(await all(turned([gate, up], "f32", q)), "f32", fused.length)).toEqual(fused);
+    const { views, bytes } = counted();
+    const [own, shorter] = [await all(turned(views, "f32", q)), await all(turned([gate, up], "bf16", q))];
+    expect(decoded(own, "f32", fused.length)).toEqual(fused);
+    expect(decoded(shorter, "bf16", fused.length)).toEqual(fused);
+    expect(bytes()).toBe(gate.source.byteLength);
+  });
+
+  it("up before gate is another tensor", async () => {
+    const got = decoded(await all(turned([up, gate], "f32", q)), "f32", fused.length);
+    expect(got).toEqual(fused.map((_, i) => fused[i % (2 * F) < F ? i + F : i - F]!));
   });
 
   it("separate experts are turned as they are decoded", async () => {
