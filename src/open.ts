@@ -8,7 +8,7 @@ import { parseObject } from "./checkpoint/json.ts";
 import { type Checkpoint, openCheckpoint } from "./checkpoint/open.ts";
 import { cacheSizes, contextFor } from "./engine/kv-cache.ts";
 import type { Llama4Config } from "./model/config.ts";
-import { mapParameters, type Parameters } from "./model/parameters.ts";
+import { mapParameters, mapVision, type Parameters, type VisionParameters } from "./model/parameters.ts";
 import type { ChatFormat } from "./prompt/chat-format.ts";
 import { fromGguf } from "./prompt/gguf-vocabulary.ts";
 import { chatFormat } from "./prompt/template.ts";
@@ -31,6 +31,8 @@ export interface OpenOptions {
   readonly context?: number | undefined;
   /** How keys and values are kept; default f32 for a model in f32 and in the reference backend, else f16. */
   readonly kvDtype?: KVDType | undefined;
+  /** The vision part of a GGUF model; default: `mmproj-<name>` beside it, if it is there. */
+  readonly mmproj?: string | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Hears what is not as asked, but goes on. */
   readonly onWarning?: ((message: string) => void) | undefined;
@@ -39,10 +41,12 @@ export interface OpenOptions {
 
 /** A model in memory. Close it to free that. */
 export interface OpenModel {
-  readonly checkpoint: Omit<Checkpoint, "parameters" | "close">;
+  readonly checkpoint: Omit<Checkpoint, "parameters" | "vision" | "close">;
   readonly config: Llama4Config;
   readonly backend: Backend;
   readonly parameters: Parameters;
+  /** There where `config.vision` is. */
+  readonly vision: VisionParameters | undefined;
   readonly context: number;
   readonly kvDtype: KVDType;
   readonly tokenizer: Tokenizer | undefined;
@@ -58,11 +62,11 @@ export interface OpenModel {
 /** Opens a checkpoint and loads its weights. Says before loading whether they fit. */
 export async function openModel(path: string, options: OpenOptions = {}): Promise<OpenModel> {
   const start = performance.now();
-  const { threads, activations, onProgress, onWarning = () => {}, signal } = options;
+  const { threads, activations, mmproj, onProgress, onWarning = () => {}, signal } = options;
   signal?.throwIfAborted();
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
     throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
-  const checkpoint = await openCheckpoint(path, { ...(signal && { signal }) });
+  const checkpoint = await openCheckpoint(path, { mmproj, signal });
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;
     const tokenizer = openTokenizer(checkpoint);
@@ -70,12 +74,13 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
     try {
       const views: TensorView[] = [];
       mapParameters(checkpoint.parameters, (view) => views.push(view));
+      if (checkpoint.vision) mapVision(checkpoint.vision, (view) => views.push(view));
       const isReference = backend.name === "reference";
       const room = roomFor(new Set(views), config, options, isReference, availableMemory());
       const tensors = await backend.load(views, { ...(onProgress && { onProgress }), ...(signal && { signal }) });
       return {
         ...{ checkpoint, config, backend, tokenizer, sampling, ...room },
-        parameters: loaded(checkpoint.parameters, tensors),
+        ...loaded(checkpoint, tensors),
         chatFormat: tokenizer && chatFormat(tokenizer, chatTemplate),
         loadMs: performance.now() - start,
         close: () => backend.close(),
@@ -131,10 +136,11 @@ export function openTokenizer({
   }
 }
 
-/** The tree again, with the tensors in the order in which mapParameters visited its views. */
-function loaded(parameters: Parameters<TensorView>, tensors: readonly Tensor[]): Parameters {
+/** The trees again, with the tensors in the order in which their views were visited. */
+function loaded({ parameters, vision }: Checkpoint, tensors: readonly Tensor[]) {
   let next = 0;
-  return mapParameters(parameters, () => tensors[next++]!);
+  const take = () => tensors[next++]!;
+  return { parameters: mapParameters(parameters, take), vision: vision && mapVision(vision, take) };
 }
 
 interface BackendOptions {

@@ -13,6 +13,8 @@ export interface Start {
   readonly activations?: "f32" | "int8" | undefined;
   readonly context?: number | undefined;
   readonly kvDtype?: KVDType | undefined;
+  /** The vision part of a GGUF model; default: `mmproj-<name>` beside it, if it is there. */
+  readonly mmproj?: string | undefined;
   readonly sequences?: number | undefined;
   /** Most tokens computed at once; a prompt comes in slices of this size. */
   readonly stepTokens?: number | undefined;

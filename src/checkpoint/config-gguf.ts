@@ -1,6 +1,6 @@
 // The metadata of GGUF files (gguf.md §2).
 
-import { type LayerKind, type Llama4Config, layerKinds } from "../model/config.ts";
+import { type LayerKind, type Llama4Config, layerKinds, type VisionConfig } from "../model/config.ts";
 import { CheckpointError } from "../tensor/errors.ts";
 import { checked, mostLayers, tokenId } from "./config.ts";
 import { Fields, type Json } from "./json.ts";
@@ -23,7 +23,9 @@ export interface GgufFacts {
 /** Reads GGUF metadata of the architecture `llama4`; keys that only other programs write are taken as hints. */
 export function fromGguf(metadata: GgufMetadata, facts: GgufFacts, name = "GGUF metadata"): Llama4Config {
   const all = new Fields(plain(metadata), name);
-  if (all.raw("general.architecture") !== "llama4") throw all.wrong("general.architecture", '"llama4"');
+  const architecture = all.raw("general.architecture");
+  if (architecture === "clip") throw all.wrong("general.architecture", '"llama4": a vision part goes with --mmproj');
+  if (architecture !== "llama4") throw all.wrong("general.architecture", '"llama4"');
   const key = (rest: string) => `llama4.${rest}`;
   const count = (rest: string, limits?: { absent?: number; least?: number; most?: number }) =>
     all.count(key(rest), limits);
@@ -67,6 +69,45 @@ export function fromGguf(metadata: GgufMetadata, facts: GgufFacts, name = "GGUF 
     },
     name,
   );
+}
+
+const ropeTheta = 10000; // hard-coded in llama.cpp, as the above
+
+/** Reads the metadata of a mmproj file (gguf.md §4); the adapter's widths, `rows`, stand in its tensors only. */
+export function visionFromGguf(
+  metadata: GgufMetadata,
+  rows: { readonly fc1: number; readonly fc2: number },
+  { dim }: Llama4Config,
+  name: string,
+): VisionConfig {
+  const all = new Fields(plain(metadata), name);
+  const key = (rest: string) => `clip.vision.${rest}`;
+  if (all.raw("general.architecture") !== "clip")
+    throw all.wrong("general.architecture", '"clip": --mmproj takes the vision part of a model');
+  const typeKey = all.has(key("projector_type")) ? key("projector_type") : "clip.projector_type";
+  if (all.raw(typeKey) !== "llama4") throw all.wrong(typeKey, '"llama4"');
+  if (all.raw("clip.use_silu") === true) throw all.wrong("clip.use_silu", "false: the encoder's activation is gelu");
+  if (all.count(key("projection_dim"), { absent: dim }) !== dim)
+    throw all.wrong(key("projection_dim"), `the text model's width, ${dim}; take the vision part of the same model`);
+  for (const moment of [key("image_mean"), key("image_std")]) {
+    const values = all.raw(moment) ?? [];
+    if (!Array.isArray(values) || values.some((value) => value !== 0.5))
+      throw all.wrong(moment, "0.5 for each channel");
+  }
+  return {
+    dim: all.count(key("embedding_length")),
+    nLayers: all.count(key("block_count"), { most: mostLayers }),
+    nHeads: all.count(key("attention.head_count")),
+    ffnDim: all.count(key("feed_forward_length")),
+    imageSize: all.count(key("image_size"), { most: 65536 }),
+    patchSize: all.count(key("patch_size")),
+    nChannels: 3,
+    normEps: f32Of(all.positive(key("attention.layer_norm_epsilon"), 1e-5)),
+    ropeTheta,
+    shuffle: all.count(key("projector.scale_factor"), { absent: 2 }),
+    adapterDim: rows.fc1,
+    outputDim: rows.fc2,
+  };
 }
 
 function plain(metadata: GgufMetadata): Json {

@@ -25,9 +25,10 @@ export function checked(c: Llama4Config, name: string): Llama4Config {
   if (c.ropeDivisors && c.ropeDivisors.length !== c.headDim / 2)
     throw refuse(`${c.ropeDivisors.length} rope divisors for a head dim of ${c.headDim}; expected ${c.headDim / 2}`);
   const v = c.vision;
-  if (v && (v.imageSize % (v.patchSize * v.shuffle) || v.dim % v.nHeads))
+  if (v && (v.imageSize % (v.patchSize * v.shuffle) || v.dim % (4 * v.nHeads)))
     throw refuse(
-      `vision: an image of ${v.imageSize} in patches of ${v.patchSize} × ${v.shuffle}, ${v.nHeads} heads of ${v.dim}; expected whole numbers of each`,
+      `vision: an image of ${v.imageSize} in patches of ${v.patchSize} × ${v.shuffle}, ${v.nHeads} heads of ${v.dim}; ` +
+        "expected whole numbers of each, and heads of a multiple of 4, rotated in pairs by column and by row",
     );
   return c;
 }

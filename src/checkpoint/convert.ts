@@ -10,8 +10,9 @@ import type { Shape, TensorView } from "../tensor/tensor.ts";
 import { ggufLosses, toGguf } from "./config-gguf.ts";
 import { toHuggingFace } from "./config-hugging-face.ts";
 import { fileTypes, type Mix, type Role, storedType } from "./mix.ts";
-import { bindVision, ggufNames, huggingFaceTensors, visionTensors } from "./names.ts";
-import type { Checkpoint } from "./open.ts";
+import { ggufNames, huggingFaceTensors } from "./names.ts";
+import { ggufVision, listVision, visionShapes } from "./names-vision.ts";
+import { type Checkpoint, mmprojName } from "./open.ts";
 import { type Quantizer, recoded, recodedTogether, referenceQuantizer, shareRows, turned } from "./recode.ts";
 import { ropeFreqs } from "./rope-divisors.ts";
 import {
@@ -61,8 +62,7 @@ export interface Converted {
 export async function convert(input: Checkpoint, out: string, options: ConvertOptions = {}): Promise<Converted> {
   const isGguf = out.endsWith(".gguf");
   const type = options.type ?? typeOf(input, isGguf);
-  const source = withoutForeignVision(input, options);
-  return isGguf ? convertToGguf(source, out, type, options) : convertToFolder(source, out, type, options);
+  return isGguf ? convertToGguf(input, out, type, options) : convertToFolder(input, out, type, options);
 }
 
 function typeOf({ parameters }: Checkpoint, isGguf: boolean): Mix {
@@ -72,29 +72,10 @@ function typeOf({ parameters }: Checkpoint, isGguf: boolean): Mix {
   return "bf16";
 }
 
-interface Source {
-  readonly config: Llama4Config;
-  readonly parameters: Parameters<TensorView>;
-  /** By Hugging Face's names. */
-  readonly vision: ReadonlyMap<string, TensorView>;
-  readonly checkpoint: Checkpoint;
-}
-
-/** Meta's vision tensors are laid out for model parallelism in ways that are not read: the text model goes alone. */
-function withoutForeignVision(checkpoint: Checkpoint, { onWarning }: ConvertOptions): Source {
-  const { config, parameters, tensors, path } = checkpoint;
-  if (!config.vision) return { config, parameters, checkpoint, vision: new Map() };
-  if (checkpoint.format === "huggingface")
-    return { config, parameters, checkpoint, vision: bindVision(config, tensors, basename(path)) };
-  onWarning?.(`${path}: its vision encoder is left out; only one in Hugging Face's layout is converted`);
-  const { vision: _, ...text } = config;
-  return { config: text, parameters, checkpoint, vision: new Map() };
-}
-
 // ---- to GGUF ----
 
-async function convertToGguf(source: Source, out: string, type: Mix, options: ConvertOptions): Promise<Converted> {
-  const { config } = source;
+async function convertToGguf(input: Checkpoint, out: string, type: Mix, options: ConvertOptions): Promise<Converted> {
+  const { config } = input;
   const { allowLossy = false, onWarning } = options;
   const losses = ggufLosses(config);
   if (losses.length > 0 && !allowLossy)
@@ -103,27 +84,22 @@ async function convertToGguf(source: Source, out: string, type: Mix, options: Co
         "write a folder instead, or pass --allow-lossy for a file that only this program reads rightly",
     );
   for (const loss of losses) onWarning?.(`llama.cpp will misread ${basename(out)}: ${loss}`);
-  const text = ggufText(source, type, options);
-  const vision = ggufVision(source, type, options);
+  const text = ggufText(input, type, options);
+  const vision = visionTensors(input, type, options);
   const [textBytes, visionBytes] = [allBytes(text), allBytes(vision)];
   const part = (before: number): WriteOptions => ({
     ...(options.signal && { signal: options.signal }),
     onProgress: (done) => options.onProgress?.(before + done, textBytes + visionBytes),
   });
-  await writeGguf(out, textMetadata(source, out, type, options), text, part(0));
+  await writeGguf(out, textMetadata(input, out, type, options), text, part(0));
   if (!config.vision) return { type, paths: [out], bytes: textBytes };
-  const beside = join(dirname(out), `mmproj-${basename(out)}`);
-  await writeGguf(
-    beside,
-    visionMetadata(config, config.vision, out, visionType(source, type)),
-    vision,
-    part(textBytes),
-  );
+  const beside = join(dirname(out), mmprojName(basename(out)));
+  await writeGguf(beside, visionMetadata(config, config.vision, out, visionType(input, type)), vision, part(textBytes));
   return { type, paths: [out, beside], bytes: textBytes + visionBytes };
 }
 
 /** The text model's tensors, in the order of the tree. */
-function ggufText({ config, parameters }: Source, type: Mix, { quantizer = referenceQuantizer }: ConvertOptions) {
+function ggufText({ config, parameters }: Checkpoint, type: Mix, { quantizer = referenceQuantizer }: ConvertOptions) {
   const names = ggufNames(config);
   const nLayers = config.layers.length;
   const [views, texts, places] = [listed(parameters), listed(names.parameters), listed(roles(parameters))];
@@ -200,19 +176,21 @@ function numbersTensor(name: string, numbers: Float32Array): OutTensor {
 }
 
 /** Quantizers' blocks do not divide vision's rows (588, 1408): matrices keep 16 bits, the rest 32. */
-function ggufVision(source: Source, type: Mix, { quantizer = referenceQuantizer }: ConvertOptions): OutTensor[] {
-  const matrixType = visionType(source, type);
-  return visionTensors(source.config).map(({ huggingFace, gguf, shape }): OutTensor => {
-    const view = source.vision.get(huggingFace)!; // bindVision took every name
-    const isMatrix = shape.length > 1 && !gguf.includes("position_embd");
-    const dtype = isMatrix ? matrixType : "f32";
-    return { name: gguf, dtype, shape, chunks: () => recoded(view, dtype, quantizer) };
+function visionTensors(input: Checkpoint, type: Mix, { quantizer = referenceQuantizer }: ConvertOptions): OutTensor[] {
+  const { config, vision } = input;
+  if (!vision) return [];
+  const names = ggufVision(vision.layers.length);
+  const [shapes, views, matrixType] = [listVision(visionShapes(config)), listVision(vision), visionType(input, type)];
+  return listVision(names).map((name, i): OutTensor => {
+    const shape = shapes[i]!;
+    const dtype = shape.length > 1 && name !== names.positionEmbedding ? matrixType : "f32";
+    return { name, dtype, shape, chunks: () => recoded(views[i]!, dtype, quantizer) };
   });
 }
 
-function visionType({ vision }: Source, type: Mix): "f32" | "f16" | "bf16" {
+function visionType({ vision }: Checkpoint, type: Mix): "f32" | "f16" | "bf16" {
   if (type === "f32" || type === "f16" || type === "bf16") return type;
-  return [...vision.values()].some(({ dtype }) => dtype === "bf16") ? "bf16" : "f16";
+  return vision?.patchEmbedding.dtype === "bf16" ? "bf16" : "f16";
 }
 
 const text = (value: string): GgufValue => ({ type: "string", value });
@@ -227,8 +205,7 @@ function generalMetadata(out: string, kind: string, fileType: number): [string, 
   ];
 }
 
-function textMetadata({ config, checkpoint }: Source, out: string, type: Mix, options: ConvertOptions) {
-  const { metadata, chatTemplate } = checkpoint;
+function textMetadata({ config, metadata, chatTemplate }: Checkpoint, out: string, type: Mix, options: ConvertOptions) {
   const own = [...(metadata ?? [])].filter(([key]) => key.startsWith("tokenizer."));
   const template: [string, GgufValue][] =
     chatTemplate === undefined ? [] : [["tokenizer.chat_template", text(chatTemplate)]];
@@ -300,13 +277,13 @@ function visionMetadata({ dim }: Llama4Config, v: VisionConfig, out: string, typ
 
 const torchNames = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;
 
-async function convertToFolder(source: Source, out: string, type: Mix, options: ConvertOptions): Promise<Converted> {
+async function convertToFolder(input: Checkpoint, out: string, type: Mix, options: ConvertOptions): Promise<Converted> {
   if (type !== "f32" && type !== "f16" && type !== "bf16")
     throw new RequestError(`a folder cannot hold ${type}; take f32, f16 or bf16, or a name that ends in .gguf`);
-  const tensors = folderTensors(source, type, options);
+  const tensors = folderTensors(input, type, options);
   const files = {
     ...options.files,
-    "config.json": `${JSON.stringify(toHuggingFace(source.config, torchNames[type]), null, 2)}\n`,
+    "config.json": `${JSON.stringify(toHuggingFace(input.config, torchNames[type]), null, 2)}\n`,
   };
   await writeHuggingFace(out, files, tensors, options);
   return { type, paths: [out], bytes: allBytes(tensors) };
@@ -314,7 +291,7 @@ async function convertToFolder(source: Source, out: string, type: Mix, options: 
 
 /** Hugging Face's tensors, all of one dtype; what they are made of is listed in the order of their names. */
 function folderTensors(
-  { config, parameters, vision }: Source,
+  { config, parameters, vision }: Checkpoint,
   dtype: DType,
   { quantizer = referenceQuantizer }: ConvertOptions,
 ): OutTensor[] {
@@ -336,7 +313,7 @@ function folderTensors(
     ...parameters.layers.flatMap(block),
     asIs(parameters.norm),
     ...(config.tied ? [] : [asIs(parameters.output)]),
-    ...visionTensors(config).map(({ huggingFace }) => asIs(vision.get(huggingFace)!)),
+    ...(vision ? listVision(vision).map(asIs) : []),
   ];
   return huggingFaceTensors(config).map(({ name, shape }, i) => {
     const { shape: found, chunks } = contents[i]!;

@@ -3,17 +3,34 @@
 // V vocabulary · D dim · H heads · K key/value heads · d head dim · E experts · F expert width · G dense width
 
 import type { Llama4Config } from "../model/config.ts";
-import type { Block, FeedForward, MoE, Parameters } from "../model/parameters.ts";
+import type { Block, FeedForward, MoE, Parameters, VisionParameters } from "../model/parameters.ts";
 import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
 import { type ByteSource, elementCount, type Piece, type Shape, type TensorView } from "../tensor/tensor.ts";
 import { show } from "./json.ts";
+import {
+  bindVision,
+  type Cut,
+  ggufVision,
+  ggufVisionName,
+  huggingFaceVision,
+  legacyPositions,
+  listVision,
+  metaVision,
+  visionShapes,
+} from "./names-vision.ts";
 import { sideBySide } from "./source.ts";
 
 /** A tensor that a format expects: its name there, and its shape as stored, `[out, in]` for a matrix. */
 export interface NamedShape {
   readonly name: string;
   readonly shape: Shape;
+}
+
+/** The trees of a checkpoint: the text model's, and the vision encoder's where there is one. */
+export interface Bound {
+  readonly parameters: Parameters<TensorView>;
+  readonly vision?: VisionParameters<TensorView>;
 }
 
 // ---- Hugging Face (specification §12) ----
@@ -65,10 +82,14 @@ export function huggingFaceTensors(c: Llama4Config): NamedShape[] {
   }
   text.push({ name: hf.norm, shape: [c.dim] });
   if (!c.tied) text.push({ name: hf.output, shape: [c.vocabSize, c.dim] });
-  return [
-    ...text.map(({ name, shape }) => ({ name: nested + name, shape })),
-    ...visionTensors(c).map((tensor) => ({ name: tensor.huggingFace, shape: tensor.shape })),
-  ];
+  return [...text.map(({ name, shape }) => ({ name: nested + name, shape })), ...visionTensors(c)];
+}
+
+/** Those of the vision encoder and the projector; none where the config has none. */
+function visionTensors(c: Llama4Config): NamedShape[] {
+  if (!c.vision) return [];
+  const shapes = listVision(visionShapes(c));
+  return listVision(huggingFaceVision(c.vision.nLayers)).map((name, i) => ({ name, shape: shapes[i]! }));
 }
 
 function blockShapes(c: Llama4Config) {
@@ -105,8 +126,10 @@ function withoutPrefix(name: string): string {
   return name;
 }
 
-/** The tree of a Hugging Face checkpoint. */
-export function bindHuggingFace(c: Llama4Config, tensors: readonly TensorView[], file: string): Parameters<TensorView> {
+const isVision = /^(vision_model|multi_modal_projector)\./;
+
+/** The trees of a Hugging Face checkpoint. A config may describe a vision encoder whose tensors an exporter left out. */
+export function bindHuggingFace(c: Llama4Config, tensors: readonly TensorView[], file: string): Bound {
   const found = new Found(tensors, file, withoutPrefix);
   const { dim: D, nExperts: E, expertDim: F } = c;
   const matrix = ({ name, shape }: NamedShape) => found.take(name, shape);
@@ -143,8 +166,15 @@ export function bindHuggingFace(c: Llama4Config, tensors: readonly TensorView[],
   const norm = found.take(hf.norm, [D]);
   // Some exporters store the table twice although it is tied; the config decides.
   const stored = c.tied && !found.has(hf.output) ? tokEmbeddings : found.take(hf.output, [c.vocabSize, D]);
-  found.refuseRest(c, (tensor) => tensor.huggingFace);
-  return { tokEmbeddings, layers, norm, output: c.tied ? tokEmbeddings : stored };
+  const parameters = { tokEmbeddings, layers, norm, output: c.tied ? tokEmbeddings : stored };
+  if (!c.vision || !tensors.some(({ name }) => isVision.test(withoutPrefix(name)))) {
+    found.refuse((name) => !isVision.test(name));
+    return { parameters };
+  }
+  const take = (name: string, shape: Shape) => found.take(name, shape);
+  const vision = bindVision(c, huggingFaceVision(c.vision.nLayers), take);
+  found.refuse(() => true);
+  return { parameters, vision };
 }
 
 function takeBlock(
@@ -247,8 +277,27 @@ export function bindGguf(c: Llama4Config, tensors: readonly TensorView[], file: 
   const norm = found.take(gguf.norm, [D]);
   const output = c.tied ? tokEmbeddings : found.take(gguf.output, [c.vocabSize, D]);
   if (found.has(gguf.ropeFreqs)) found.take(gguf.ropeFreqs, [c.headDim / 2]);
-  found.refuseRest(c, (tensor) => tensor.gguf);
+  found.refuse((name) => !/^(v|mm)\./.test(name)); // some writers put a vision encoder of their own naming into the file
   return { tokEmbeddings, layers, norm, output };
+}
+
+/** Rows of the adapter's matrices in a mmproj file, whose metadata leaves them out; 0 where there are none. */
+export function adapterRows(tensors: readonly TensorView[]): { readonly fc1: number; readonly fc2: number } {
+  const { fc1, fc2 } = ggufVision(0).adapter;
+  const rows = (wanted: string) => tensors.find(({ name }) => name === wanted)?.shape[0] ?? 0;
+  return { fc1: rows(fc1), fc2: rows(fc2) };
+}
+
+/** The vision tree of a mmproj file (gguf.md §4). */
+export function bindMmproj(
+  c: Llama4Config,
+  tensors: readonly TensorView[],
+  file: string,
+): VisionParameters<TensorView> {
+  const found = new Found(tensors, file, ggufVisionName);
+  const vision = bindVision(c, ggufVision(c.vision!.nLayers), (name, shape) => found.take(name, shape));
+  found.refuse(() => true);
+  return vision;
 }
 
 // ---- Meta (specification §13) ----
@@ -284,12 +333,8 @@ const meta = {
   vision: /^vision_(embeddings|projection)\./,
 };
 
-/** The tree of a Meta checkpoint whose `shards` split heads and widths between them (model parallelism). */
-export function bindMeta(
-  c: Llama4Config,
-  shards: readonly (readonly TensorView[])[],
-  folder: string,
-): Parameters<TensorView> {
+/** The trees of a Meta checkpoint whose `shards` split heads and widths between them (model parallelism). */
+export function bindMeta(c: Llama4Config, shards: readonly (readonly TensorView[])[], folder: string): Bound {
   const found = shards.map((tensors, i) => new Found(tensors, `${folder}: shard ${i}`));
   const n = shards.length;
   const { dim: D, nExperts: E } = c;
@@ -306,7 +351,7 @@ export function bindMeta(
   const all = (name: string, shape: Shape) => found.map((shard) => shard.take(name, shape));
   /** The same `rows` of every shard, end to end. */
   const rowsOf = (parts: readonly TensorView[], from: number, rows: number) =>
-    joined(parts, 1, from, rows, [n * rows, parts[0]!.shape[1]!]);
+    joined(parts, 1, from, rows, [n * rows, ...parts[0]!.shape.slice(1)]);
   /** Columns side by side. */
   const columnsOf = (parts: readonly TensorView[]) => {
     const [rows, columns] = parts[0]!.shape as [number, number];
@@ -365,8 +410,23 @@ export function bindMeta(
     norm: whole(meta.norm, [D]),
     output: rowsOf(all(meta.output, [V, D]), 0, V),
   };
-  for (const shard of found) shard.refuse((name) => !meta.dropped.test(name) && !meta.vision.test(name));
-  return parameters;
+  const cut = ({ name, by }: Cut, [rows, ...columns]: Shape): TensorView => {
+    if (by === "none") return whole(name, [rows!, ...columns]);
+    if (by === "columns") return columnsOf(all(name, [rows!, part(columns[0]!, "vision columns")]));
+    const each = part(rows!, "vision rows");
+    return rowsOf(all(name, [each, ...columns]), 0, each);
+  };
+  const hasVision = c.vision && shards[0]!.some(({ name }) => meta.vision.test(name));
+  const names = c.vision && metaVision(c.vision.nLayers);
+  if (names && found[0]!.has(legacyPositions) && !found[0]!.has(names.positionEmbedding.name))
+    throw new CheckpointError(
+      `${folder}: ${show(legacyPositions)} is the table from before the encoder was fitted to tiles; ` +
+        `expected ${show(names.positionEmbedding.name)}, as the published checkpoints have it`,
+    );
+  const vision = hasVision && names && bindVision(c, names, cut);
+  const dropped = (name: string) => meta.dropped.test(name) || name === legacyPositions;
+  for (const shard of found) shard.refuse((name) => !dropped(name) && (hasVision || !meta.vision.test(name)));
+  return { parameters, ...(vision && { vision }) };
 }
 
 /**
@@ -389,63 +449,6 @@ function joined(parts: readonly TensorView[], groups: number, from: number, run:
   if (parts.length === 1) return { ...first, shape, offset: first.offset + skip };
   const pieces = parts.map(({ source, offset }): Piece => ({ source, offset: offset + skip, run: runBytes }));
   return { name: first.name, dtype: first.dtype, shape, source: sideBySide(first.name, groups, pieces), offset: 0 };
-}
-
-// ---- the vision encoder, alike in all formats ----
-
-/** A tensor of the vision encoder or projector in both formats that are written. */
-export interface VisionTensor {
-  readonly huggingFace: string;
-  readonly gguf: string;
-  readonly shape: Shape;
-}
-
-/** Every vision tensor of a config; none without a vision encoder. */
-export function visionTensors({ vision: v, dim }: Llama4Config): VisionTensor[] {
-  if (!v) return [];
-  const patch = v.nChannels * v.patchSize ** 2;
-  const one = (huggingFace: string, gguf: string, shape: Shape) => [{ huggingFace, gguf, shape }];
-  const withBias = (huggingFace: string, gguf: string, shape: Shape) => [
-    { huggingFace: `${huggingFace}.weight`, gguf: `${gguf}.weight`, shape },
-    { huggingFace: `${huggingFace}.bias`, gguf: `${gguf}.bias`, shape: [shape[0]!] },
-  ];
-  const block = (j: number) => {
-    const at = (rest: string) => `vision_model.model.layers.${j}.${rest}`;
-    const square = [v.dim, v.dim];
-    return [
-      ...withBias(at("input_layernorm"), `v.blk.${j}.ln1`, [v.dim]),
-      ...withBias(at("self_attn.q_proj"), `v.blk.${j}.attn_q`, square),
-      ...withBias(at("self_attn.k_proj"), `v.blk.${j}.attn_k`, square),
-      ...withBias(at("self_attn.v_proj"), `v.blk.${j}.attn_v`, square),
-      ...withBias(at("self_attn.o_proj"), `v.blk.${j}.attn_out`, square),
-      ...withBias(at("post_attention_layernorm"), `v.blk.${j}.ln2`, [v.dim]),
-      ...withBias(at("mlp.fc1"), `v.blk.${j}.ffn_up`, [v.ffnDim, v.dim]),
-      ...withBias(at("mlp.fc2"), `v.blk.${j}.ffn_down`, [v.dim, v.ffnDim]),
-    ];
-  };
-  return [
-    ...one("vision_model.patch_embedding.linear.weight", "v.patch_embd.weight", [v.dim, patch]),
-    ...one("vision_model.class_embedding", "v.class_embd", [v.dim]),
-    ...one("vision_model.positional_embedding_vlm", "v.position_embd.weight", [
-      (v.imageSize / v.patchSize) ** 2 + 1,
-      v.dim,
-    ]),
-    ...withBias("vision_model.layernorm_pre", "v.pre_ln", [v.dim]),
-    ...Array.from({ length: v.nLayers }, (_, j) => block(j)).flat(),
-    ...withBias("vision_model.layernorm_post", "v.post_ln", [v.dim]),
-    ...one("vision_model.vision_adapter.mlp.fc1.weight", "mm.model.mlp.1.weight", [
-      v.adapterDim,
-      v.dim * v.shuffle ** 2,
-    ]),
-    ...one("vision_model.vision_adapter.mlp.fc2.weight", "mm.model.mlp.2.weight", [v.outputDim, v.adapterDim]),
-    ...one("multi_modal_projector.linear_1.weight", "mm.model.fc.weight", [dim, v.outputDim]),
-  ];
-}
-
-/** The vision tensors of a Hugging Face checkpoint by their names in its layout, checked; none without a vision encoder. */
-export function bindVision(c: Llama4Config, tensors: readonly TensorView[], file: string): Map<string, TensorView> {
-  const found = new Found(tensors, file, withoutPrefix);
-  return new Map(visionTensors(c).map(({ huggingFace, shape }) => [huggingFace, found.take(huggingFace, shape)]));
 }
 
 // ---- looking up ----
@@ -496,13 +499,8 @@ class Found {
     }
   }
 
-  /** Throws for a tensor that nobody asked for and that is not the vision encoder's. */
-  refuseRest(c: Llama4Config, nameOf: (tensor: VisionTensor) => string): void {
-    const vision = new Set(visionTensors(c).map(nameOf));
-    this.refuse((name) => !vision.has(name) && !/^(vision_model|multi_modal_projector|v|mm)\./.test(name));
-  }
-
-  refuse(isUnknown: (name: string) => boolean): void {
+  /** Throws for a tensor that nobody asked for and that `isUnknown` does not let pass. */
+  refuse(isUnknown: (name: string) => boolean | undefined): void {
     const unknown = [...this.#rest].filter(isUnknown);
     if (unknown.length === 0) return;
     const scales = unknown.find((name) => /_scale$/.test(name));

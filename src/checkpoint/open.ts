@@ -4,18 +4,29 @@ import { existsSync } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { Llama4Config } from "../model/config.ts";
-import type { Parameters } from "../model/parameters.ts";
+import type { Parameters, VisionParameters } from "../model/parameters.ts";
 import { dequantize } from "../tensor/block-formats.ts";
 import { byteLength, dtypes } from "../tensor/dtype.ts";
-import { CheckpointError } from "../tensor/errors.ts";
+import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import { elementCount, type TensorView } from "../tensor/tensor.ts";
-import { fromGguf, type GgufMetadata } from "./config-gguf.ts";
+import { checked } from "./config.ts";
+import { fromGguf, type GgufMetadata, visionFromGguf } from "./config-gguf.ts";
 import { fromHuggingFace, readGenerationConfig } from "./config-hugging-face.ts";
 import { fromMeta } from "./config-meta.ts";
 import { readGguf, splitNames } from "./gguf.ts";
 import { Fields, isObject, type Json, parseObject } from "./json.ts";
 import { readTorch } from "./meta.ts";
-import { bindGguf, bindHuggingFace, bindMeta, hasGgufOutput, ropeFreqsName, vocabRows } from "./names.ts";
+import {
+  adapterRows,
+  type Bound,
+  bindGguf,
+  bindHuggingFace,
+  bindMeta,
+  bindMmproj,
+  hasGgufOutput,
+  ropeFreqsName,
+  vocabRows,
+} from "./names.ts";
 import { readIndex, readSafetensors } from "./safetensors.ts";
 import { type FileSource, openFile } from "./source.ts";
 
@@ -37,6 +48,8 @@ export interface Checkpoint {
   readonly path: string;
   readonly config: Llama4Config;
   readonly parameters: Parameters<TensorView>;
+  /** There where `config.vision` is. */
+  readonly vision?: VisionParameters<TensorView>;
   /** Every tensor of every file, the vision encoder's included. */
   readonly tensors: readonly TensorView[];
   readonly tokenizer?: TokenizerMaterial;
@@ -52,8 +65,14 @@ export interface Checkpoint {
   close(): Promise<void>;
 }
 
+export interface CheckpointOptions {
+  /** The vision part of a GGUF model. Default: the file `mmproj-<name>` beside it, as `convert` writes it, if there is one. */
+  readonly mmproj?: string | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** Opens a folder in Hugging Face's or Meta's layout, or a `.gguf` file (of a split, any part). */
-export async function openCheckpoint(path: string, { signal }: { signal?: AbortSignal } = {}): Promise<Checkpoint> {
+export async function openCheckpoint(path: string, { mmproj, signal }: CheckpointOptions = {}): Promise<Checkpoint> {
   signal?.throwIfAborted();
   const files: FileSource[] = [];
   const close = async () => {
@@ -66,7 +85,7 @@ export async function openCheckpoint(path: string, { signal }: { signal?: AbortS
     return file;
   };
   try {
-    const contents = await openByKind(path, open);
+    const contents = await openByKind(path, mmproj, open);
     return { ...contents, path, totalBytes: files.reduce((sum, file) => sum + file.byteLength, 0), close };
   } catch (error) {
     await close();
@@ -78,17 +97,21 @@ export async function openCheckpoint(path: string, { signal }: { signal?: AbortS
 type Open = (path: string) => Promise<FileSource>;
 type Contents = Omit<Checkpoint, "path" | "totalBytes" | "close">;
 
-async function openByKind(path: string, open: Open): Promise<Contents> {
+async function openByKind(path: string, mmproj: string | undefined, open: Open): Promise<Contents> {
   const found = await stat(path).catch(() => undefined);
   if (!found)
     throw new CheckpointError(
       `${path}: no such file or folder; expected a folder with config.json or params.json, or a .gguf file`,
     );
   if (found.isFile()) {
-    if (path.endsWith(".gguf")) return openGguf(path, open);
+    if (path.endsWith(".gguf")) return openGguf(path, mmproj, open);
     throw new CheckpointError(`${path} is a file of an unknown kind; expected a .gguf file, or the folder it lies in`);
   }
   if (!found.isDirectory()) throw new CheckpointError(`${path} is a device; expected a folder or a .gguf file`);
+  if (mmproj !== undefined)
+    throw new RequestError(
+      `--mmproj is ${mmproj}, and ${path} is a folder with a vision part of its own; leave it out`,
+    );
   if (existsSync(join(path, "config.json"))) return openHuggingFace(path, open);
   if (existsSync(join(path, "params.json"))) return openMeta(path, open);
   const inside = await readdir(path);
@@ -127,13 +150,20 @@ async function openHuggingFace(folder: string, open: Open): Promise<Contents> {
   const tokenizer = await folderTokenizer(folder);
   return {
     format: "huggingface",
-    config: said ? { ...config, tokens: { ...config.tokens, ...endings(config, said) } } : config,
-    parameters: bindHuggingFace(config, tensors, basename(folder)),
+    ...trees(
+      said ? { ...config, tokens: { ...config.tokens, ...endings(config, said) } } : config,
+      bindHuggingFace(config, tensors, basename(folder)),
+    ),
     tensors,
     ...(tokenizer && { tokenizer }),
     ...(chatTemplate !== undefined && { chatTemplate }),
     defaults: said?.defaults ?? {},
   };
+}
+
+/** A config whose vision encoder is not among the tensors is one of a text model. */
+function trees({ vision: encoder, ...config }: Llama4Config, { parameters, vision }: Bound) {
+  return encoder && vision ? { config: { ...config, vision: encoder }, parameters, vision } : { config, parameters };
 }
 
 /** generation_config.json wins: chat models add their end-of-turn token there. */
@@ -193,8 +223,7 @@ async function openMeta(folder: string, open: Open): Promise<Contents> {
   const tokenizer = await folderTokenizer(folder);
   return {
     format: "meta",
-    config,
-    parameters: bindMeta(config, shards, basename(folder)),
+    ...trees(config, bindMeta(config, shards, basename(folder))),
     tensors: shards.flat(),
     ...(tokenizer && { tokenizer }),
     defaults: {},
@@ -203,7 +232,7 @@ async function openMeta(folder: string, open: Open): Promise<Contents> {
 
 // ---- GGUF ----
 
-async function openGguf(path: string, open: Open): Promise<Contents> {
+async function openGguf(path: string, mmproj: string | undefined, open: Open): Promise<Contents> {
   const parts: Awaited<ReturnType<typeof readGguf>>[] = [];
   for (const name of splitNames(basename(path))) {
     const part = join(dirname(path), name);
@@ -224,18 +253,33 @@ async function openGguf(path: string, open: Open): Promise<Contents> {
     },
     file,
   );
+  const parameters = bindGguf(config, tensors, file);
   const tokenizer = ggufTokenizer(metadata);
   const template = metadata.get("tokenizer.chat_template");
+  const beside = mmproj ?? [join(dirname(path), mmprojName(file))].find(existsSync);
+  const seeing = beside === undefined ? undefined : await openMmproj(beside, config, open);
   return {
     format: "gguf",
-    config,
-    parameters: bindGguf(config, tensors, file),
-    tensors,
+    config: seeing?.config ?? config,
+    parameters,
+    ...(seeing && { vision: seeing.vision }),
+    tensors: [...tensors, ...(seeing?.tensors ?? [])],
     ...(tokenizer && { tokenizer }),
     ...(template?.type === "string" && { chatTemplate: String(template.value) }),
     defaults: {},
     metadata,
   };
+}
+
+/** Where the vision part of a GGUF model stands unless told. */
+export const mmprojName = (file: string): string => `mmproj-${file}`;
+
+async function openMmproj(path: string, text: Llama4Config, open: Open) {
+  if (!existsSync(path)) throw new CheckpointError(`${path}: no such file; expected the vision part of a GGUF model`);
+  const { metadata, tensors } = await readGguf(await open(path));
+  const file = basename(path);
+  const config = checked({ ...text, vision: visionFromGguf(metadata, adapterRows(tensors), text, file) }, file);
+  return { config, vision: bindMmproj(config, tensors, file), tensors };
 }
 
 function checkSplit(parts: readonly { metadata: GgufMetadata; tensors: readonly TensorView[] }[], file: string): void {

@@ -13,7 +13,7 @@ import type { Backend } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, progress, type Run, type Session, table } from "./answer.ts";
 import { loadedBytesPerStep } from "./budget.ts";
-import { define, type ModelOptions, refuseImages, whole, withModel } from "./options.ts";
+import { define, type ModelOptions, whole, withModel } from "./options.ts";
 
 interface BenchOptions extends ModelOptions {
   readonly promptTokens: number;
@@ -42,15 +42,24 @@ export function bench(program: Command, run: Run): void {
 }
 
 async function measured(session: Session, options: BenchOptions): Promise<Answer> {
-  const { model: path = shippedModel(), promptTokens, genTokens, batch, runs, backend, threads, kvDtype } = options;
-  refuseImages(options);
+  const {
+    model: path = shippedModel(),
+    promptTokens,
+    genTokens,
+    batch,
+    runs,
+    backend,
+    threads,
+    mmproj,
+    kvDtype,
+  } = options;
   const { signal } = session;
   const bar = progress("loading");
   // a sequence fills whole blocks of the cache, of 64 tokens at most, and is admitted where the others have one to spare
   const context = options.context ?? batch * (promptTokens + genTokens) + (batch - 1) * 2 * 64;
   const onWarning = (message: string) => process.stderr.write(`${message}\n`);
   const model = await openModel(path, {
-    ...{ backend, threads, context, kvDtype, signal, onWarning, onProgress: bar.update },
+    ...{ backend, threads, context, mmproj, kvDtype, signal, onWarning, onProgress: bar.update },
   }).finally(bar.stop);
   try {
     const { parameters, config } = model;

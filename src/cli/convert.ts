@@ -5,18 +5,19 @@ import type { Command } from "commander";
 import { openNative } from "../backends/native/backend.ts";
 import { convert, isRequantized } from "../checkpoint/convert.ts";
 import { type Mix, mixes } from "../checkpoint/mix.ts";
-import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
+import { type Checkpoint, mmprojName, openCheckpoint } from "../checkpoint/open.ts";
 import { type Quantizer, referenceQuantizer } from "../checkpoint/recode.ts";
 import { openTokenizer } from "../open.ts";
 import { toGguf } from "../prompt/gguf-vocabulary.ts";
 import { type Answer, bytes, oneOf, progress, type Run, type Session } from "./answer.ts";
 import { promptFiles } from "./init.ts";
-import { define, whole } from "./options.ts";
+import { define, mmprojHelp, whole } from "./options.ts";
 import { refuseOntoItself, refuseToOverwrite, replacing } from "./output.ts";
 
 interface ConvertOptions {
   readonly type?: string;
   readonly threads?: number;
+  readonly mmproj?: string;
   readonly allowLossy?: true;
   readonly force?: true;
 }
@@ -30,6 +31,7 @@ export function convertCommand(program: Command, run: Run): void {
     .argument("<out>", "a name that ends in .gguf, else a folder; vision goes to mmproj-<out> beside a .gguf")
     .option("--type <type>", `${mixes.join(", ")} (default: as the input is stored)`)
     .option("--threads <n>", "threads that quantize (default: all cores)", whole(1))
+    .option("--mmproj <file>", mmprojHelp)
     .option("--allow-lossy", "writes a GGUF that other programs misread, where the format lacks a word")
     .option("--force", "replaces what is there")
     .action(run(converted));
@@ -41,7 +43,8 @@ async function converted(session: Session, input: string, out: string, options: 
   refuseToOverwrite(out, options.force);
   const start = performance.now();
   const { quantizer, close } = openQuantizer(options.threads);
-  const checkpoint = await openCheckpoint(input, session).catch((error: unknown) => {
+  const { mmproj } = options;
+  const checkpoint = await openCheckpoint(input, { ...session, mmproj }).catch((error: unknown) => {
     close();
     throw error;
   });
@@ -69,7 +72,7 @@ interface Writing {
 
 async function writeAs(checkpoint: Checkpoint, out: string, { force, ...writing }: Writing, { signal }: Session) {
   const isGguf = out.endsWith(".gguf");
-  if (isGguf && checkpoint.config.vision) refuseToOverwrite(join(dirname(out), `mmproj-${basename(out)}`), force);
+  if (isGguf && checkpoint.config.vision) refuseToOverwrite(join(dirname(out), mmprojName(basename(out))), force);
   if (writing.type && isRequantized(checkpoint, writing.type))
     warn("the input is quantized already; another type adds to its errors");
   const tokenizer = openTokenizer(checkpoint);

@@ -2,12 +2,12 @@
 
 import type { Command } from "commander";
 import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
-import { countParameters, type Llama4Config } from "../model/config.ts";
+import { countParameters, type Llama4Config, tokensPerTile, type VisionConfig } from "../model/config.ts";
 import { openTokenizer } from "../open.ts";
 import { byteLength, type DType } from "../tensor/dtype.ts";
 import { elementCount, type Shape } from "../tensor/tensor.ts";
 import { type Answer, bytes, type Run, table } from "./answer.ts";
-import { define, named } from "./options.ts";
+import { define, type ModelOptions, mmprojHelp, named } from "./options.ts";
 
 export function inspect(program: Command, run: Run): void {
   define(program, "inspect", "What a checkpoint holds: configuration, tensors, tokenizer, template.", [
@@ -16,13 +16,16 @@ export function inspect(program: Command, run: Run): void {
   ])
     .argument("[model]", "a Hugging Face folder, a Meta folder or a .gguf file")
     .option("-m, --model <path>", "the same, as an option")
+    .option("--mmproj <file>", mmprojHelp)
     .action(
-      run((_, model: string | undefined, options: { model?: string }) => inspected(named("inspect", model, options))),
+      run((_, model: string | undefined, options: Pick<ModelOptions, "model" | "mmproj">) =>
+        inspected(named("inspect", model, options), options),
+      ),
     );
 }
 
-async function inspected(path: string): Promise<Answer> {
-  const checkpoint = await openCheckpoint(path);
+async function inspected(path: string, { mmproj }: Pick<ModelOptions, "mmproj">): Promise<Answer> {
+  const checkpoint = await openCheckpoint(path, { mmproj });
   try {
     const json = contents(checkpoint);
     return { json, text: shown(json) };
@@ -113,7 +116,15 @@ function configRows(c: Llama4Config): (string | number)[][] {
     ["attention temperature", c.temperature ? `floor ${c.temperature.floor}, scale ${c.temperature.scale}` : "none"],
     ["output", c.tied ? "the embedding table" : "its own matrix"],
     ["longest context", c.contextLength],
-    ["vision", c.vision ? `${c.vision.nLayers} layers of ${c.vision.dim}` : "none"],
+    ...visionRows(c.vision),
+  ];
+}
+
+function visionRows(v: VisionConfig | undefined): (string | number)[][] {
+  if (!v) return [["vision", "none"]];
+  return [
+    ["vision", `${v.nLayers} layers of ${v.dim}, ${v.nHeads} heads, feed-forward ${v.ffnDim}`],
+    ["  a tile", `${v.imageSize} × ${v.imageSize} pixels in patches of ${v.patchSize}, ${tokensPerTile(v)} tokens`],
   ];
 }
 

@@ -67,8 +67,10 @@ export function withModel(command: Command): Command {
     .option("--threads <n>", "threads that compute (default: all cores)", whole(1))
     .option("--context <n>", "tokens that prompt and reply may have together", whole(1))
     .addOption(kvDtypeOption("default: f32 for a model in f32, else f16"))
-    .option("--mmproj <file>", "the vision part of a GGUF model");
+    .option("--mmproj <file>", mmprojHelp);
 }
+
+export const mmprojHelp = "the vision part of a GGUF model (default: mmproj-<model> beside it, if there)";
 
 export const kvDtypeOption = (description: string): Option =>
   new Option("--kv-dtype <type>", `how keys and values are kept (${description})`).choices(kvDtypes);
@@ -94,8 +96,8 @@ export function withImages(command: Command): Command {
 }
 
 /** Says so, rather than leave out what was asked for. */
-export function refuseImages({ image, video, mmproj }: ImageOptions & Pick<ModelOptions, "mmproj">): void {
-  const given = image ? "--image" : video !== undefined ? "--video" : mmproj !== undefined ? "--mmproj" : undefined;
+export function refuseImages({ image, video }: ImageOptions): void {
+  const given = image ? "--image" : video !== undefined ? "--video" : undefined;
   if (given) throw new RequestError(`${given}: images are not supported yet by this version; leave it out`);
 }
 

@@ -144,6 +144,11 @@ export const presets: Readonly<Record<"scout" | "maverick" | "behemoth", Llama4C
   }))(released),
 };
 
+/** Rows of the text model that a tile becomes: `<|patch|>` tokens. */
+export function tokensPerTile({ imageSize, patchSize, shuffle }: VisionConfig): number {
+  return (imageSize / patchSize / shuffle) ** 2;
+}
+
 /** Exact parameter counts, by specification §2: `active` are those that one text token passes, its embedding row's table included. */
 export function countParameters(c: Llama4Config): { total: number; active: number } {
   const { dim, headDim } = c;

@@ -1,4 +1,5 @@
-// The tree of weights. D dim · H heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
+// The trees of weights. D dim · H heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
+// Of the vision encoder: Dv width · M width of its MLP · G² patches of P² pixels · s² of them a token · A, O adapter widths
 
 import type { ExpertBank } from "../tensor/backend.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -53,4 +54,57 @@ export function mapParameters<A, B>(p: Parameters<A>, f: (weight: A) => B): Para
     shared: ffn(shared),
   });
   return { tokEmbeddings: f(p.tokEmbeddings), layers: p.layers.map(block), norm: f(p.norm), output: f(p.output) };
+}
+
+/** A linear layer `[out, in]` or a LayerNorm `[Dv]`, with its bias. */
+export interface Affine<W = Tensor> {
+  readonly weight: W;
+  readonly bias: W;
+}
+
+export interface VisionBlock<W = Tensor> {
+  readonly attentionNorm: Affine<W>; // [Dv]
+  readonly wq: Affine<W>; // [Dv, Dv]
+  readonly wk: Affine<W>; // [Dv, Dv]
+  readonly wv: Affine<W>; // [Dv, Dv]
+  readonly wo: Affine<W>; // [Dv, Dv]
+  readonly mlpNorm: Affine<W>; // [Dv]
+  readonly fc1: Affine<W>; // [M, Dv]
+  readonly fc2: Affine<W>; // [Dv, M]
+}
+
+export interface VisionParameters<W = Tensor> {
+  readonly patchEmbedding: W; // [Dv, 3·P²]: channel by channel, row by row
+  readonly classEmbedding: W; // [Dv]
+  readonly positionEmbedding: W; // [G² + 1, Dv], the class token's row last
+  readonly normPre: Affine<W>; // [Dv]
+  readonly layers: readonly VisionBlock<W>[];
+  readonly normPost: Affine<W>; // [Dv]
+  readonly adapter: { readonly fc1: W; readonly fc2: W }; // [A, Dv·s²], [O, A]
+  readonly projector: W; // [D, O]
+}
+
+/** The tree with every weight replaced, visited in the order of Hugging Face's files. */
+export function mapVision<A, B>(p: VisionParameters<A>, f: (weight: A) => B): VisionParameters<B> {
+  const affine = ({ weight, bias }: Affine<A>): Affine<B> => ({ weight: f(weight), bias: f(bias) });
+  const block = (b: VisionBlock<A>): VisionBlock<B> => ({
+    attentionNorm: affine(b.attentionNorm),
+    wq: affine(b.wq),
+    wk: affine(b.wk),
+    wv: affine(b.wv),
+    wo: affine(b.wo),
+    mlpNorm: affine(b.mlpNorm),
+    fc1: affine(b.fc1),
+    fc2: affine(b.fc2),
+  });
+  return {
+    patchEmbedding: f(p.patchEmbedding),
+    classEmbedding: f(p.classEmbedding),
+    positionEmbedding: f(p.positionEmbedding),
+    normPre: affine(p.normPre),
+    layers: p.layers.map(block),
+    normPost: affine(p.normPost),
+    adapter: { fc1: f(p.adapter.fc1), fc2: f(p.adapter.fc2) },
+    projector: f(p.projector),
+  };
 }

@@ -1,7 +1,7 @@
 // Rotary positions (Su et al. 2021, arXiv:2104.09864) with Llama 3's stretching of long wavelengths; specification §3.4.
 // T tokens in the step · d head dim
 
-import type { Llama4Config } from "./config.ts";
+import type { Llama4Config, VisionConfig } from "./config.ts";
 
 /** The d/2 frequencies, in radians a position. */
 export function ropeFrequencies(c: Llama4Config): Float64Array {
@@ -36,6 +36,27 @@ export function ropeRotations(c: Llama4Config, positions: Int32Array, chunked: b
     for (const frequency of frequencies) {
       out[at++] = Math.cos(p * frequency);
       out[at++] = Math.sin(p * frequency);
+    }
+  }
+  return out;
+}
+
+/**
+ * (cos, sin) for every token of a tile, `[G² + 1, d/2, 2]`: the first half of the pairs turns with the patch's column,
+ * the second with its row, both counted from 1; the class token, last, does not turn (specification §6).
+ */
+export function tileRotations({ dim, nHeads, imageSize, patchSize, ropeTheta }: VisionConfig): Float64Array {
+  const pairs = dim / nHeads / 2;
+  const side = imageSize / patchSize;
+  const out = new Float64Array((side ** 2 + 1) * pairs * 2);
+  let at = 0;
+  for (let patch = 0; patch <= side ** 2; patch++) {
+    const [column, row] = patch === side ** 2 ? [0, 0] : [(patch % side) + 1, Math.floor(patch / side) + 1];
+    for (let pair = 0; pair < pairs; pair++) {
+      const half = pair % (pairs / 2);
+      const angle = (pair < pairs / 2 ? column : row) * ropeTheta ** ((-2 * half) / pairs);
+      out[at++] = Math.cos(angle);
+      out[at++] = Math.sin(angle);
     }
   }
   return out;
