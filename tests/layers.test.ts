@@ -19,7 +19,7 @@ const allowed: Record<string, readonly string[]> = {
 };
 const doors = ["cli"];
 // Where the machine may be touched: files, threads, native code. The rest runs in a browser unchanged.
-const mayUseNode = [/^cli\//, /^[a-z-]+\.ts$/, /^backends\/native\//, /^checkpoint\//];
+const mayUseNode = [/^cli\//, /^[a-z-]+\.ts$/, /^backends\/native\//, /^checkpoint\//, /^prompt\/decode-/];
 
 const files = readdirSync(src, { recursive: true, encoding: "utf8" })
   .filter((file) => file.endsWith(".ts"))

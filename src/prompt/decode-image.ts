@@ -1,0 +1,119 @@
+// Image files to RGB pixels. Only decoding is sharp's: how an image is resized is part of the model (resize.ts).
+
+import type Sharp from "sharp";
+import { RequestError } from "../tensor/errors.ts";
+import type { Pixels } from "./resize.ts";
+import { shown } from "./shown.ts";
+
+/** What an image may be; more is refused before it is decoded. */
+export interface ImageLimits {
+  /** Pixels of the image; default 50 million. */
+  readonly maxPixels?: number | undefined;
+  /** Pixels along a side; default 32,767. */
+  readonly maxSide?: number | undefined;
+  /** Bytes of the file; default 100 million. */
+  readonly maxBytes?: number | undefined;
+}
+
+export interface DecodeOptions extends ImageLimits {
+  /** Turns photographs as their EXIF orientation says. Default: yes. */
+  readonly orient?: boolean | undefined;
+  /** Which picture of an animation; default the first. */
+  readonly page?: number | undefined;
+}
+
+export const MAX_IMAGE_BYTES = 100e6;
+
+const FORMATS = "PNG, JPEG, WebP, GIF, AVIF or TIFF";
+
+/** The image in a file: as sRGB bytes, what is transparent over white, embedded colour profiles left aside as in training. */
+export async function decodeImage(file: Uint8Array, options: DecodeOptions = {}): Promise<Pixels> {
+  const { maxPixels = 50e6, maxSide = 32_767, maxBytes = MAX_IMAGE_BYTES, orient = true, page = 0 } = options;
+  const format = formatOf(file);
+  if (file.byteLength > maxBytes) throw tooLarge(file.byteLength, maxBytes);
+  const sharp = await loadSharp();
+  const open = () =>
+    sharp(file, {
+      ...{ page, pages: 1, ignoreIcc: true, failOn: "error" },
+      limitInputPixels: false, // ours, below, says more
+      sequentialRead: true,
+      autoOrient: orient,
+    });
+  const { width = 0, height = 0, pageHeight = height } = await readable(format, open().metadata());
+  const size = `${width.toLocaleString("en")} × ${pageHeight.toLocaleString("en")} pixels`;
+  if (width * pageHeight < 1) throw new RequestError(`image: it has ${size}; expected some`);
+  if (width * pageHeight > maxPixels)
+    throw new RequestError(`image: it has ${size}; expected at most ${maxPixels.toLocaleString("en")} (\`maxPixels\`)`);
+  if (Math.max(width, pageHeight) > maxSide)
+    throw new RequestError(
+      `image: it has ${size}; expected at most ${maxSide.toLocaleString("en")} along a side (\`maxSide\`)`,
+    );
+  const pipeline = open().flatten({ background: "#ffffff" }).toColourspace("srgb").raw({ depth: "uchar" });
+  const { data, info } = await readable(format, pipeline.toBuffer({ resolveWithObject: true }));
+  if (info.channels !== 3) throw new Error(`image: decoded to ${info.channels} channels; expected 3`);
+  return { data, width: info.width, height: info.height };
+}
+
+export const tooLarge = (bytes: number, most: number) =>
+  new RequestError(
+    `image: the file has ${bytes.toLocaleString("en")} bytes; expected at most ${most.toLocaleString("en")} (\`maxBytes\`)`,
+  );
+
+/** When each picture of an animated GIF or WebP is shown, in seconds, and until when the last one is. */
+export async function animationTimes(file: Uint8Array): Promise<{ starts: number[]; duration: number }> {
+  const sharp = await loadSharp();
+  const { pages = 1, delay = [] } = await readable(formatOf(file), sharp(file, { pages: -1 }).metadata());
+  const starts: number[] = [];
+  let duration = 0;
+  for (let page = 0; page < pages; page++) {
+    starts.push(duration);
+    duration += (delay[page] ?? 100) / 1000;
+  }
+  return { starts, duration };
+}
+
+/** Told by the file's first bytes, so that no decoder but those of these formats ever sees it. */
+export function formatOf(file: Uint8Array): string {
+  const head = new TextDecoder("latin1").decode(file.subarray(0, 512));
+  if (head.startsWith("\x89PNG\r\n\x1a\n")) return "PNG";
+  if (head.startsWith("\xff\xd8\xff")) return "JPEG";
+  if (head.startsWith("RIFF") && head.slice(8, 12) === "WEBP") return "WebP";
+  if (/^GIF8[79]a/.test(head)) return "GIF";
+  if (head.startsWith("II*\0") || head.startsWith("MM\0*")) return "TIFF";
+  if (/^....ftyp(avif|avis|mif1.*avif)/s.test(head.slice(0, 64))) return "AVIF";
+  const found =
+    head.length === 0
+      ? "empty"
+      : /^....ftyp(hei[cxms]|hev|mif1)/s.test(head)
+        ? "HEIC"
+        : /<svg|<!DOCTYPE svg/i.test(head)
+          ? "an SVG drawing"
+          : /^%PDF/.test(head)
+            ? "a PDF document"
+            : `no image that is known (it begins with ${shown(printable(head.slice(0, 16)))})`;
+  throw new RequestError(`image: the file is ${found}; expected ${FORMATS}`);
+}
+
+const printable = (text: string) => text.replaceAll(/[^\x20-\x7e]/g, ".");
+
+async function readable<T>(format: string, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    const why = (error instanceof Error ? error.message : String(error)).split("\n").filter(Boolean).at(-1);
+    throw new RequestError(`image: this ${format} cannot be read (${why}); expected a whole file`, { cause: error });
+  }
+}
+
+async function loadSharp(): Promise<typeof Sharp> {
+  try {
+    const { default: sharp } = await import("sharp"); // not before an image comes: text needs none of it
+    sharp.cache(false);
+    return sharp;
+  } catch (error) {
+    throw new Error(
+      `images need the package sharp, which did not load (${error instanceof Error ? error.message : error}); run npm ci`,
+      { cause: error },
+    );
+  }
+}
