@@ -5,9 +5,9 @@
 
 import { parseArgs } from "node:util";
 import { openNative } from "../src/backends/native/backend.ts";
-import { byteLength, type DType } from "../src/tensor/dtype.ts";
+import type { DType } from "../src/tensor/dtype.ts";
 import { linear } from "../src/tensor/ops.ts";
-import type { Tensor, TensorView } from "../src/tensor/tensor.ts";
+import { storedBytes, type Tensor, type TensorView } from "../src/tensor/tensor.ts";
 import { writeRecord } from "./samples.ts";
 
 const { values: options } = parseArgs({
@@ -34,7 +34,7 @@ for (let i = 0; i < words.length; i++) {
 const pattern = new Uint8Array(words.buffer);
 
 function viewOf(dtype: DType): TensorView {
-  const bytes = byteLength(dtype, I * O);
+  const bytes = storedBytes({ dtype, shape: [O, I] });
   const read = async (_: number, length: number) => {
     const out = new Uint8Array(length);
     for (let at = 0; at < length; at += pattern.length)
@@ -83,7 +83,7 @@ for (const activations of ["int8", "f32"] as const) {
     const [w] = (await backend.load([viewOf(dtype)])) as [Tensor];
     const ceilings = backend.ceilings();
     const once = (x: Tensor) => () => void backend.scope(async () => void linear(x, w));
-    const decode = speed(byteLength(dtype, I * O), once(row));
+    const decode = speed(storedBytes({ dtype, shape: [O, I] }), once(row));
     const prefill = speed(2 * T * I * O, once(many));
     const peak = activations === "int8" && dtype.startsWith("q") ? ceilings.int8Gops : ceilings.f32Gflops;
     console.log(

@@ -16,9 +16,8 @@ import { fromTiktoken } from "./prompt/tiktoken.ts";
 import type { Tokenizer } from "./prompt/tokenizer.ts";
 import { fromHuggingFace } from "./prompt/tokenizer-json.ts";
 import type { Backend, KVDType } from "./tensor/backend.ts";
-import { byteLength } from "./tensor/dtype.ts";
 import { CapacityError, RequestError } from "./tensor/errors.ts";
-import { elementCount, type Tensor, type TensorView } from "./tensor/tensor.ts";
+import { storedBytes, type Tensor, type TensorView } from "./tensor/tensor.ts";
 
 export interface OpenOptions {
   /** Default: native, and reference where that does not load. */
@@ -183,7 +182,7 @@ export function roomFor(
   let weightBytes = 0;
   let isExact = true;
   for (const { dtype, shape } of views) {
-    weightBytes += byteLength(isReference ? "f32" : dtype, elementCount(shape)); // the reference dequantizes all
+    weightBytes += storedBytes({ dtype: isReference ? "f32" : dtype, shape }); // the reference dequantizes all
     isExact &&= dtype === "f32" || shape.length < 2;
   }
   const dtype = kvDtype ?? (isReference || isExact ? "f32" : "f16");

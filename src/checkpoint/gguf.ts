@@ -3,7 +3,7 @@
 
 import { dtypeOfGgml, dtypes, ggmlTypeName } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
-import type { ByteSource, TensorView } from "../tensor/tensor.ts";
+import { type ByteSource, storedBytes, type TensorView } from "../tensor/tensor.ts";
 import { show } from "./json.ts";
 import { checkOverlaps, extentProduct } from "./safetensors.ts";
 import type { GgufScalarType, GgufValue } from "./writers.ts";
@@ -94,18 +94,19 @@ function view(
   const bad = (sentence: string) => new CheckpointError(`${source.name}: ${show(name)} ${sentence}`);
   const dtype = dtypeOfGgml(type);
   if (!dtype) throw bad(`has the type ${ggmlTypeName(type)} (${type}), which is not read; convert the file to another`);
-  const { blockElements, blockBytes } = dtypes[dtype];
-  const elements = extentProduct(extents);
-  if (elements === undefined) throw bad(`is [${extents.join(", ")}]; expected extents whose product is below 2⁵³`);
+  const { blockElements } = dtypes[dtype];
+  const shape = [...extents].reverse();
+  if (extentProduct(extents) === undefined)
+    throw bad(`is [${extents.join(", ")}]; expected extents whose product is below 2⁵³`);
   if ((extents[0] ?? 1) % blockElements !== 0)
     throw bad(`has rows of ${extents[0]} elements; ${dtype} needs a multiple of ${blockElements}`);
-  const bytes = (elements / blockElements) * blockBytes;
+  const bytes = storedBytes({ dtype, shape });
   if (offset % alignment !== 0) throw bad(`begins at ${offset}; expected a multiple of ${alignment}`);
   if (dataStart + offset + bytes > source.byteLength)
     throw bad(
       `needs ${bytes} bytes at ${dataStart + offset} and the file has ${source.byteLength}; it is truncated, fetch it again`,
     );
-  return { name, dtype, shape: [...extents].reverse(), source, offset: dataStart + offset };
+  return { name, dtype, shape, source, offset: dataStart + offset };
 }
 
 const scalarBytes: Readonly<Record<Exclude<GgufScalarType, "string">, number>> = {

@@ -4,9 +4,9 @@
 
 import type { Llama4Config } from "../model/config.ts";
 import type { Block, FeedForward, MoE, Parameters, VisionParameters } from "../model/parameters.ts";
-import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
+import { dtypes, rowBytes } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
-import { type ByteSource, elementCount, type Piece, type Shape, type TensorView } from "../tensor/tensor.ts";
+import { type ByteSource, type Piece, type Shape, storedBytes, type TensorView } from "../tensor/tensor.ts";
 import { show } from "./json.ts";
 import {
   bindVision,
@@ -441,11 +441,8 @@ function joined(parts: readonly TensorView[], groups: number, from: number, run:
       `${different.source.name}: ${show(different.name)} is ${different.dtype}, in another shard ${first.dtype}; expected one dtype`,
     );
   // With several groups (columns, experts) a part gives all its bytes, a group's worth at a time.
-  const runBytes =
-    groups === 1
-      ? storedBytes(first.dtype, [run, ...first.shape.slice(1)])
-      : storedBytes(first.dtype, first.shape) / groups;
-  const skip = from * storedBytes(first.dtype, [1, ...first.shape.slice(1)]);
+  const runBytes = groups === 1 ? run * rowBytes(first.dtype, first.shape[1]!) : storedBytes(first) / groups;
+  const skip = from * rowBytes(first.dtype, first.shape[1]!);
   if (parts.length === 1) return { ...first, shape, offset: first.offset + skip };
   const pieces = parts.map(({ source, offset }): Piece => ({ source, offset: offset + skip, run: runBytes }));
   return { name: first.name, dtype: first.dtype, shape, source: sideBySide(first.name, groups, pieces), offset: 0 };
@@ -543,13 +540,8 @@ function stacked(views: readonly TensorView[]): TensorView {
   const first = views[0]!;
   const odd = views.find(({ dtype }) => dtype !== first.dtype);
   if (odd) throw new CheckpointError(`${show(odd.name)} is ${odd.dtype}; expected ${first.dtype} as in expert 0`);
-  const run = storedBytes(first.dtype, first.shape);
+  const run = storedBytes(first);
   const pieces = views.map(({ source, offset }): Piece => ({ source, offset, run }));
   const source: ByteSource = sideBySide(first.name, 1, pieces);
   return { name: first.name, dtype: first.dtype, shape: [views.length, ...first.shape], source, offset: 0 };
-}
-
-function storedBytes(dtype: DType, shape: Shape): number {
-  const { blockElements, blockBytes } = dtypes[dtype];
-  return (elementCount(shape) / blockElements) * blockBytes;
 }

@@ -6,9 +6,9 @@ import { basename, dirname, join } from "node:path";
 import type { Llama4Config } from "../model/config.ts";
 import type { Parameters, VisionParameters } from "../model/parameters.ts";
 import { dequantize } from "../tensor/block-formats.ts";
-import { byteLength, dtypes } from "../tensor/dtype.ts";
+import { dtypes } from "../tensor/dtype.ts";
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
-import { elementCount, type TensorView } from "../tensor/tensor.ts";
+import { elementCount, storedBytes, type TensorView } from "../tensor/tensor.ts";
 import { checked } from "./config.ts";
 import { fromGguf, type GgufMetadata, visionFromGguf } from "./config-gguf.ts";
 import { fromHuggingFace, readGenerationConfig } from "./config-hugging-face.ts";
@@ -308,7 +308,7 @@ async function readNumbers(view: TensorView): Promise<Float32Array> {
   if (n > mostNumbers || dtypes[view.dtype].blockElements > 1)
     throw new CheckpointError(`${view.name} holds ${n} numbers as ${view.dtype}; expected f32 divisors, half a head's`);
   const out = new Float32Array(n);
-  dequantize(view.dtype, await view.source.read(view.offset, byteLength(view.dtype, n)), out);
+  dequantize(view.dtype, await view.source.read(view.offset, storedBytes(view)), out);
   return out;
 }
 

@@ -1,9 +1,9 @@
 // safetensors: header length (u64), a JSON header { name: { dtype, shape, data_offsets } }, the tensors' bytes.
 // Every number of the header is checked against the file before it is used.
 
-import { dtypeOfSafetensors, dtypes } from "../tensor/dtype.ts";
+import { dtypeOfSafetensors } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
-import type { ByteSource, TensorView } from "../tensor/tensor.ts";
+import { type ByteSource, storedBytes, type TensorView } from "../tensor/tensor.ts";
 import { isObject, type Json, parseObject, show } from "./json.ts";
 
 const longestHeader = 32 * 2 ** 20; // the largest published, of unfused experts, has about 4 MB
@@ -31,7 +31,7 @@ export async function readSafetensors(source: ByteSource): Promise<TensorView[]>
     views.push(readEntry(source, tensor, entry, dataStart, dataBytes));
   }
   const sorted = checkOverlaps(views, name);
-  const end = sorted.reduce((most, view) => Math.max(most, view.offset + storedLength(view)), dataStart);
+  const end = sorted.reduce((most, view) => Math.max(most, view.offset + storedBytes(view)), dataStart);
   if (end !== byteLength)
     throw new CheckpointError(
       `${name}: ${byteLength - end} bytes follow the last tensor; expected none, the file is corrupt`,
@@ -60,15 +60,15 @@ function readEntry(source: ByteSource, name: string, entry: unknown, dataStart: 
   const dtype = typeof called === "string" ? dtypeOfSafetensors(called) : undefined;
   // BOOL, U8 and 64-bit types of other models have no place here.
   if (!dtype) throw bad("the dtype", called, "F32, F16, BF16, F64, F8_E4M3 or I8 to I64");
-  const elements = Array.isArray(shape) ? extentProduct(shape) : undefined;
-  if (elements === undefined) throw bad("the shape", shape, "at most 8 extents whose product is below 2⁵³");
+  if (!Array.isArray(shape) || extentProduct(shape) === undefined)
+    throw bad("the shape", shape, "at most 8 extents whose product is below 2⁵³");
   const whole = Array.isArray(range) && range.length === 2 && range.every((x) => Number.isSafeInteger(x) && x >= 0);
   const [begin, end] = whole ? (range as [number, number]) : [-1, -1];
   if (!whole || end < begin || end > dataBytes)
     throw bad("the byte range", range, `begin and end within the file's ${dataBytes} bytes of data`);
-  const bytes = elements * dtypes[dtype].blockBytes;
+  const bytes = storedBytes({ dtype, shape });
   if (end - begin !== bytes) throw bad("the byte range", range, `${bytes} bytes for ${called} ${show(shape)}`);
-  return { name, dtype, shape: shape as number[], source, offset: dataStart + begin };
+  return { name, dtype, shape, source, offset: dataStart + begin };
 }
 
 /** The product of extents, or undefined where it is no number of elements. */
@@ -86,21 +86,15 @@ export function extentProduct(extents: readonly unknown[]): number | undefined {
 
 /** The views in the order of their bytes; throws where two share a byte. */
 export function checkOverlaps(views: readonly TensorView[], file: string): TensorView[] {
-  const length = (view: TensorView) => storedLength(view);
-  const sorted = [...views].sort((a, b) => a.offset - b.offset || length(a) - length(b));
+  const sorted = [...views].sort((a, b) => a.offset - b.offset || storedBytes(a) - storedBytes(b));
   for (let i = 1; i < sorted.length; i++) {
     const [before, after] = [sorted[i - 1]!, sorted[i]!];
-    if (before.offset + length(before) > after.offset)
+    if (before.offset + storedBytes(before) > after.offset)
       throw new CheckpointError(
         `${file}: ${show(before.name)} and ${show(after.name)} share bytes at ${after.offset}; expected tensors apart`,
       );
   }
   return sorted;
-}
-
-function storedLength({ dtype, shape }: TensorView): number {
-  const { blockElements, blockBytes } = dtypes[dtype];
-  return (shape.reduce((n, extent) => n * extent, 1) / blockElements) * blockBytes;
 }
 
 /** Text that must be UTF-8. */

@@ -3,9 +3,9 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, open, rename, rm, statfs, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
-import { type DType, dtypes, rowBytes } from "../tensor/dtype.ts";
+import { type DType, dtypes } from "../tensor/dtype.ts";
 import { CapacityError, CheckpointError } from "../tensor/errors.ts";
-import { elementCount, type Shape } from "../tensor/tensor.ts";
+import { type Shape, storedBytes } from "../tensor/tensor.ts";
 
 /** A tensor to be written. */
 export interface OutShape {
@@ -56,18 +56,6 @@ export type GgufValue =
       readonly of: GgufScalarType;
       readonly values: ArrayLike<number | bigint | boolean | string>;
     };
-
-/** Bytes of a tensor in a file; throws CheckpointError where its blocks do not divide a row. */
-export function storedBytes({ name, dtype, shape }: OutShape): number {
-  const columns = shape.at(-1) ?? 1;
-  if (columns % dtypes[dtype].blockElements !== 0) {
-    const { blockElements } = dtypes[dtype];
-    throw new CheckpointError(
-      `${name}: its rows have ${columns} elements; ${dtype} needs a multiple of ${blockElements}`,
-    );
-  }
-  return columns === 0 ? 0 : (elementCount(shape) / columns) * rowBytes(dtype, columns);
-}
 
 /** Bytes of all tensors in a file. */
 export function allBytes(parts: readonly (OutTensor | OutTensors)[]): number {

@@ -8,8 +8,8 @@ import type { Llama4Config } from "../model/config.ts";
 import { countParameters } from "../model/config.ts";
 import { mapParameters, type Parameters } from "../model/parameters.ts";
 import { type KVDType, slotBytes } from "../tensor/backend.ts";
-import { byteLength, type DType } from "../tensor/dtype.ts";
-import { elementCount, type Tensor, type TensorView } from "../tensor/tensor.ts";
+import type { DType } from "../tensor/dtype.ts";
+import { storedBytes, type Tensor, type TensorView } from "../tensor/tensor.ts";
 
 export type Part = "embeddings" | "attention" | "dense" | "shared" | "routed" | "norms" | "routers" | "vision";
 
@@ -73,9 +73,8 @@ export function partBytes(c: Llama4Config, mix: Mix): Record<Part, number> {
   const parts = { embeddings: 0, attention: 0, dense: 0, shared: 0, routed: 0, norms: 0, routers: 0, vision: 0 };
   let elements = 0;
   for (const w of weightsOf(c)) {
-    const n = w.rows * w.columns * w.count;
-    elements += n;
-    parts[w.part] += byteLength(typeOf(w, c, mix), n);
+    elements += w.count * w.rows * w.columns;
+    parts[w.part] += w.count * storedBytes({ dtype: typeOf(w, c, mix), shape: [w.rows, w.columns] });
   }
   parts.vision = (countParameters(c).total - elements) * (mix === "f32" ? 4 : 2);
   return parts;
@@ -87,7 +86,7 @@ export function bytesPerToken(c: Llama4Config, mix: Mix): number {
   for (const w of weightsOf(c)) {
     if (w.role === "tokEmbeddings" && !c.tied) continue;
     const count = w.part === "routed" ? c.topK : w.count;
-    read += byteLength(typeOf(w, c, mix), w.rows * w.columns * count);
+    read += count * storedBytes({ dtype: typeOf(w, c, mix), shape: [w.rows, w.columns] });
   }
   return read;
 }
@@ -112,22 +111,20 @@ export function loadedBytesPerStep(
   tokens = 1,
 ): number {
   const touched = 1 - (1 - c.topK / c.nExperts) ** tokens; // of a layer's experts
-  let read = c.tied ? 0 : -sizeOf(p.tokEmbeddings); // of the table single rows are read
+  let read = c.tied ? 0 : -storedBytes(p.tokEmbeddings); // of the table single rows are read
   const seen = new Set<unknown>();
   mapParameters(p, (w) => {
-    if (!seen.has(w)) read += sizeOf(w) * (w.shape.length === 3 ? touched : 1);
+    if (!seen.has(w)) read += storedBytes(w) * (w.shape.length === 3 ? touched : 1);
     seen.add(w);
   });
   return Math.round(read);
 }
 
-const sizeOf = ({ dtype, shape }: Pick<Tensor, "dtype" | "shape">) => byteLength(dtype, elementCount(shape));
-
 /** Bytes of each part as a checkpoint stores them. */
 export function storedPartBytes({ parameters: p, tensors, config }: Stored): Record<Part, number> {
   const parts = { embeddings: 0, attention: 0, dense: 0, shared: 0, routed: 0, norms: 0, routers: 0, vision: 0 };
   const add = (part: Part, ...weights: readonly TensorView[]) => {
-    for (const w of weights) parts[part] += sizeOf(w);
+    for (const w of weights) parts[part] += storedBytes(w);
   };
   add("embeddings", ...new Set([p.tokEmbeddings, p.output]));
   add("norms", p.norm);

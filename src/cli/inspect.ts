@@ -4,8 +4,8 @@ import type { Command } from "commander";
 import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
 import { countParameters, type Llama4Config, tokensPerTile, type VisionConfig } from "../model/config.ts";
 import { openTokenizer } from "../open.ts";
-import { byteLength, type DType } from "../tensor/dtype.ts";
-import { elementCount, type Shape } from "../tensor/tensor.ts";
+import type { DType } from "../tensor/dtype.ts";
+import { type Shape, storedBytes } from "../tensor/tensor.ts";
 import { type Answer, bytes, type Run, table } from "./answer.ts";
 import { define, type ModelOptions, mmprojHelp, named } from "./options.ts";
 
@@ -47,7 +47,7 @@ function contents(checkpoint: Checkpoint) {
   const { path, format, config, tensors, tokenizer: material, chatTemplate, defaults, totalBytes } = checkpoint;
   const tokenizer = openTokenizer(checkpoint);
   const stored = tensors.map(
-    ({ name, dtype, shape }): StoredTensor => ({ name, dtype, shape, bytes: byteLength(dtype, elementCount(shape)) }),
+    ({ name, dtype, shape }): StoredTensor => ({ name, dtype, shape, bytes: storedBytes({ dtype, shape }) }),
   );
   return {
     ...{ path, format, config, parameters: countParameters(config), fileBytes: totalBytes, sampling: defaults },

@@ -123,11 +123,6 @@ export function rowBytes(dtype: DType, columns: number): number {
   return (columns / blockElements) * blockBytes;
 }
 
-/** Bytes of a whole number of rows, `elements` elements together. */
-export function byteLength(dtype: DType, elements: number): number {
-  return rowBytes(dtype, elements);
-}
-
 // One float seen as its bits. Written and read within one function, never across a call.
 const f32Box = new Float32Array(1);
 const bitsBox = new Uint32Array(f32Box.buffer);

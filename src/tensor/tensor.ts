@@ -1,4 +1,4 @@
-import type { DType } from "./dtype.ts";
+import { type DType, rowBytes } from "./dtype.ts";
 
 /** Row-major extents; the last axis is contiguous. */
 export type Shape = readonly number[];
@@ -66,4 +66,9 @@ export function elementCount(shape: Shape): number {
   let n = 1;
   for (const extent of shape) n *= extent;
   return n;
+}
+
+/** Bytes of a tensor stored row-major. Throws CheckpointError where blocks of the dtype do not divide a row. */
+export function storedBytes({ dtype, shape }: { readonly dtype: DType; readonly shape: Shape }): number {
+  return elementCount(shape.slice(0, -1)) * rowBytes(dtype, shape.at(-1) ?? 1);
 }

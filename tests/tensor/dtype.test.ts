@@ -2,7 +2,6 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import {
   bf16ToF32,
-  byteLength,
   type DType,
   decodeBf16,
   decodeF8E4m3,
@@ -21,6 +20,7 @@ import {
   ggmlTypeName,
   rowBytes,
 } from "../../src/tensor/dtype.ts";
+import { storedBytes } from "../../src/tensor/tensor.ts";
 
 describe("small floats", () => {
   const formats = [
@@ -91,8 +91,10 @@ test("ids and names lead back to their dtype", () => {
 });
 
 test("rows take whole blocks", () => {
-  expect(byteLength("bf16", 588)).toBe(1176);
-  expect(byteLength("q4_k", 3 * 5120)).toBe(3 * rowBytes("q4_k", 5120));
+  expect(rowBytes("bf16", 588)).toBe(1176);
   expect(rowBytes("q4_k", 5120)).toBe(2880);
   expect(() => rowBytes("q4_k", 1408)).toThrow("q4_k: a row has 1408 elements; expected a multiple of 256");
+  expect(storedBytes({ dtype: "q4_k", shape: [3, 2, 5120] })).toBe(6 * 2880);
+  expect(storedBytes({ dtype: "f32", shape: [] })).toBe(4);
+  expect(storedBytes({ dtype: "q4_k", shape: [3, 0] })).toBe(0);
 });

@@ -2,9 +2,9 @@
 // strided views of the same bytes are read once and transposed on the way.
 
 import type { LoadOptions } from "../../tensor/backend.ts";
-import { byteLength, type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
+import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { CheckpointError } from "../../tensor/errors.ts";
-import { type Composition, elementCount, type Shape, type TensorView } from "../../tensor/tensor.ts";
+import { type Composition, elementCount, type Shape, storedBytes, type TensorView } from "../../tensor/tensor.ts";
 import type { Addon } from "./addon.ts";
 import type { Memory } from "./memory.ts";
 
@@ -29,11 +29,11 @@ export async function readViews(
   { onProgress, signal }: LoadOptions,
 ): Promise<ArrayBuffer[]> {
   signal?.throwIfAborted();
-  const total = views.reduce((bytes, view) => bytes + viewBytes(view), 0);
+  const total = views.reduce((bytes, view) => bytes + storedBytes(view), 0);
   const buffers: ArrayBuffer[] = [];
   try {
     for (const view of views)
-      buffers.push(memory.keep(packed(view) ? packedBytes(view.dtype, view.shape) : viewBytes(view)));
+      buffers.push(memory.keep(packed(view) ? packedBytes(view.dtype, view.shape) : storedBytes(view)));
     const plan = new Plan();
     const rest: number[] = []; // views that are not in files, or walk in another way than the plan can
     for (const [i, view] of views.entries()) if (!plan.add(view, i, packed(view))) rest.push(i);
@@ -49,7 +49,7 @@ export async function readViews(
         : view.strides
           ? gather(view, buffers[i]!)
           : copy(view, buffers[i]!, (bytes) => report(done + bytes)));
-      done += viewBytes(view);
+      done += storedBytes(view);
       report(done);
     }
     return buffers;
@@ -57,10 +57,6 @@ export async function readViews(
     for (const buffer of buffers) memory.drop(buffer);
     throw error;
   }
-}
-
-function viewBytes({ dtype, shape }: TensorView): number {
-  return byteLength(dtype, elementCount(shape));
 }
 
 /** What native/reader.cc is told: see Addon.read. */
@@ -97,7 +93,7 @@ class Plan {
       if (isTurned) this.#addTurned(turned(path, view, i, axes as [Axis, Axis, Axis]));
       else this.#addRows(path, view, i, axes);
     } else {
-      const isWhole = view.offset === 0 && viewBytes(view) === view.source.byteLength;
+      const isWhole = view.offset === 0 && storedBytes(view) === view.source.byteLength;
       if (!composition || !isWhole || !composition.pieces.every(({ source }) => source.path !== undefined))
         return false;
       if (!isTurned && axes.length > 1) return false;
@@ -105,14 +101,14 @@ class Plan {
         for (const piece of turnedPieces(composition, view, i, axes as [Axis, Axis, Axis])) this.#addTurned(piece);
       else this.#addPieces(composition, i);
     }
-    this.bytes += viewBytes(view);
+    this.bytes += storedBytes(view);
     return true;
   }
 
   /** Rows with gaps between them, or one. */
   #addRows(path: string, view: TensorView, i: number, axes: readonly Axis[]): void {
-    const { blockElements, blockBytes: element } = dtypes[view.dtype];
-    const bytes = (axes[axes.length - 1]!.extent / blockElements) * element;
+    const element = dtypes[view.dtype].blockBytes;
+    const bytes = rowBytes(view.dtype, axes[axes.length - 1]!.extent);
     const outer = axes.length === 2 ? axes[0]! : { extent: 1, stride: 0 };
     for (let row = 0; row < outer.extent; row++)
       this.#addBytes(path, view.offset + row * outer.stride * element, bytes, i, row * bytes);
@@ -176,7 +172,7 @@ class Plan {
           shape: [n, row, 0, dtypes[view.dtype].ggmlType!],
         });
       }
-    this.bytes += viewBytes(view);
+    this.bytes += storedBytes(view);
   }
 
   /** Units by file and offset, and their scatters. */
@@ -348,10 +344,10 @@ function run(
 
 /** The same of a source that is not a file: all of it is read first. */
 async function pack(addon: Addon, view: TensorView, buffer: ArrayBuffer): Promise<void> {
-  const plain = new ArrayBuffer(viewBytes(view));
+  const plain = new ArrayBuffer(storedBytes(view));
   await (view.strides ? gather(view, plain) : copy(view, plain, () => {}));
   const [rows, columns] = view.shape.slice(-2) as [number, number];
-  const [from, to] = [byteLength(view.dtype, rows * columns), packedBytes(view.dtype, [rows, columns])];
+  const [from, to] = [rows * rowBytes(view.dtype, columns), packedBytes(view.dtype, [rows, columns])];
   const type = dtypes[view.dtype].ggmlType!;
   for (let matrix = 0; matrix * to < buffer.byteLength; matrix++)
     addon.pack(rows, columns, type, plain, matrix * from, buffer, matrix * to);
@@ -360,7 +356,7 @@ async function pack(addon: Addon, view: TensorView, buffer: ArrayBuffer): Promis
 /** A view of a source that is not a file. */
 async function copy(view: TensorView, buffer: ArrayBuffer, report: (bytes: number) => void): Promise<void> {
   const out = new Uint8Array(buffer);
-  const total = viewBytes(view);
+  const total = storedBytes(view);
   for (let at = 0; at < total; at += blockBytes) {
     out.set(await view.source.read(view.offset + at, Math.min(blockBytes, total - at)), at);
     report(at);

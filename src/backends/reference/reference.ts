@@ -17,9 +17,9 @@ import {
   slotBytes,
 } from "../../tensor/backend.ts";
 import { dequantize } from "../../tensor/block-formats.ts";
-import { byteLength } from "../../tensor/dtype.ts";
+import { rowBytes } from "../../tensor/dtype.ts";
 import { quantize } from "../../tensor/quantize.ts";
-import { elementCount, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
+import { elementCount, type Shape, storedBytes, type Tensor, type TensorView } from "../../tensor/tensor.ts";
 import { decode } from "./decode.ts";
 
 type Numbers = Float32Array | Float64Array;
@@ -61,16 +61,15 @@ class Reference implements Backend {
 
   async load(views: readonly TensorView[], { onProgress, signal }: LoadOptions = {}): Promise<Tensor[]> {
     const loaded = new Map<TensorView, Tensor>();
-    const bytes = ({ dtype, shape }: TensorView) => byteLength(dtype, elementCount(shape));
     const unique = [...new Set(views)];
-    const total = unique.reduce((sum, view) => sum + bytes(view), 0);
+    const total = unique.reduce((sum, view) => sum + storedBytes(view), 0);
     let done = 0;
     for (const view of unique) {
       signal?.throwIfAborted();
       const data = this.#zeros(elementCount(view.shape));
       await decode(view, data);
       loaded.set(view, this.#tensor(view.shape, data));
-      done += bytes(view);
+      done += storedBytes(view);
       onProgress?.(done, total);
     }
     return views.map((view) => loaded.get(view)!);
@@ -325,7 +324,7 @@ function writeCache(k: Tensor, v: Tensor, segment: Segment, cache: LayerCache, c
 /** What a cache of the dtype keeps of numbers; f32 leaves them as they are. */
 function rounded(x: Numbers, dtype: KVDType): Numbers {
   if (dtype === "f32") return x;
-  const bytes = new Uint8Array(byteLength(dtype, x.length));
+  const bytes = new Uint8Array(rowBytes(dtype, x.length));
   quantize(dtype, Float32Array.from(x), bytes);
   const kept = new Float32Array(x.length);
   dequantize(dtype, bytes, kept);
