@@ -9,7 +9,7 @@ import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import type { Shape, TensorView } from "../tensor/tensor.ts";
 import { ggufLosses, toGguf } from "./config-gguf.ts";
 import { toHuggingFace } from "./config-hugging-face.ts";
-import { fileTypes, type Mix, type Role, storedType } from "./mix.ts";
+import { fileTypes, isPlain, type Mix, type Place, type PlainMix, storedType } from "./mix.ts";
 import { ggufNames, huggingFaceTensors } from "./names.ts";
 import { ggufVision, listVision, visionShapes } from "./names-vision.ts";
 import { type Checkpoint, mmprojName } from "./open.ts";
@@ -101,17 +101,10 @@ async function convertToGguf(input: Checkpoint, out: string, type: Mix, options:
 /** The text model's tensors, in the order of the tree. */
 function ggufText({ config, parameters }: Checkpoint, type: Mix, { quantizer = referenceQuantizer }: ConvertOptions) {
   const names = ggufNames(config);
-  const nLayers = config.layers.length;
   const [views, texts, places] = [listed(parameters), listed(names.parameters), listed(roles(parameters))];
   const tensors = views.slice(0, config.tied ? -1 : undefined).map((view, i) => {
-    const { role, layer } = places[i]!;
-    const as = config.tied && role === "tokEmbeddings" ? "output" : role;
-    return {
-      view,
-      name: texts[i]!,
-      dtype: storedType(type, as, layer, nLayers, view.shape.at(-1)!),
-      shape: view.shape,
-    };
+    const { shape } = view;
+    return { view, name: texts[i]!, dtype: storedType(type, { ...places[i]!, columns: shape.at(-1)! }, config), shape };
   });
   const divisors = ropeFreqs(config);
   return [
@@ -140,14 +133,11 @@ function listed<W>(parameters: Parameters<W>): W[] {
   return list;
 }
 
-interface Place {
-  readonly role: Role;
-  readonly layer: number;
-}
+type RoleInLayer = Pick<Place, "role" | "layer">;
 
-function roles({ layers }: Parameters<unknown>): Parameters<Place> {
-  const at = (role: Role, layer = 0): Place => ({ role, layer });
-  const block = ({ ffn }: Block<unknown>, i: number): Block<Place> => {
+function roles({ layers }: Parameters<unknown>): Parameters<RoleInLayer> {
+  const at = (role: Place["role"], layer?: number): RoleInLayer => ({ role, layer });
+  const block = ({ ffn }: Block<unknown>, i: number): Block<RoleInLayer> => {
     const swiglu = { w1: at("w1", i), w2: at("w2", i), w3: at("w3", i) };
     const experts = { gate: swiglu.w1, up: swiglu.w3, down: swiglu.w2 };
     return {
@@ -188,8 +178,8 @@ function visionTensors(input: Checkpoint, type: Mix, { quantizer = referenceQuan
   });
 }
 
-function visionType({ vision }: Checkpoint, type: Mix): "f32" | "f16" | "bf16" {
-  if (type === "f32" || type === "f16" || type === "bf16") return type;
+function visionType({ vision }: Checkpoint, type: Mix): PlainMix {
+  if (isPlain(type)) return type;
   return vision?.patchEmbedding.dtype === "bf16" ? "bf16" : "f16";
 }
 

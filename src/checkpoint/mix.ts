@@ -1,9 +1,16 @@
 // Which type each weight of a file gets: the mixes of specification gguf.md §7, generalised to any number of layers.
 
+import type { Llama4Config } from "../model/config.ts";
 import { type DType, dtypes } from "../tensor/dtype.ts";
 
 export const mixes = ["q4_k_m", "q4_k", "q4_0", "q6_k", "q8_0", "bf16", "f16", "f32"] as const;
 export type Mix = (typeof mixes)[number];
+export type PlainMix = "bf16" | "f16" | "f32";
+
+/** True for the types that a folder can hold, each for all of its tensors alike. */
+export function isPlain(mix: Mix): mix is PlainMix {
+  return mix === "bf16" || mix === "f16" || mix === "f32";
+}
 
 /** A field of model/parameters.ts; routed experts' gate, up and down are w1, w3 and w2. */
 export type Role =
@@ -21,19 +28,28 @@ export type Role =
   | "w2"
   | "w3";
 
-/**
- * The type of a weight whose rows have `columns` elements; `layer` does not matter outside of layers. An embedding table
- * that is the output matrix too (tied) has the role "output".
- */
-export function storedType(mix: Mix, role: Role, layer: number, nLayers: number, columns: number): DType {
+/** Where a weight stands: in which layer, if in one, and the elements of its rows. */
+export interface Place {
+  readonly role: Role;
+  readonly layer?: number | undefined;
+  readonly columns: number;
+}
+
+/** The type of a weight in a GGUF file. */
+export function storedType(
+  mix: Mix,
+  { role, layer = 0, columns }: Place,
+  c: Pick<Llama4Config, "layers" | "tied">,
+): DType {
   if (role === "router" || role.toLowerCase().endsWith("norm")) return "f32";
-  if (mix === "bf16" || mix === "f16" || mix === "f32") return mix;
-  const wanted = wantedType(mix, role, layer, nLayers);
+  if (isPlain(mix)) return mix;
+  const isOutput = role === "output" || (c.tied && role === "tokEmbeddings");
+  const wanted = wantedType(mix, isOutput ? "output" : role, layer, c.layers.length);
   const fallbacks: readonly DType[] = [wanted, mix === "q4_k_m" && wanted === "q4_k" ? "q5_0" : "q8_0"];
   return fallbacks.find((dtype) => columns % dtypes[dtype].blockElements === 0) ?? "f16";
 }
 
-function wantedType(mix: Exclude<Mix, "bf16" | "f16" | "f32">, role: Role, layer: number, nLayers: number): DType {
+function wantedType(mix: Exclude<Mix, PlainMix>, role: Role, layer: number, nLayers: number): DType {
   switch (mix) {
     case "q4_k_m":
       return role === "output" || ((role === "wv" || role === "w2") && usesMoreBits(layer, nLayers)) ? "q6_k" : "q4_k";

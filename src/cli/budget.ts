@@ -2,25 +2,20 @@
 //
 // D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary · L layers
 
-import { type Mix, type Role, storedType } from "../checkpoint/mix.ts";
+import { isPlain, type Mix, type Place, storedType } from "../checkpoint/mix.ts";
 import type { Checkpoint } from "../checkpoint/open.ts";
 import type { Llama4Config } from "../model/config.ts";
 import { countParameters } from "../model/config.ts";
 import { mapParameters, type Parameters } from "../model/parameters.ts";
 import { type KVDType, slotBytes } from "../tensor/backend.ts";
-import type { DType } from "../tensor/dtype.ts";
 import { storedBytes, type Tensor, type TensorView } from "../tensor/tensor.ts";
 
 export type Part = "embeddings" | "attention" | "dense" | "shared" | "routed" | "norms" | "routers" | "vision";
 
 /** A matrix or vector of the text model, as many equal ones as `count` says. */
-export interface Weight {
+export interface Weight extends Place {
   readonly part: Part;
-  /** The field of parameters.ts. */
-  readonly role: Role;
-  readonly layer: number | undefined;
   readonly rows: number;
-  readonly columns: number;
   readonly count: number;
 }
 
@@ -29,7 +24,7 @@ export function weightsOf(c: Llama4Config): Weight[] {
   const { dim: D, headDim: d, vocabSize: V, expertDim: F } = c;
   const one = (
     part: Part,
-    role: Role,
+    role: Place["role"],
     layer: number | undefined,
     rows: number,
     columns: number,
@@ -61,11 +56,9 @@ export function weightsOf(c: Llama4Config): Weight[] {
   ];
 }
 
-/** The type that a weight has in a file of this mix; the published 16-bit folders store everything alike. */
-export function typeOf(w: Weight, c: Llama4Config, mix: Mix): DType {
-  if (mix === "bf16" || mix === "f16" || mix === "f32") return mix;
-  const role = c.tied && w.role === "tokEmbeddings" ? "output" : w.role;
-  return storedType(mix, role, w.layer ?? 0, c.layers.length, w.columns);
+/** Bytes of one of a weight's matrices: in a folder, as published, where the mix is plain, else in a GGUF file. */
+function matrixBytes(w: Weight, c: Llama4Config, mix: Mix): number {
+  return storedBytes({ dtype: isPlain(mix) ? mix : storedType(mix, w, c), shape: [w.rows, w.columns] });
 }
 
 /** Bytes of each part. Vision stays 16-bit in a file of its own, whatever the text model's type. */
@@ -74,7 +67,7 @@ export function partBytes(c: Llama4Config, mix: Mix): Record<Part, number> {
   let elements = 0;
   for (const w of weightsOf(c)) {
     elements += w.count * w.rows * w.columns;
-    parts[w.part] += w.count * storedBytes({ dtype: typeOf(w, c, mix), shape: [w.rows, w.columns] });
+    parts[w.part] += w.count * matrixBytes(w, c, mix);
   }
   parts.vision = (countParameters(c).total - elements) * (mix === "f32" ? 4 : 2);
   return parts;
@@ -86,7 +79,7 @@ export function bytesPerToken(c: Llama4Config, mix: Mix): number {
   for (const w of weightsOf(c)) {
     if (w.role === "tokEmbeddings" && !c.tied) continue;
     const count = w.part === "routed" ? c.topK : w.count;
-    read += count * storedBytes({ dtype: typeOf(w, c, mix), shape: [w.rows, w.columns] });
+    read += count * matrixBytes(w, c, mix);
   }
   return read;
 }

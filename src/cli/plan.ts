@@ -1,7 +1,7 @@
 // `llama4 plan`: what will fit and how fast it will be, before anything is loaded.
 
 import type { Command } from "commander";
-import { type Mix, mixes } from "../checkpoint/mix.ts";
+import { isPlain, type Mix, mixes } from "../checkpoint/mix.ts";
 import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
 import { cacheSizes, contextFor } from "../engine/kv-cache.ts";
 import { countParameters, type Llama4Config, presets } from "../model/config.ts";
@@ -85,8 +85,7 @@ async function weightsNamed(model: string, quant: string | undefined): Promise<W
 
 function mixed(model: string, config: Llama4Config, mix: Mix): Weights {
   const parts = partBytes(config, mix);
-  const isFolder = mix === "bf16" || mix === "f16" || mix === "f32"; // as published: one folder with everything
-  const weightBytes = sum(parts) - (isFolder ? 0 : parts.vision);
+  const weightBytes = sum(parts) - (isPlain(mix) ? 0 : parts.vision); // a folder holds vision too
   return {
     ...{ model, config, quantization: mix, parts, weightBytes },
     bytesPerToken: bytesPerToken(config, mix),

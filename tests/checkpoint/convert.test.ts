@@ -6,7 +6,7 @@ import { gguf as readOracle } from "@huggingface/gguf";
 import { afterAll, describe, expect, it } from "vitest";
 import { openReference } from "../../src/backends/reference/reference.ts";
 import { type ConvertOptions, convert } from "../../src/checkpoint/convert.ts";
-import { fileTypes, type Mix, mixes, type Role, storedType, usesMoreBits } from "../../src/checkpoint/mix.ts";
+import { fileTypes, type Mix, mixes, type Place, storedType, usesMoreBits } from "../../src/checkpoint/mix.ts";
 import { type Checkpoint, openCheckpoint } from "../../src/checkpoint/open.ts";
 import { recoded, referenceQuantizer } from "../../src/checkpoint/recode.ts";
 import { type Llama4Config, presets } from "../../src/model/config.ts";
@@ -184,7 +184,13 @@ describe("mixes", () => {
     ["bf16", "attentionNorm", 0, 5120, "f32"],
     ["bf16", "wq", 0, 5120, "bf16"],
   ] as const)("%s: %s of layer %i with rows of %i is %s", (mix, role, layer, columns, expected) => {
-    expect(storedType(mix, role, layer, 48, columns)).toBe(expected);
+    expect(storedType(mix, { role, layer, columns }, presets.scout)).toBe(expected);
+  });
+
+  it("a table that is the output matrix too has the output's type", () => {
+    const place = { role: "tokEmbeddings", columns: 5120 } as const;
+    const { layers } = presets.scout;
+    expect([true, false].map((tied) => storedType("q4_k_m", place, { layers, tied }))).toEqual(["q6_k", "q4_k"]);
   });
 
   it.each([
@@ -200,9 +206,8 @@ describe("mixes", () => {
 
 /** Of the text model's tensors. */
 function predictedBytes(c: Llama4Config, mix: Mix): number {
-  const n = c.layers.length;
-  const stored = (role: Role, i: number, rows: number, columns: number) =>
-    storedBytes({ dtype: storedType(mix, role, i, n, columns), shape: [rows, columns] });
+  const stored = (role: Place["role"], layer: number, rows: number, columns: number) =>
+    storedBytes({ dtype: storedType(mix, { role, layer, columns }, c), shape: [rows, columns] });
   const kv = c.nKvHeads * c.headDim;
   let total =
     stored("w1", 0, c.vocabSize, c.dim) + stored("output", 0, c.vocabSize, c.dim) + stored("norm", 0, 1, c.dim);

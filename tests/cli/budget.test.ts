@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import type { Mix } from "../../src/checkpoint/mix.ts";
-import { bytesPerToken, kvBytes, partBytes, typeOf, weightsOf } from "../../src/cli/budget.ts";
+import { type Mix, storedType } from "../../src/checkpoint/mix.ts";
+import { bytesPerToken, kvBytes, partBytes, weightsOf } from "../../src/cli/budget.ts";
 import { countParameters, presets } from "../../src/model/config.ts";
 
 const { scout, maverick, behemoth } = presets;
@@ -22,7 +22,7 @@ describe("the bytes of a model", () => {
   });
 
   it("of the Q4_K_M mix are Q6_K in v and down of 24 of 48 layers", () => {
-    const more = weightsOf(scout).filter((w) => w.role === "wv" && typeOf(w, scout, "q4_k_m") === "q6_k");
+    const more = weightsOf(scout).filter((w) => w.role === "wv" && storedType("q4_k_m", w, scout) === "q6_k");
     const layers = [0, 1, 2, 3, 4, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35, 38, 41, 42, 43, 44, 45, 46, 47];
     expect(more.map((w) => w.layer)).toEqual(layers);
   });
@@ -37,7 +37,7 @@ describe("the bytes of a model", () => {
       layers: scout.layers.slice(0, 2),
       vocabSize: 512,
     };
-    const types = (mix: Mix) => new Set(weightsOf(small).map((w) => typeOf(w, small, mix)));
+    const types = (mix: Mix) => new Set(weightsOf(small).map((w) => storedType(mix, w, small)));
     expect(types("q4_k")).toEqual(new Set(["q8_0", "f32", "f16"]));
   });
 
