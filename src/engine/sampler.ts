@@ -54,13 +54,13 @@ export class Sampler {
   /** The next token. `logits` `[V]` are changed. */
   sample(logits: Float32Array | Float64Array): number | Sample {
     const { logprobs } = this.#options;
-    const normalizer = logprobs === undefined ? undefined : logSumExp(logits);
-    const raw = normalizer === undefined ? undefined : logits.slice();
-    const token = this.#choose(logits);
-    this.#count(token, 1);
-    if (!raw || normalizer === undefined) return token;
+    if (logprobs === undefined) return this.#next(logits);
+    const raw = logits.slice();
+    const peaks = peaksOf(raw);
+    const normalizer = peaks.max + Math.log(sumOf(weighed(raw, peaks, 1)));
+    const token = this.#next(logits);
     const logprob = (id: number): Logprob => ({ token: id, logprob: raw[id]! - normalizer });
-    return { ...logprob(token), top: largest(raw, logprobs!).map(logprob) };
+    return { ...logprob(token), top: largest(raw, peaks, logprobs).map(logprob) };
   }
 
   /** What the next token would be after the `guessed` ones, if the logits were these; nothing is remembered. */
@@ -71,7 +71,13 @@ export class Sampler {
     return next;
   }
 
-  #choose(logits: Float32Array | Float64Array): number {
+  #next(logits: Logits): number {
+    const token = this.#choose(logits);
+    this.#count(token, 1);
+    return token;
+  }
+
+  #choose(logits: Logits): number {
     const { temperature, seed } = this.#options;
     this.#adjust(logits);
     return temperature === 0 ? argmax(logits) : this.#draw(logits, uniform(seed, this.#drawn));
@@ -99,20 +105,18 @@ export class Sampler {
     for (const [token, bias] of logitBias) logits[token]! += bias;
   }
 
-  #draw(logits: Float32Array | Float64Array, u: number): number {
+  #draw(logits: Logits, u: number): number {
     const { temperature, topK, topP, minP } = this.#options;
-    let kept = candidates(logits, temperature);
-    if (topK > 0 && topK < kept.tokens.length) kept = headOf(kept, topK - 1, () => 1);
-    if (topP < 1) {
-      kept = headOf(kept, topP * sumOf(kept.weights), (weight) => weight);
-    }
-    const weights = minP > 0 ? kept.weights.map((weight) => (weight >= minP ? weight : 0)) : kept.weights;
-    let left = u * sumOf(weights);
-    for (let i = 0; i < weights.length; i++) {
-      left -= weights[i]!;
-      if (left < 0) return kept.tokens[i]!;
-    }
-    return kept.tokens[weights.findLastIndex((weight) => weight > 0)]!; // rounding has eaten the last sliver
+    const peaks = peaksOf(logits);
+    if (!(topK > 0) && topP === 1) return drawn(logits, peaks, temperature, minP, u);
+    let kept: Candidates;
+    if (topK > 0) {
+      const few = candidates(logits, peaks, temperature, behind(peaks, topK, temperature));
+      kept = headOf(few, topK - 1, () => 1);
+      if (topP < 1) kept = headOf(kept, topP * sumOf(kept.weights), itself);
+    } else kept = nucleus(logits, peaks, temperature, topP);
+    if (minP > 0) kept = filter(kept, (weight) => weight >= minP);
+    return pick(kept, u * sumOf(kept.weights));
   }
 }
 
@@ -157,54 +161,123 @@ function expectWhole(name: string, value: number, low: number, high: number): vo
 
 type Logits = Float32Array | Float64Array;
 
-function argmax(logits: Logits): number {
-  let best = -1;
+/** The largest logit, and that of each BLOCK: what is far behind is passed over by blocks. */
+interface Peaks {
+  readonly max: number;
+  readonly blocks: Float64Array;
+}
+
+const BLOCK = 256;
+
+function peaksOf(logits: Logits): Peaks {
+  const blocks = new Float64Array(Math.ceil(logits.length / BLOCK));
   let max = -Infinity;
-  for (let i = 0; i < logits.length; i++) {
-    const logit = logits[i]!;
-    if (!(logit < Infinity)) throw broken(`logit ${i} is ${logit}`); // NaN too
-    if (logit > max) {
-      max = logit;
-      best = i;
-    }
+  for (let b = 0; b < blocks.length; b++) {
+    const end = Math.min((b + 1) * BLOCK, logits.length);
+    let peak = -Infinity;
+    for (let i = b * BLOCK; i < end; i++) peak = Math.max(peak, logits[i]!); // NaN stays
+    if (!(peak < Infinity)) refuse(logits);
+    blocks[b] = peak;
+    if (peak > max) max = peak;
   }
-  if (best < 0) throw broken(`all ${logits.length} logits are -Infinity`);
-  return best;
+  if (max === -Infinity) throw broken(`all ${logits.length} logits are -Infinity`);
+  return { max, blocks };
+}
+
+function refuse(logits: Logits): never {
+  const i = logits.findIndex((logit) => !(logit < Infinity));
+  throw broken(`logit ${i} is ${logits[i]}`);
 }
 
 function broken(found: string): CheckpointError {
   return new CheckpointError(`the weights are broken: ${found}; expected numbers, get the checkpoint anew`);
 }
 
-function logSumExp(logits: Logits): number {
-  const max = logits[argmax(logits)]!;
-  let sum = 0;
-  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i]! - max);
-  return max + Math.log(sum);
+function argmax(logits: Logits): number {
+  const { max, blocks } = peaksOf(logits);
+  return logits.indexOf(max, BLOCK * blocks.indexOf(max));
 }
 
-/** Tokens in the order of their ids, and what each weighs beside the likeliest, which weighs 1. */
+// Below e⁻⁴⁰ of the likeliest, 202,048 tokens have together less than 10⁻¹² of the probability; they are left out.
+const NEGLIGIBLE = 40;
+/** Within so many temperatures of the likeliest is, most often, all that top-p keeps. */
+const LIKELY = 20;
+
+// A token's weight beside the likeliest, which weighs 1, is e⁻ᶻ; z, how far it is behind in temperatures, falls into bins.
+const BINS = 64; // for z to z + 1
+const weights = Float64Array.from({ length: BINS * NEGLIGIBLE + 1 }, (_, bin) => Math.exp(-bin / BINS));
+
+/** e⁻ᶠ for f from 0 to a bin's width, by the series to 10⁻¹¹. */
+const within = (f: number) => 1 - f * (1 - f * (1 / 2 - f * (1 / 6 - f / 24)));
+
+/** e⁻ᶻ for z from 0 to NEGLIGIBLE. */
+function weightOf(z: number): number {
+  const bin = (z * BINS) | 0;
+  return weights[bin]! * within(z - bin / BINS);
+}
+
+const itself = (weight: number) => weight;
+
+/** By how much one unit of logits is behind; finite for the smallest temperature. */
+const scaleOf = (temperature: number) => Math.min(1 / temperature, 1e300);
+
+/** What the tokens of each bin weigh together, as far as `far` temperatures behind. */
+function weighed(logits: Logits, { max, blocks }: Peaks, temperature: number, far = NEGLIGIBLE): Float64Array {
+  const scale = BINS * scaleOf(temperature);
+  const sums = new Float64Array(BINS * far);
+  for (let b = 0; b < blocks.length; b++) {
+    if ((max - blocks[b]!) * scale >= sums.length) continue;
+    const end = Math.min((b + 1) * BLOCK, logits.length);
+    for (let i = b * BLOCK; i < end; i++) {
+      const z = (max - logits[i]!) * scale; // in bins
+      if (z < sums.length) sums[z | 0]! += within((z - (z | 0)) / BINS);
+    }
+  }
+  return sums.map((sum, bin) => sum * weights[bin]!);
+}
+
+/** The bin that brings the sum above `limit`, or the last. */
+function binAbove(sums: Float64Array, limit: number): number {
+  let sum = 0;
+  const bin = sums.findIndex((weight) => {
+    sum += weight;
+    return sum > limit;
+  });
+  return bin < 0 ? sums.length - 1 : bin;
+}
+
+/** More than the temperatures that the n-th likeliest token is behind: as many blocks have a token that is not farther. */
+function behind({ max, blocks }: Peaks, n: number, temperature: number): number {
+  if (n > blocks.length) return NEGLIGIBLE;
+  const peak = blocks.slice().sort()[blocks.length - n]!;
+  return Math.min((max - peak) * scaleOf(temperature) + 1e-6, NEGLIGIBLE);
+}
+
+/** Tokens in the order of their ids, and their weights. */
 interface Candidates {
   readonly tokens: Int32Array;
   readonly weights: Float64Array;
 }
 
-// Below e⁻⁴⁰ of the likeliest, 202,048 tokens have together less than 10⁻¹² of the probability; they are left out.
-const NEGLIGIBLE = 40;
-
-function candidates(logits: Logits, temperature: number): Candidates {
-  const max = logits[argmax(logits)]!;
-  const least = max - NEGLIGIBLE * temperature;
-  let count = 0;
-  for (let i = 0; i < logits.length; i++) if (logits[i]! >= least) count++;
-  const tokens = new Int32Array(count);
-  const weights = new Float64Array(count);
-  for (let i = 0, n = 0; n < count; i++) {
-    if (!(logits[i]! >= least)) continue;
-    tokens[n] = i;
-    weights[n++] = Math.exp((logits[i]! - max) / temperature);
+/** Tokens less than `far` temperatures behind. */
+function candidates(logits: Logits, { max, blocks }: Peaks, temperature: number, far: number): Candidates {
+  const scale = scaleOf(temperature);
+  let most = 0;
+  for (let b = 0; b < blocks.length; b++) if ((max - blocks[b]!) * scale < far) most += BLOCK;
+  const tokens = new Int32Array(most);
+  const weights = new Float64Array(most);
+  let n = 0;
+  for (let b = 0; b < blocks.length; b++) {
+    if ((max - blocks[b]!) * scale >= far) continue;
+    const end = Math.min((b + 1) * BLOCK, logits.length);
+    for (let i = b * BLOCK; i < end; i++) {
+      const z = (max - logits[i]!) * scale;
+      if (z >= far) continue;
+      tokens[n] = i;
+      weights[n++] = weightOf(z);
+    }
   }
-  return { tokens, weights };
+  return { tokens: tokens.subarray(0, n), weights: weights.subarray(0, n) };
 }
 
 function sumOf(weights: Float64Array): number {
@@ -213,43 +286,67 @@ function sumOf(weights: Float64Array): number {
   return sum;
 }
 
-/** Those that pass, in the same order. */
+/** The candidate at `left` of their weights. */
+function pick({ tokens, weights }: Candidates, left: number): number {
+  for (let i = 0; i < weights.length; i++) {
+    left -= weights[i]!;
+    if (left < 0) return tokens[i]!;
+  }
+  return tokens[weights.findLastIndex((weight) => weight > 0)]!; // rounding has eaten the last sliver
+}
+
+/** Draws of all but what min-p drops: a block, then one of its tokens. */
+function drawn(logits: Logits, { max, blocks }: Peaks, temperature: number, minP: number, u: number): number {
+  const scale = scaleOf(temperature);
+  const far = Math.min(NEGLIGIBLE, 1e-12 - Math.log(minP));
+  const sums = blocks.map((peak, b) => {
+    if ((max - peak) * scale >= far) return 0;
+    const end = Math.min((b + 1) * BLOCK, logits.length);
+    let sum = 0;
+    for (let i = b * BLOCK; i < end; i++) {
+      const z = (max - logits[i]!) * scale;
+      if (z < far) sum += weightOf(z);
+    }
+    return sum;
+  });
+  const last = sums.findLastIndex((sum) => sum > 0);
+  let left = u * sumOf(sums);
+  let b = 0;
+  while (b < last && left >= sums[b]!) left -= sums[b++]!;
+  const [from, to] = [b * BLOCK, (b + 1) * BLOCK];
+  const block = { max, blocks: blocks.subarray(b, b + 1) };
+  return from + pick(candidates(logits.subarray(from, to), block, temperature, far), left);
+}
+
+/** Those that pass, in the same order and memory. */
 function filter({ tokens, weights }: Candidates, passes: (weight: number, i: number) => boolean): Candidates {
-  const [keptTokens, keptWeights] = [tokens.slice(), weights.slice()];
   let n = 0;
   for (let i = 0; i < weights.length; i++) {
     if (!passes(weights[i]!, i)) continue;
-    keptTokens[n] = tokens[i]!;
-    keptWeights[n++] = weights[i]!;
+    tokens[n] = tokens[i]!;
+    weights[n++] = weights[i]!;
   }
-  return { tokens: keptTokens.subarray(0, n), weights: keptWeights.subarray(0, n) };
+  return { tokens: tokens.subarray(0, n), weights: weights.subarray(0, n) };
 }
 
-/** The fewest of the heaviest whose measures add up to more than `limit`; of equal weights the lower ids. */
-function headOf(all: Candidates, limit: number, measure: (weight: number) => number): Candidates {
-  // Most often a few tokens weigh the most: look among the heavy ones first.
-  for (let least = 0.1; least > Math.exp(-NEGLIGIBLE); least *= 0.1) {
-    let sum = 0;
-    for (const weight of all.weights) if (weight >= least) sum += measure(weight);
-    if (sum <= limit) continue;
-    return select(
-      filter(all, (weight) => weight >= least),
-      limit,
-      measure,
-    );
-  }
-  return select(all, limit, measure);
-}
-
-/** A selection (Hoare's find, on sums) and no sort: linear on average. */
-function select(all: Candidates, limit: number, measure: (weight: number) => number): Candidates {
+/**
+ * The fewest of the heaviest whose measures add up to more than `limit`; of equal weights the lower ids. Those above
+ * `edge` are among them. A selection (Hoare's find, on sums) and no sort: linear on average.
+ */
+function headOf(all: Candidates, limit: number, measure: (weight: number) => number, edge = Infinity): Candidates {
   const { weights } = all;
   const precedes = (a: number, b: number) => weights[a]! > weights[b]! || (weights[a]! === weights[b]! && a < b);
+  let before = 0;
+  let count = 0;
   const order = new Int32Array(weights.length);
-  for (let i = 0; i < order.length; i++) order[i] = i;
+  for (let i = 0; i < weights.length; i++) {
+    if (weights[i]! > edge) before += measure(weights[i]!);
+    else order[count++] = i;
+  }
+  if (count === 0) return all;
   let low = 0;
-  let high = order.length - 1;
-  for (let before = 0; low < high; ) {
+  let high = count - 1;
+  while (low < high) {
     const middle = (low + high) >>> 1;
     const pivot = order[middle]!;
     order[middle] = order[high]!;
@@ -271,15 +368,33 @@ function select(all: Candidates, limit: number, measure: (weight: number) => num
       low = end + 1;
     }
   }
-  const lightest = order[Math.min(low, order.length - 1)]!;
-  return filter(all, (_, i) => !precedes(lightest, i));
+  const lightest = order[Math.min(low, count - 1)]!;
+  const weight = weights[lightest]!;
+  return filter(all, (w, i) => w > weight || (w === weight && i <= lightest));
+}
+
+/** What top-p keeps (Holtzman et al. 2020, "The curious case of neural text degeneration": the nucleus). */
+function nucleus(logits: Logits, peaks: Peaks, temperature: number, topP: number, far = LIKELY): Candidates {
+  const sums = weighed(logits, peaks, temperature, far);
+  const sum = sumOf(sums);
+  const last = binAbove(sums, topP * sum);
+  const near = candidates(logits, peaks, temperature, (last + 1) / BINS);
+  const head = headOf(near, topP * sum, itself, weights[last]);
+  const rest = logits.length * Math.exp(-far); // at most, and however much it is: where that changes nothing, it is done
+  if (far === NEGLIGIBLE || sumOf(head.weights) > topP * (sum + rest)) return head;
+  return nucleus(logits, peaks, temperature, topP, NEGLIGIBLE);
 }
 
 /** The ids of the `n` largest, best first; of equals the lower. */
-function largest(logits: Logits, n: number): number[] {
+function largest(logits: Logits, { blocks }: Peaks, n: number): number[] {
   const best: number[] = [];
   for (let i = 0; i < logits.length; i++) {
-    if (best.length === n && !(logits[i]! > logits[best[n - 1]!]!)) continue;
+    const worst = best.length < n ? -Infinity : logits[best[n - 1]!]!;
+    if (i % BLOCK === 0 && best.length === n && blocks[i / BLOCK]! <= worst) {
+      i += BLOCK - 1;
+      continue;
+    }
+    if (best.length === n && !(logits[i]! > worst)) continue;
     let at = best.length;
     while (at > 0 && logits[i]! > logits[best[at - 1]!]!) at--;
     best.splice(at, 0, i);

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { uniform } from "../../src/engine/random.ts";
 import { Sampler, type Sampling } from "../../src/engine/sampler.ts";
 import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
 
@@ -20,7 +21,8 @@ function histogram(from: Float32Array, sampling: Sampling, n: number): number[] 
 
 /** The rules by a full sort, as the papers write them. */
 function expected(from: Float32Array, { temperature = 1, topK = 0, topP = 1, minP = 0 }: Sampling): number[] {
-  let tokens = Array.from(from, (logit, token) => ({ token, p: Math.exp(logit / temperature) }));
+  const max = from.reduce((a, b) => Math.max(a, b));
+  let tokens = Array.from(from, (logit, token) => ({ token, p: Math.exp((logit - max) / temperature) }));
   const normalise = () => {
     const sum = tokens.reduce((a, { p }) => a + p, 0);
     tokens = tokens.map(({ token, p }) => ({ token, p: p / sum }));
@@ -81,6 +83,39 @@ describe("a sampled token", () => {
       fc.property(values, options, (list, sampling) => {
         const from = Float32Array.from(list);
         expect(expected(from, sampling)[draw(from, sampling)]).toBeGreaterThan(0);
+      }),
+      { numRuns: 500 },
+    );
+  });
+
+  it("is the one that a full sort gives for its random number, of any number of logits", () => {
+    const shapes = fc.record({
+      length: fc.integer({ min: 1, max: 3000 }),
+      spread: fc.constantFrom(0, 0.01, 1, 5, 100),
+      step: fc.constantFrom(0, 0.5), // equals, or hardly any
+      forbidden: fc.constantFrom(0, 0.3),
+    });
+    const options = fc.record({
+      temperature: fc.constantFrom(1e-3, 0.6, 1, 2),
+      topP: fc.constantFrom(0, 0.3137, 0.8917, 0.9991, 1), // no fraction of 3000
+      topK: fc.constantFrom(0, 1, 7, 40, 2500),
+      minP: fc.constantFrom(0, 0.01, 0.4, 1),
+      seed: fc.nat(),
+    });
+    fc.assert(
+      fc.property(shapes, options, ({ length, spread, step, forbidden }, sampling) => {
+        const from = Float32Array.from({ length }, (_, i) => {
+          if (i > 0 && uniform(sampling.seed + 1, i) < forbidden) return -Infinity;
+          const logit = spread * (uniform(sampling.seed + 2, i) + uniform(sampling.seed + 3, i) - 1);
+          return step > 0 ? step * Math.round(logit / step) : logit;
+        });
+        const token = draw(from, sampling);
+        const p = expected(from, sampling);
+        const before = p.slice(0, token).reduce((a, b) => a + b, 0);
+        const u = uniform(sampling.seed, 0);
+        expect(p[token]).toBeGreaterThan(0);
+        expect(u).toBeGreaterThan(before - 1e-9);
+        expect(u).toBeLessThan(before + p[token]! + 1e-9);
       }),
       { numRuns: 500 },
     );
