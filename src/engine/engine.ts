@@ -73,6 +73,9 @@ export interface Finish {
   readonly decodeMs: number;
 }
 
+/** So many logits have memory that stays: 64 MB, 83 rows of Llama 4's vocabulary. */
+const MOST_LOGITS = 2 ** 24;
+
 /** Logits `[n, V]` of consecutive positions, in a buffer of their own. */
 export interface LogitRows {
   readonly position: number;
@@ -87,6 +90,7 @@ export class Engine {
   readonly #speculation: Speculation<Sampled> | undefined;
   readonly #waiting: Job[] = [];
   readonly #running: Job[] = [];
+  #logits = new Float32Array();
   #loop: Promise<void> | undefined;
   #sequences = 0;
   #isClosed = false;
@@ -274,6 +278,7 @@ export class Engine {
       for (let t = first; t < s.length; t++) wanted.push(s.row + t);
       return { job, guesses, isDecode, position: s.position + first, end: s.position + known, from, to: wanted.length };
     });
+    const V = config.vocabSize;
     let logits: Float32Array | Float64Array = new Float32Array();
     await backend.scope(async () => {
       const step = {
@@ -282,9 +287,8 @@ export class Engine {
         wanted: Int32Array.from(wanted),
         cache: this.#pages.layers,
       };
-      logits = await backend.read(await forward(parameters, config, step));
+      logits = await backend.read(await forward(parameters, config, step), this.#roomFor(wanted.length * V));
     });
-    const V = config.vocabSize;
     const judged: Judged[] = [];
     for (const { job, guesses, isDecode, position, end, from, to } of parts) {
       job.position = end;
@@ -294,6 +298,13 @@ export class Engine {
       if (isDecode) judged.push({ sequence: job.sequence, guessed: guesses.length, accepted });
     }
     return judged;
+  }
+
+  /** Memory for so many logits, the same in every step: a new one would cost more than to fill it. */
+  #roomFor(count: number): Float32Array | undefined {
+    if (count > MOST_LOGITS) return undefined;
+    if (count > this.#logits.length) this.#logits = new Float32Array(count);
+    return this.#logits;
   }
 
   /** Gives a request its logits, up to and with those behind its last right guess. How many guesses were right. */

@@ -145,7 +145,7 @@ export interface Backend extends Ops {
    * `spent` dies too, once body is done, unless it is returned: a loop hands its state through without keeping every turn's.
    */
   scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T>;
-  /** The only way numbers come back. */
-  read(x: Tensor): Promise<Float32Array | Float64Array>;
+  /** The only way numbers come back. They may be put into `into`, where that has room. */
+  read(x: Tensor, into?: Float32Array): Promise<Float32Array | Float64Array>;
   close(): void;
 }

@@ -189,6 +189,16 @@ for (const isa of isas) {
       await agree((b) => embed(weightOf(b), Int32Array.of(3, 18, 0, 3)), 1e-7); // each value is one rounding
     });
 
+    it("read fills the room it is given, or makes some", async () => {
+      const x = native.from(numbers(33, 5), [3, 11]);
+      const room = new Float32Array(40).fill(7);
+      const filled = await native.read(x, room);
+      expect(filled).toEqual(numbers(33, 5));
+      expect(filled.buffer).toBe(room.buffer);
+      expect(room.subarray(33)).toEqual(new Float32Array(7).fill(7));
+      expect(await native.read(x, new Float32Array(32))).toEqual(numbers(33, 5));
+    });
+
     it("linear gives the same bits for a row alone and among others", async () => {
       for (const dtype of ["f32", "bf16", "f16", "q8_0", "q6_k"] as const) {
         const [weight] = await native.load([viewOf(dtype, [37, 256], stored(dtype, [37, 256], 6))]);

@@ -134,9 +134,12 @@ class Native implements NativeBackend {
     return this.#memory.scope(body, leasesIn, spent && place(spent).lease);
   }
 
-  async read(x: Tensor): Promise<Float32Array> {
+  async read(x: Tensor, into?: Float32Array): Promise<Float32Array> {
     const { buffer, at } = this.#floats(x);
-    return new Float32Array(buffer, at, elementCount(x.shape)).slice();
+    const numbers = new Float32Array(buffer, at, elementCount(x.shape));
+    if (!into || into.length < numbers.length) return numbers.slice();
+    into.set(numbers);
+    return into.subarray(0, numbers.length);
   }
 
   kvPool(spec: KVPoolSpec): KVPool {
