@@ -3,7 +3,7 @@
 //   node --import ./scripts/ts.mjs bench/speculation.ts MODEL [--runs 5] [--tokens 256] [--out record.json]
 //
 // A random model says nothing worth copying, so replies are forced: every step is computed by the model and costs what it
-// costs, then its logits are replaced by ones that say a given text. Speeds are therefore those of this machine with a model
+// costs, then its logits are changed to say a given text. Speeds are therefore those of this machine with a model
 // that would say that text; steps per token depend on text and measured costs only.
 
 import { readFileSync } from "node:fs";
@@ -12,6 +12,7 @@ import { Engine, type Finish } from "../src/engine/engine.ts";
 import { uniform } from "../src/engine/random.ts";
 import { forward, type Step } from "../src/model/transformer.ts";
 import { openModel } from "../src/open.ts";
+import type { Tensor } from "../src/tensor/tensor.ts";
 import { median, spread, writeRecord } from "./samples.ts";
 
 const { values: options, positionals } = parseArgs({
@@ -71,16 +72,22 @@ const { backend, parameters, config, context, kvDtype } = model;
 async function measure(text: Text, speculation: "off" | "lookup"): Promise<Finish & { readonly steps: number }> {
   const said = [...text.prompt, ...text.reply];
   let steps = 0;
+  let step: Step;
+  const read = async (x: Tensor, into?: Float32Array) => {
+    const logits = await backend.read(x, into);
+    const positions = step.segments.flatMap((s) => Array.from({ length: s.length }, (_, i) => s.position + i));
+    for (const [i, row] of step.wanted.entries()) logits[i * config.vocabSize + said[positions[row]! + 1]!] = 1e4;
+    return logits;
+  };
+  const forcing = new Proxy(backend, {
+    get: (b, name) => (name === "read" ? read : Reflect.get(b, name).bind(b)),
+  });
   const engine = new Engine({
-    ...{ backend, parameters, config, context, kvDtype, speculation },
-    forward: async (p, c, step: Step) => {
-      steps += step.wanted.length > 0 ? 1 : 0;
-      const V = c.vocabSize;
-      await backend.read(await forward(p, c, step));
-      const logits = new Float32Array(step.wanted.length * V);
-      const positions = step.segments.flatMap((s) => Array.from({ length: s.length }, (_, i) => s.position + i));
-      for (const [i, row] of step.wanted.entries()) logits[i * V + said[positions[row]! + 1]!] = 50;
-      return backend.from(logits, [step.wanted.length, V]);
+    ...{ backend: forcing, parameters, config, context, kvDtype, speculation },
+    forward: (p, c, s) => {
+      steps += s.wanted.length > 0 ? 1 : 0;
+      step = s;
+      return forward(p, c, s);
     },
   });
   try {
