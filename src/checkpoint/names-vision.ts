@@ -1,5 +1,5 @@
 // The names of the vision encoder's tensors in each format, as the tree that the model reads (specification §12, §13;
-// gguf.md §4). Names appear here and in names.ts only.
+// gguf.md §4). Names appear here and in names-<format>.ts only.
 
 import type { Llama4Config } from "../model/config.ts";
 import { type Affine, mapVision, type VisionParameters } from "../model/parameters.ts";

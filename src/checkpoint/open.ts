@@ -13,20 +13,13 @@ import { checked } from "./config.ts";
 import { fromGguf, type GgufMetadata, visionFromGguf } from "./config-gguf.ts";
 import { fromHuggingFace, readGenerationConfig } from "./config-hugging-face.ts";
 import { fromMeta } from "./config-meta.ts";
+import type { Bound } from "./found.ts";
 import { readGguf, splitNames } from "./gguf.ts";
 import { Fields, isObject, type Json, parseObject } from "./json.ts";
 import { readTorch } from "./meta.ts";
-import {
-  adapterRows,
-  type Bound,
-  bindGguf,
-  bindHuggingFace,
-  bindMeta,
-  bindMmproj,
-  hasGgufOutput,
-  ropeFreqsName,
-  vocabRows,
-} from "./names.ts";
+import { adapterRows, bindGguf, bindMmproj, ggufVocabRows, hasGgufOutput, ropeFreqsName } from "./names-gguf.ts";
+import { bindHuggingFace } from "./names-hugging-face.ts";
+import { bindMeta, metaVocabRows } from "./names-meta.ts";
 import { readIndex, readSafetensors } from "./safetensors.ts";
 import { type FileSource, openFile } from "./source.ts";
 
@@ -219,7 +212,7 @@ async function openMeta(folder: string, open: Open): Promise<Contents> {
   if (gap >= 0) throw new CheckpointError(`${folder}: shard ${gap} is missing, ${names[gap]} follows; fetch it`);
   const shards: TensorView[][] = [];
   for (const name of names) shards.push(await readTorch(await open(join(folder, name))));
-  const config = fromMeta(params, { vocabRows: vocabRows(shards[0]!) * shards.length });
+  const config = fromMeta(params, { vocabRows: metaVocabRows(shards[0]!) * shards.length });
   const tokenizer = await folderTokenizer(folder);
   return {
     format: "meta",
@@ -247,7 +240,7 @@ async function openGguf(path: string, mmproj: string | undefined, open: Open): P
   const config = fromGguf(
     metadata,
     {
-      vocabRows: vocabRows(tensors),
+      vocabRows: ggufVocabRows(tensors),
       tied: !hasGgufOutput(tensors),
       ...(freqs && { ropeFreqs: await readNumbers(freqs) }),
     },

@@ -5,7 +5,7 @@ import { type Command, Option } from "commander";
 import { toHuggingFace as configFile } from "../checkpoint/config-hugging-face.ts";
 import { type Overrides, overridePreset, randomTensors } from "../checkpoint/init.ts";
 import { parseObject } from "../checkpoint/json.ts";
-import { huggingFaceTensors } from "../checkpoint/names.ts";
+import { huggingFaceTensors } from "../checkpoint/names-hugging-face.ts";
 import type { Checkpoint } from "../checkpoint/open.ts";
 import { writeHuggingFace } from "../checkpoint/writers.ts";
 import { countParameters, type Llama4Config, presets, type TokenIds } from "../model/config.ts";

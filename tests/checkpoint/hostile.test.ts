@@ -11,14 +11,9 @@ import { fromMeta } from "../../src/checkpoint/config-meta.ts";
 import { readGguf, splitNames } from "../../src/checkpoint/gguf.ts";
 import { parseObject } from "../../src/checkpoint/json.ts";
 import { readTorch } from "../../src/checkpoint/meta.ts";
-import {
-  bindGguf,
-  bindHuggingFace,
-  bindMeta,
-  ggufNames,
-  hasGgufOutput,
-  vocabRows,
-} from "../../src/checkpoint/names.ts";
+import { bindGguf, ggufNames, ggufVocabRows, hasGgufOutput } from "../../src/checkpoint/names-gguf.ts";
+import { bindHuggingFace } from "../../src/checkpoint/names-hugging-face.ts";
+import { bindMeta, metaVocabRows } from "../../src/checkpoint/names-meta.ts";
 import { readIndex, readSafetensors } from "../../src/checkpoint/safetensors.ts";
 import { memorySource } from "../../src/checkpoint/source.ts";
 import { mapParameters } from "../../src/model/parameters.ts";
@@ -47,13 +42,13 @@ const asSafetensors = async (bytes: Uint8Array) => {
 };
 const asGguf = async (bytes: Uint8Array) => {
   const { metadata, tensors } = await readGguf(guarded(bytes));
-  const facts = { vocabRows: vocabRows(tensors), tied: !hasGgufOutput(tensors) };
+  const facts = { vocabRows: ggufVocabRows(tensors), tied: !hasGgufOutput(tensors) };
   bindGguf(fromGguf(metadata, facts), tensors, "hostile");
 };
 const params = JSON.parse(golden("meta-1/params.json").toString());
 const asTorch = async (bytes: Uint8Array) => {
   const tensors = await readTorch(guarded(bytes));
-  bindMeta(fromMeta(params, { vocabRows: vocabRows(tensors) }), [tensors], "hostile");
+  bindMeta(fromMeta(params, { vocabRows: metaVocabRows(tensors) }), [tensors], "hostile");
 };
 
 /** Opens the file or gives a CheckpointError's sentence; anything else fails the test. */
