@@ -5,7 +5,10 @@ import { checked, mostLayers, temperatureOf, tokenId } from "./config.ts";
 import { Fields, type Json } from "./json.ts";
 import { scalingOf } from "./rope-divisors.ts";
 
-// Absent keys have the values of transformers' Llama4TextConfig and Llama4VisionConfig: files leave equal ones out.
+// Absent keys have the values of transformers' Llama4TextConfig and Llama4VisionConfig: files leave equal ones out. `null`
+// means what it means there: no chunks (attention_chunk_size), derived (head_dim, num_key_value_heads, the lists of layers),
+// none (rope_scaling, rope_parameters, token ids, text_config); any other key refuses it. A null vision_config is a text
+// model's, where transformers would invent an encoder.
 
 /** Reads `config.json`, of `llama4` with a nested text model or of `llama4_text`. */
 export function fromHuggingFace(json: Json, name = "config.json"): Llama4Config {
@@ -39,7 +42,9 @@ export function fromHuggingFace(json: Json, name = "config.json"): Llama4Config 
       vocabSize: text.count("vocab_size", { absent: 202048 }),
       dim,
       nHeads,
-      nKvHeads: text.count("num_key_value_heads", { absent: text.has("num_attention_heads") ? nHeads : 8 }),
+      nKvHeads: text.isNull("num_key_value_heads")
+        ? nHeads
+        : text.count("num_key_value_heads", { absent: text.has("num_attention_heads") ? nHeads : 8 }),
       headDim,
       ffnDim: text.count("intermediate_size_mlp", { absent: 16384 }),
       expertDim: text.count("intermediate_size", { absent: 8192 }),
@@ -101,7 +106,7 @@ function huggingFaceLayers(text: Fields, nLayers: number, chunks: boolean): Laye
 function refuseOtherModels(text: Fields): void {
   if (text.flag("attention_bias", false))
     throw text.wrong("attention_bias", "false: Llama 4's text model has no biases");
-  if ((text.raw("hidden_act") ?? "silu") !== "silu") throw text.wrong("hidden_act", '"silu"');
+  if (text.scalar("hidden_act", "silu") !== "silu") throw text.wrong("hidden_act", '"silu"');
 }
 
 /** `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before. */

@@ -6,7 +6,8 @@ import { Fields, type Json } from "./json.ts";
 
 /** Reads `params.json`. What it leaves to the code stands in specification §1.4; -1 words means those of the embedding table. */
 export function fromMeta(json: Json, { vocabRows }: { vocabRows: number }, name = "params.json"): Llama4Config {
-  const top = new Fields(json, name);
+  // Meta's own dumps write null for what is optional, and mean that it is not there.
+  const top = new Fields(Object.fromEntries(Object.entries(json).filter(([, value]) => value !== null)), name);
   const [dim, nHeads] = [top.count("dim"), top.count("n_heads")];
   const nLayers = top.count("n_layers", { most: mostLayers });
   const moe = top.object("moe_args");

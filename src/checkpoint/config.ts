@@ -37,7 +37,7 @@ export const mostLayers = 4096; // so that a hostile count makes no long list
 
 /** Whether attention temperature is tuned. */
 export function temperatureOf(fields: Fields, key: string, absent: boolean): boolean {
-  const value = fields.raw(key) ?? absent;
+  const value = fields.scalar(key, absent);
   if (typeof value !== "boolean" && !(typeof value === "number" && Number.isInteger(value) && value >= 0))
     throw fields.wrong(key, "true, false or a whole number (older files store 4 for true)");
   return Boolean(value);

@@ -66,7 +66,10 @@ export function show(value: unknown): string {
   return (JSON.stringify(value, (_, v) => (typeof v === "bigint" ? String(v) : v)) ?? String(value)).slice(0, 80);
 }
 
-/** Reads values by key; errors name the file and the key. `null` counts as absent, as in config.json. */
+/**
+ * Reads values by key; errors name the file and the key. `null` is no number, flag or text and is refused where one is
+ * read; lists, objects and ids that `has` asks for may be `null`, which is as if they were not there.
+ */
 export class Fields {
   readonly #values: Json;
   readonly #name: string;
@@ -80,17 +83,23 @@ export class Fields {
     return this.raw(key) !== undefined;
   }
 
+  /** The value; undefined for `null` too. */
   raw(key: string): unknown {
-    return Object.hasOwn(this.#values, key) ? (this.#values[key] ?? undefined) : undefined;
+    return this.scalar(key) ?? undefined;
+  }
+
+  /** The value, `null` too; `absent` where the key is not there. */
+  scalar(key: string, absent?: unknown): unknown {
+    return Object.hasOwn(this.#values, key) ? this.#values[key] : absent;
   }
 
   /** True where the key stands with `null`, which some keys mean. */
   isNull(key: string): boolean {
-    return Object.hasOwn(this.#values, key) && this.#values[key] === null;
+    return this.scalar(key) === null;
   }
 
   wrong(key: string, expected: string): CheckpointError {
-    const value = this.raw(key);
+    const value = this.scalar(key);
     const found = value === undefined ? "is missing" : `is ${show(value)}`;
     return new CheckpointError(`${this.#name}: ${key} ${found}; expected ${expected}`);
   }
@@ -100,7 +109,7 @@ export class Fields {
     key: string,
     { absent, least = 1, most = 2 ** 31 - 1 }: { absent?: number; least?: number; most?: number } = {},
   ) {
-    const value = this.raw(key) ?? absent;
+    const value = this.scalar(key, absent);
     if (typeof value !== "number" || !Number.isInteger(value) || value < least || value > most)
       throw this.wrong(key, `a whole number from ${least} to ${most}`);
     return value;
@@ -108,19 +117,19 @@ export class Fields {
 
   /** A finite number above 0. */
   positive(key: string, absent?: number): number {
-    const value = this.raw(key) ?? absent;
+    const value = this.scalar(key, absent);
     if (typeof value !== "number" || !Number.isFinite(value) || value <= 0) throw this.wrong(key, "a number above 0");
     return value;
   }
 
   flag(key: string, absent?: boolean): boolean {
-    const value = this.raw(key) ?? absent;
+    const value = this.scalar(key, absent);
     if (typeof value !== "boolean") throw this.wrong(key, "true or false");
     return value;
   }
 
   text(key: string): string {
-    const value = this.raw(key);
+    const value = this.scalar(key);
     if (typeof value !== "string") throw this.wrong(key, "a text");
     return value;
   }

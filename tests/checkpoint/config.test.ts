@@ -84,7 +84,31 @@ describe("config.json", () => {
     expect(c.layers.some((kind) => kind.chunked)).toBe(false);
   });
 
+  it("means by null what transformers means: derived, none, or an error", () => {
+    const usual = fromHuggingFace(small);
+    for (const key of [
+      "rope_scaling",
+      "rope_parameters",
+      "no_rope_layers",
+      "moe_layers",
+      "layer_types",
+      "bos_token_id",
+    ])
+      expect(fromHuggingFace({ ...small, [key]: null }), key).toEqual(usual);
+    expect(fromHuggingFace({ ...small, eos_token_id: null, text_config: null, vision_config: null })).toEqual(usual);
+    expect(fromHuggingFace({ ...small, num_key_value_heads: null }).nKvHeads).toBe(4);
+    expect(fromHuggingFace({ ...small, num_attention_heads: 2, head_dim: null }).headDim).toBe(16);
+  });
+
   it.each<[object, RegExp]>([
+    [{ hidden_size: null }, /hidden_size is null; expected a whole number from 1/],
+    [{ use_qk_norm: null }, /use_qk_norm is null; expected true or false/],
+    [{ rms_norm_eps: null }, /rms_norm_eps is null; expected a number above 0/],
+    [{ attn_temperature_tuning: null }, /attn_temperature_tuning is null; expected true, false/],
+    [{ hidden_act: null }, /hidden_act is null; expected "silu"/],
+    [{ hidden_size: "32" }, /hidden_size is "32"; expected a whole number from 1/],
+    [{ no_rope_layers: "all" }, /no_rope_layers is "all"; expected a list of whole numbers/],
+    [{ rope_scaling: [] }, /rope_scaling is \[\]; expected an object/],
     [{ model_type: "llama" }, /model_type is "llama"; expected "llama4"/],
     [{ hidden_size: -1 }, /hidden_size is -1; expected a whole number from 1/],
     [{ num_hidden_layers: 1e9 }, /num_hidden_layers is 1000000000; expected a whole number from 1 to 4096/],
@@ -145,6 +169,20 @@ describe("params.json", () => {
 
   it("of Scout gives Scout", () => {
     expect(fromMeta(scout, { vocabRows: 202048 })).toEqual(preset("scout"));
+  });
+
+  it("means by null that a key is not there", () => {
+    const dumped = {
+      ...scout,
+      head_dim: null,
+      rope_scaling_factor: null,
+      rope_high_freq_factor: null,
+      max_seq_len: null,
+    };
+    expect(fromMeta(dumped, { vocabRows: 202048 })).toEqual(preset("scout"));
+    expect(() => fromMeta({ ...scout, dim: null }, { vocabRows: 1 })).toThrow(
+      /dim is missing; expected a whole number/,
+    );
   });
 
   it("of Maverick gives Maverick", () => {
