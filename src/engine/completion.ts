@@ -5,10 +5,13 @@ import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { ToolCallParser } from "../prompt/tool-calls.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Engine, Finish, Generated } from "./engine.ts";
+import type { PromptImage } from "./images.ts";
 import type { Logprob, Sampling } from "./sampler.ts";
 
 export interface CompletionRequest {
   readonly tokens: ArrayLike<number>;
+  /** The pictures of its `<|patch|>` tokens, in order. */
+  readonly images?: readonly PromptImage[] | undefined;
   readonly maxTokens?: number | undefined;
   readonly sampling?: Sampling | undefined;
   /** Texts that end the reply, and are left out of it. */
@@ -42,6 +45,9 @@ export interface Timings {
   /** Tokens guessed ahead, and how many of them were right: as many steps were saved. */
   readonly guessedTokens: number;
   readonly acceptedTokens: number;
+  /** Tiles of images that had to be encoded, and how long that took; known pictures cost nothing. */
+  readonly encodedTiles: number;
+  readonly encodeMs: number;
 }
 
 /** What one more token brought: often some text, sometimes none yet. The last piece carries the end. */
@@ -62,7 +68,7 @@ export function complete(
   stopTokens: ReadonlySet<number>,
   request: CompletionRequest,
 ): AsyncIterable<Piece> {
-  const { tokens, maxTokens, sampling, stop = [], tools, signal } = request;
+  const { tokens, images, maxTokens, sampling, stop = [], tools, signal } = request;
   const text = tokenizer && new ReplyText(tokenizer, stop, tools);
   if (!text && stop.length > 0)
     throw new RequestError("stop strings without a tokenizer; expected a checkpoint that has one");
@@ -72,7 +78,12 @@ export function complete(
     said.push(next);
     return next.isOver;
   };
-  return pieces(engine.generate({ tokens, maxTokens, sampling, stopTokens, signal, onToken }), said, text, tokenizer);
+  return pieces(
+    engine.generate({ tokens, images, maxTokens, sampling, stopTokens, signal, onToken }),
+    said,
+    text,
+    tokenizer,
+  );
 }
 
 async function* pieces(
@@ -105,10 +116,10 @@ function usageOf({ promptTokens, cachedTokens, completionTokens }: Finish): Usag
 
 function timingsOf(finish: Finish): Timings {
   const { queuedMs, prefillMs, decodeMs, promptTokens, cachedTokens, completionTokens } = finish;
-  const { guessedTokens, acceptedTokens } = finish;
+  const { guessedTokens, acceptedTokens, encodedTiles, encodeMs } = finish;
   const perSecond = (n: number, ms: number) => (ms > 0 ? (n * 1000) / ms : 0);
   return {
-    ...{ queuedMs, prefillMs, decodeMs, guessedTokens, acceptedTokens },
+    ...{ queuedMs, prefillMs, decodeMs, guessedTokens, acceptedTokens, encodedTiles, encodeMs },
     prefillTokensPerSecond: perSecond(promptTokens - cachedTokens, prefillMs),
     decodeTokensPerSecond: perSecond(completionTokens - 1, decodeMs), // the first token belongs to the prefill
   };

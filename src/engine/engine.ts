@@ -1,13 +1,14 @@
 // The loop: takes requests, plans a step, runs it, samples, and again, with everybody's tokens in one batch.
 
 import type { Llama4Config } from "../model/config.ts";
-import type { Parameters } from "../model/parameters.ts";
+import type { Parameters, VisionParameters } from "../model/parameters.ts";
 import { forward as modelForward, type Step } from "../model/transformer.ts";
 import type { Backend, KVDType, Segment } from "../tensor/backend.ts";
 import { CapacityError, RequestError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
 import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
+import { ImageEncoder, type PromptImage, PromptImages } from "./images.ts";
 import { openPages, type Pages } from "./pages.ts";
 import { PromptLookup } from "./prompt-lookup.ts";
 import { type Logprob, Sampler, type Sampling } from "./sampler.ts";
@@ -18,6 +19,10 @@ export interface EngineOptions {
   readonly backend: Backend;
   readonly parameters: Parameters;
   readonly config: Llama4Config;
+  /** Without it, requests have no images. */
+  readonly vision?: VisionParameters | undefined;
+  /** Bytes of features that are kept for pictures that come again; default 256 MB. */
+  readonly imageCacheBytes?: number | undefined;
   /** Tokens that the cache holds, and the longest that prompt and reply can be together. */
   readonly context: number;
   /** How keys and values are kept; default f32. */
@@ -37,6 +42,8 @@ export interface EngineOptions {
 
 export interface GenerateRequest {
   readonly tokens: ArrayLike<number>;
+  /** The pictures of its `<|patch|>` tokens, in order. */
+  readonly images?: readonly PromptImage[] | undefined;
   /** Default: until the context is full. */
   readonly maxTokens?: number | undefined;
   readonly sampling?: Sampling | undefined;
@@ -65,9 +72,12 @@ export interface Finish {
   /** Tokens that were guessed ahead, and how many of them were right. */
   readonly guessedTokens: number;
   readonly acceptedTokens: number;
+  /** Tiles of its images that were encoded for it; the others were known. */
+  readonly encodedTiles: number;
+  readonly encodeMs: number;
   /** From the request to its first step. */
   readonly queuedMs: number;
-  /** From its first step to its first token. */
+  /** From its first step to its first token, without the encoding of images. */
   readonly prefillMs: number;
   /** From its first token to its last. */
   readonly decodeMs: number;
@@ -88,6 +98,7 @@ export class Engine {
   readonly #options: EngineOptions & Required<Pick<EngineOptions, "stepTokens" | "sequences" | "forward">>;
   readonly #pages: Pages;
   readonly #speculation: Speculation<Sampled> | undefined;
+  readonly #encoder: ImageEncoder | undefined;
   readonly #waiting: Job[] = [];
   readonly #running: Job[] = [];
   #logits = new Float32Array();
@@ -107,6 +118,8 @@ export class Engine {
       this.#speculation = new Speculation(new DraftModel(speculation, { vocabSize, stepTokens }));
     }
     this.#pages = openPages(backend, config, { context, dtype: kvDtype, localTokens, sharePrefixes });
+    const { vision, imageCacheBytes = 256e6 } = options;
+    if (vision) this.#encoder = new ImageEncoder(vision, config, imageCacheBytes);
   }
 
   /** Tokens as they are sampled. Throws RequestError or CapacityError at once where the request cannot be served. */
@@ -123,7 +136,7 @@ export class Engine {
     const job: Job = new Job(
       this.#sequences++,
       tokens,
-      { sampler, mostTokens: tokens.length + most },
+      { sampler, mostTokens: tokens.length + most, images: this.#checkImages(tokens, request.images) },
       {
         failed: (error) => channel.fail(error),
         computed: (rows) => {
@@ -146,15 +159,16 @@ export class Engine {
 
   /** The logits of every position, or of the last one only, a step's worth at a time. */
   logits(
-    tokens: ArrayLike<number>,
-    { last = false, signal }: { last?: boolean; signal?: AbortSignal | undefined } = {},
+    prompt: ArrayLike<number>,
+    { last = false, images, signal }: Pick<GenerateRequest, "images" | "signal"> & { last?: boolean } = {},
   ) {
+    const tokens = this.#checkPrompt(prompt);
     const channel = new Channel<LogitRows>(() => this.#cancel(job));
     let delivered = 0;
     const job: Job = new Job(
       this.#sequences++,
-      this.#checkPrompt(tokens),
-      { wantsAll: !last },
+      tokens,
+      { wantsAll: !last, images: this.#checkImages(tokens, images) },
       {
         failed: (error) => channel.fail(error),
         computed: (logits, position) => {
@@ -202,6 +216,12 @@ export class Engine {
     return Array.from(tokens);
   }
 
+  #checkImages(tokens: readonly number[], images: readonly PromptImage[] = []): PromptImages | undefined {
+    if (images.length === 0) return undefined;
+    const { vision: _, ...text } = this.#options.config;
+    return new PromptImages(tokens, images, this.#encoder ? this.#options.config : text);
+  }
+
   #submit(job: Job, signal: AbortSignal | undefined): void {
     if (this.#isClosed) throw new Error("the engine was closed");
     signal?.throwIfAborted();
@@ -229,9 +249,11 @@ export class Engine {
       try {
         const { stepTokens, sequences } = this.#options;
         const { tables } = this.#pages;
+        await this.#see();
         const speculation = await this.#guess();
         const budget = { tokens: stepTokens, chunk: tables.sizes.chunk, sequences };
         segments = schedule({ waiting: this.#waiting, running: this.#running }, tables, budget);
+        if (segments.length === 0) continue; // all wait for pictures
         const judged = await this.#step(segments);
         if (judged.length === segments.length) speculation?.learn(judged); // with a prompt in it, a step tells nothing
       } catch (error) {
@@ -241,6 +263,27 @@ export class Engine {
           if (segments.length === 0 || touched.has(job.sequence)) this.#cancel(job, error);
       }
     }
+  }
+
+  /** Encodes some tiles of what the longest unserved wait for. */
+  async #see(): Promise<void> {
+    for (const job of this.#running)
+      for (const { key } of job.unseen()) {
+        const features = this.#encoder?.find(key);
+        if (features) job.images?.saw(key, features);
+      }
+    const job = this.#running.find((job) => job.unseen().length > 0);
+    if (!job || !this.#encoder) return;
+    const start = performance.now();
+    job.startedAt ??= start;
+    try {
+      const { tiles, whole } = await this.#encoder.encodeSome(job.unseen());
+      job.encodedTiles += tiles;
+      for (const [key, features] of whole) for (const { images } of this.#running) images?.saw(key, features);
+    } catch (error) {
+      this.#cancel(job, error);
+    }
+    job.encodeMs += performance.now() - start;
   }
 
   /** Guesses for the next step; undefined, and none, unless all that run need one token. */
@@ -261,13 +304,16 @@ export class Engine {
     const jobs = segments.map((s) => this.#running.find((job) => job.sequence === s.sequence)!);
     const now = performance.now();
     const tokens: number[] = [];
+    const features: Float32Array[] = [];
+    const patches: number[] = [];
     const wanted: number[] = [];
     const parts = segments.map((s, i) => {
       const job = jobs[i]!;
-      if (job.startedAt === undefined) {
-        job.startedAt = now;
-        job.cachedTokens = s.position;
-      }
+      job.startedAt ??= now;
+      job.cachedTokens ??= s.position;
+      const places: number[] = [];
+      job.images?.collect(s.position, s.position + s.length, config.dim, features, places);
+      for (const place of places) patches.push(s.row + place);
       const known = Math.min(s.length, job.length - s.position);
       const guesses = job.guesses?.slice(0, s.length - known) ?? [];
       for (let t = 0; t < known; t++) tokens.push(job.tokens[s.position + t]!);
@@ -281,11 +327,16 @@ export class Engine {
     const V = config.vocabSize;
     let logits: Float32Array | Float64Array = new Float32Array();
     await backend.scope(async () => {
+      const images = patches.length > 0 && {
+        rows: backend.from(joined(features, config.dim), [patches.length, config.dim]),
+        at: Int32Array.from(patches),
+      };
       const step = {
         tokens: Int32Array.from(tokens),
         segments,
         wanted: Int32Array.from(wanted),
         cache: this.#pages.layers,
+        ...(images && { images }),
       };
       logits = await backend.read(await forward(parameters, config, step), this.#roomFor(wanted.length * V));
     });
@@ -335,7 +386,16 @@ export class Engine {
     }
     for (const queue of [this.#waiting, this.#running])
       queue.splice(0, queue.length, ...queue.filter((job) => !job.isOver));
+    const jobs = [...this.#waiting, ...this.#running];
+    this.#encoder?.forgetBegun((key) => jobs.some(({ images }) => images?.placed.some((image) => image.key === key)));
   }
+}
+
+/** Rows of D numbers, one behind the other. */
+function joined(rows: readonly Float32Array[], D: number): Float32Array {
+  const all = new Float32Array(rows.length * D);
+  for (const [i, row] of rows.entries()) all.set(row, i * D);
+  return all;
 }
 
 /** Where a request's results go. */
@@ -350,6 +410,7 @@ interface Wish {
   readonly sampler?: Sampler;
   readonly mostTokens?: number;
   readonly wantsAll?: boolean;
+  readonly images?: PromptImages | undefined;
 }
 
 /** A request for a reply. */
@@ -366,13 +427,16 @@ class Job implements Schedulable {
   readonly mostTokens: number;
   /** Logits of all its positions are wanted, so none may come from the cache. */
   readonly wantsAll: boolean;
+  readonly images: PromptImages | undefined;
   readonly reader: Reader;
   readonly submittedAt = performance.now();
   position = 0;
   guesses: readonly number[] | undefined;
   guessedTokens = 0;
   acceptedTokens = 0;
-  cachedTokens = 0;
+  encodedTiles = 0;
+  encodeMs = 0;
+  cachedTokens: number | undefined;
   startedAt: number | undefined;
   firstTokenAt: number | undefined;
   refusedAt: number | undefined;
@@ -380,7 +444,9 @@ class Job implements Schedulable {
   /** Called when it has left the loop. */
   over: () => void = () => {};
 
-  constructor(sequence: number, tokens: number[], { sampler, mostTokens = 0, wantsAll = false }: Wish, reader: Reader) {
+  constructor(sequence: number, tokens: number[], wish: Wish, reader: Reader) {
+    const { sampler, mostTokens = 0, wantsAll = false, images } = wish;
+    this.images = images;
     this.sequence = sequence;
     this.tokens = tokens;
     this.promptTokens = tokens.length;
@@ -394,6 +460,15 @@ class Job implements Schedulable {
     return this.tokens.length;
   }
 
+  /** Its pictures that are needed next and have not been encoded. */
+  unseen(): readonly PromptImage[] {
+    return this.images?.unseen(this.position) ?? [];
+  }
+
+  get readable(): number | undefined {
+    return this.images?.unseen(this.position)[0]?.from;
+  }
+
   /** A step brings one token more than are guessed. */
   get most(): number {
     return this.mostTokens - this.length - 1;
@@ -404,12 +479,14 @@ class Job implements Schedulable {
     return {
       reason,
       promptTokens: this.promptTokens,
-      cachedTokens: this.cachedTokens,
+      cachedTokens: this.cachedTokens ?? 0,
       completionTokens: this.tokens.length - this.promptTokens,
       guessedTokens: this.guessedTokens,
       acceptedTokens: this.acceptedTokens,
+      encodedTiles: this.encodedTiles,
+      encodeMs: this.encodeMs,
       queuedMs: startedAt - submittedAt,
-      prefillMs: firstTokenAt - startedAt,
+      prefillMs: firstTokenAt - startedAt - this.encodeMs,
       decodeMs: performance.now() - firstTokenAt,
     };
   }

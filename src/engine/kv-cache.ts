@@ -25,7 +25,7 @@ type Kind = (typeof kinds)[number];
 /** A full block of tokens after a certain beginning, and the blocks that hold its keys and values. */
 interface PrefixNode {
   readonly parent: PrefixNode | undefined;
-  /** The block's tokens, two code units each. */
+  /** The block's tokens, two code units each; behind them the keys of the pictures that reach into it. */
   readonly key: string;
   readonly next: Map<string, PrefixNode>;
   readonly block: Record<Kind, number | undefined>;
@@ -42,6 +42,14 @@ interface Sequence {
   length: number;
   /** Full blocks computed. */
   fullBlocks: number;
+  readonly images: readonly ImageSpan[];
+}
+
+/** Positions from `from` to before `to` that a picture fills: the same tokens with another picture are another text. */
+export interface ImageSpan {
+  readonly key: string;
+  readonly from: number;
+  readonly to: number;
 }
 
 /** The block tables of the running sequences. */
@@ -69,8 +77,8 @@ export class KVCache {
    * Begins a sequence; its first tokens, as many as the result says, are already in the cache. The last token never is,
    * so that there is one whose logits can be read.
    */
-  open(sequence: number, tokens: ArrayLike<number>): number {
-    const nodes = this.#shares ? this.#match(tokens) : [];
+  open(sequence: number, tokens: ArrayLike<number>, images: readonly ImageSpan[] = []): number {
+    const nodes = this.#shares ? this.#match(tokens, images) : [];
     const { blockSize, chunk } = this.sizes;
     const length = nodes.length * blockSize;
     const state: Sequence = {
@@ -79,6 +87,7 @@ export class KVCache {
       node: nodes.at(-1) ?? this.#root,
       length,
       fullBlocks: nodes.length,
+      images,
     };
     state.node.ends++;
     const chunkStart = chunk === Infinity ? 0 : (length - (length % chunk)) / blockSize;
@@ -114,7 +123,7 @@ export class KVCache {
     const state = this.#get(sequence);
     const { blockSize, chunk } = this.sizes;
     for (; this.#shares && (state.fullBlocks + 1) * blockSize <= length; state.fullBlocks++)
-      this.#publish(state, keyOf(tokens, state.fullBlocks * blockSize, blockSize));
+      this.#publish(state, keyOf(tokens, state.images, state.fullBlocks * blockSize, blockSize));
     state.length = length;
     const inChunk = chunk === Infinity ? length : length % chunk;
     for (const [kind, slots] of [
@@ -173,13 +182,13 @@ export class KVCache {
   }
 
   /** The nodes of the longest beginning that can be continued: global blocks from 0, local ones from the chunk's start. */
-  #match(tokens: ArrayLike<number>): PrefixNode[] {
+  #match(tokens: ArrayLike<number>, images: readonly ImageSpan[]): PrefixNode[] {
     const { blockSize, chunk } = this.sizes;
     const nodes: PrefixNode[] = [];
     let usable = 0;
     let localFrom = 0; // from here on, all local blocks are there
     for (let node: PrefixNode | undefined = this.#root; (nodes.length + 1) * blockSize < tokens.length; ) {
-      node = node.next.get(keyOf(tokens, nodes.length * blockSize, blockSize));
+      node = node.next.get(keyOf(tokens, images, nodes.length * blockSize, blockSize));
       if (!node || (this.#pools.global && node.block.global === undefined)) break;
       nodes.push(node);
       const length = nodes.length * blockSize;
@@ -302,10 +311,11 @@ function isNeeded({ block, ends, next }: PrefixNode): boolean {
   return ends > 0 || next.size > 0 || block.global !== undefined || block.local !== undefined;
 }
 
-function keyOf(tokens: ArrayLike<number>, from: number, count: number): string {
+function keyOf(tokens: ArrayLike<number>, images: readonly ImageSpan[], from: number, count: number): string {
   const units: number[] = [];
   for (let i = from; i < from + count; i++) units.push(tokens[i]! & 0xffff, tokens[i]! >>> 16);
-  return String.fromCharCode(...units);
+  const seen = images.filter((image) => image.from < from + count && image.to > from);
+  return String.fromCharCode(...units) + seen.map(({ key }) => key).join();
 }
 
 /** The largest power of two up to 64 that divides the chunk. */

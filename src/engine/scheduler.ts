@@ -1,7 +1,7 @@
 // Who computes what in the next step: continuous batching as pure functions over what is running.
 
 import type { Segment } from "../tensor/backend.ts";
-import type { KVCache } from "./kv-cache.ts";
+import type { ImageSpan, KVCache } from "./kv-cache.ts";
 
 /** A sequence as the scheduler sees it. */
 export interface Running {
@@ -10,6 +10,8 @@ export interface Running {
   readonly length: number;
   /** How many of them have been computed; always fewer than `length`. */
   readonly position: number;
+  /** Positions from here on wait for a picture that is still being encoded. */
+  readonly readable?: number | undefined;
   /** Tokens guessed to follow, for a sequence that needs one token. */
   readonly guesses?: ArrayLike<number> | undefined;
 }
@@ -28,10 +30,12 @@ export interface Budget {
  */
 export function plan(running: readonly Running[], { tokens, chunk }: Budget): Segment[] {
   const pending = (r: Running) => r.length - r.position;
-  const decodes = running.filter((r) => pending(r) === 1);
-  const prefills = running.filter((r) => pending(r) > 1);
+  const readable = (r: Running) => Math.min(r.length, r.readable ?? Infinity) - r.position;
+  const ready = running.filter((r) => readable(r) > 0);
+  const decodes = ready.filter((r) => pending(r) === 1);
+  const prefills = ready.filter((r) => pending(r) > 1);
   const inChunk = (r: Running) => chunk - (r.position % chunk);
-  const slice = (r: Running) => Math.min(pending(r), inChunk(r));
+  const slice = (r: Running) => Math.min(readable(r), inChunk(r));
 
   const kept = prefills.length > 0 ? Math.floor(tokens / 4) : 0;
   const taken = decodes.slice(0, tokens - kept).map((r) => ({ r, length: 1 }));
@@ -64,6 +68,7 @@ export interface Schedulable extends Running {
   guesses?: ArrayLike<number> | undefined;
   /** Every position has to be computed: nothing of it may come from the cache. */
   readonly wantsAll?: boolean;
+  readonly images?: { readonly placed: readonly ImageSpan[] } | undefined;
   /** `cache.releases` when there was no room for it: until that changes there is none. */
   refusedAt?: number | undefined;
 }
@@ -114,7 +119,7 @@ export function schedule<R extends Schedulable>(
 /** Opens the sequence if it and all that run fit to their known lengths, with a block more for each that runs. */
 function admit(r: Schedulable, running: readonly Running[], cache: KVCache): boolean {
   if (r.refusedAt === cache.releases) return false; // a million tokens are not looked up again in every step
-  r.position = cache.open(r.sequence, r.wantsAll ? [] : r.tokens);
+  r.position = cache.open(r.sequence, r.wantsAll ? [] : r.tokens, r.images?.placed);
   const grown = running.map((x) => [x.sequence, x.length + cache.sizes.blockSize] as const);
   if (cache.fits([...grown, [r.sequence, r.length]])) return true;
   cache.close(r.sequence);

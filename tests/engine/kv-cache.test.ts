@@ -57,6 +57,18 @@ describe("the key-value cache", () => {
     expect(run(cache, 4, tokens(14, 1))).toBe(0);
   });
 
+  it("takes the same tokens with another picture for another beginning, from the picture on", () => {
+    const cache = new KVCache(sizes);
+    const open = (sequence: number, key: string) => {
+      const reused = cache.open(sequence, tokens(14), [{ key, from: 6, to: 9 }]);
+      cache.reserve(sequence, 14);
+      cache.commit(sequence, tokens(14), 14);
+      cache.close(sequence);
+      return reused;
+    };
+    expect([open(1, "a"), open(2, "b"), open(3, "a"), open(4, "b")]).toEqual([0, 4, 12, 12]);
+  });
+
   it("shares a beginning while its first user still runs", () => {
     const cache = new KVCache(sizes);
     cache.open(1, tokens(9));

@@ -14,6 +14,14 @@ const budget = fc.record({
 });
 
 describe("a planned step", () => {
+  it("reads a prompt up to the picture that is still being encoded, and leaves out who waits for one", () => {
+    const prompt = { sequence: 0, position: 0, length: 50, readable: 10 };
+    const waiting = { sequence: 1, position: 20, length: 50, readable: 20 };
+    const last = { sequence: 2, position: 30, length: 31, readable: 25 };
+    const segments = plan([prompt, waiting, last], { tokens: 64, chunk: 32 });
+    expect(segments).toEqual([{ row: 0, position: 0, length: 10, sequence: 0 }]);
+  });
+
   it("keeps the budget, fills it where it can, cuts at chunks and numbers its rows, for 1,000 random queues", () => {
     fc.assert(
       fc.property(running, budget, (queue, { tokens, chunk }) => {

@@ -1,0 +1,178 @@
+// What the engine knows of pictures: where they stand in a prompt, and their features, computed once for each picture.
+//
+// N tiles · R rows of a tile · D width of the text model
+
+import type { Llama4Config } from "../model/config.ts";
+import { tokensPerTile } from "../model/config.ts";
+import type { VisionParameters } from "../model/parameters.ts";
+import { encodeImage } from "../model/vision.ts";
+import { normalise, type TiledImage } from "../prompt/image.ts";
+import { RequestError } from "../tensor/errors.ts";
+
+/** A picture in a prompt; its rows replace the embeddings of its `<|patch|>` tokens. */
+export interface PromptImage extends Pick<TiledImage, "tiles" | "nTiles"> {
+  /** The digest of its tiles: the same for the same picture, and for no other. */
+  readonly key: string;
+}
+
+/** Where a picture stands: its patches are among the positions from `from` to before `to`. */
+export interface PlacedImage extends PromptImage {
+  readonly from: number;
+  readonly to: number;
+}
+
+/** The pictures of a prompt, once their number of patches is known to be right. */
+export class PromptImages {
+  readonly placed: readonly PlacedImage[];
+  /** Positions of all patches. */
+  readonly #patches: Int32Array;
+  readonly #rowsPerTile: number;
+  /** `[N · R, D]` of the pictures that have been encoded. */
+  readonly #features: (Float32Array | undefined)[];
+
+  constructor(tokens: ArrayLike<number>, images: readonly PromptImage[], c: Llama4Config) {
+    const { vision, tokens: ids } = c;
+    if (!vision || ids.patch === undefined)
+      throw new RequestError(
+        "an image for a model that reads text only; expected a checkpoint with a vision encoder (a GGUF model's is in its mmproj file), or no images",
+      );
+    this.#rowsPerTile = tokensPerTile(vision);
+    const tileBytes = vision.nChannels * vision.imageSize ** 2;
+    for (const { tiles, nTiles } of images)
+      if (tiles.length !== nTiles * tileBytes)
+        throw new RequestError(`an image of ${nTiles} tiles has ${tiles.length} bytes; expected ${nTiles * tileBytes}`);
+    const expected = images.reduce((sum, { nTiles }) => sum + nTiles * this.#rowsPerTile, 0);
+    this.#patches = Int32Array.from(
+      Array.from(tokens, (token, position) => (token === ids.patch ? position : -1)).filter((p) => p >= 0),
+    );
+    if (this.#patches.length !== expected)
+      throw new RequestError(
+        `the prompt has ${this.#patches.length} patches and its ${images.length} images have ${expected}; expected as many`,
+      );
+    let next = 0;
+    this.placed = images.map((image) => {
+      const from = this.#patches[next]!;
+      next += image.nTiles * this.#rowsPerTile;
+      return { ...image, from, to: this.#patches[next - 1]! + 1 };
+    });
+    this.#features = images.map(() => undefined);
+  }
+
+  /** The pictures that are needed from a position on and have not been encoded. */
+  unseen(position: number): PlacedImage[] {
+    return this.placed.filter(({ to }, i) => to > position && !this.#features[i]);
+  }
+
+  saw(key: string, features: Float32Array): void {
+    for (const [i, image] of this.placed.entries()) if (image.key === key) this.#features[i] = features;
+  }
+
+  /** The patches among the positions from `position` to before `end`: appends their features and their places. */
+  collect(position: number, end: number, D: number, rows: Float32Array[], places: number[]): void {
+    let patch = 0; // of the picture's first one
+    for (const [i, { from, to, nTiles }] of this.placed.entries()) {
+      const count = nTiles * this.#rowsPerTile;
+      if (from < end && to > position)
+        for (let row = 0; row < count; row++) {
+          const at = this.#patches[patch + row]!;
+          if (at < position || at >= end) continue;
+          places.push(at - position);
+          rows.push(this.#features[i]!.subarray(row * D, (row + 1) * D));
+        }
+      patch += count;
+    }
+  }
+}
+
+/** Tiles encoded at once: enough rows for full speed, few enough that others' tokens do not wait long. */
+const TILES_AT_ONCE = 4;
+
+/** Turns tiles into features, and keeps those of the pictures used last. */
+export class ImageEncoder {
+  readonly #parameters: VisionParameters;
+  readonly #config: Llama4Config;
+  readonly #mostBytes: number;
+  /** The longest unused first. */
+  readonly #kept = new Map<string, Float32Array>();
+  #bytes = 0;
+  /** Pictures of which some tiles are done. */
+  readonly #begun = new Map<string, { readonly features: Float32Array; tiles: number }>();
+
+  constructor(parameters: VisionParameters, config: Llama4Config, mostBytes: number) {
+    this.#parameters = parameters;
+    this.#config = config;
+    this.#mostBytes = mostBytes;
+  }
+
+  /** The features of a picture that was encoded not long ago. */
+  find(key: string): Float32Array | undefined {
+    const features = this.#kept.get(key);
+    if (features) {
+      this.#kept.delete(key); // and back to the end of the row
+      this.#kept.set(key, features);
+    }
+    return features;
+  }
+
+  /** Encodes some tiles of these pictures, the first ones first. How many, and the pictures that are whole now. */
+  async encodeSome(images: readonly PromptImage[]): Promise<{ tiles: number; whole: Map<string, Float32Array> }> {
+    const vision = this.#config.vision!;
+    const size = vision.nChannels * vision.imageSize ** 2;
+    const perTile = tokensPerTile(vision) * this.#config.dim;
+    const parts: { key: string; from: number; count: number; tiles: Uint8Array; nTiles: number }[] = [];
+    let room = TILES_AT_ONCE;
+    for (const { key, nTiles, tiles } of images) {
+      if (room === 0) break;
+      if (parts.some((part) => part.key === key)) continue;
+      const from = this.#begun.get(key)?.tiles ?? 0;
+      const count = Math.min(room, nTiles - from);
+      parts.push({ key, from, count, tiles, nTiles });
+      room -= count;
+    }
+    const count = TILES_AT_ONCE - room;
+    const pixels = new Uint8Array(count * size);
+    let at = 0;
+    for (const { tiles, from, count } of parts) {
+      pixels.set(tiles.subarray(from * size, (from + count) * size), at * size);
+      at += count;
+    }
+    const { backend } = this.#parameters.projector;
+    let rows: Float32Array | Float64Array = new Float32Array();
+    await backend.scope(async () => {
+      const shape = [count, vision.nChannels, vision.imageSize, vision.imageSize];
+      rows = await backend.read(
+        await encodeImage(this.#parameters, this.#config, backend.from(normalise(pixels), shape)),
+      );
+    });
+    const whole = new Map<string, Float32Array>();
+    at = 0;
+    for (const { key, from, count, nTiles } of parts) {
+      const begun = this.#begun.get(key) ?? { features: new Float32Array(nTiles * perTile), tiles: 0 };
+      begun.features.set(rows.subarray(at * perTile, (at + count) * perTile), from * perTile);
+      begun.tiles = from + count;
+      at += count;
+      if (begun.tiles < nTiles) this.#begun.set(key, begun);
+      else {
+        this.#begun.delete(key);
+        this.#keep(key, begun.features);
+        whole.set(key, begun.features);
+      }
+    }
+    return { tiles: count, whole };
+  }
+
+  /** Forgets half-encoded pictures that nobody waits for any more. */
+  forgetBegun(isWanted: (key: string) => boolean): void {
+    for (const key of [...this.#begun.keys()]) if (!isWanted(key)) this.#begun.delete(key);
+  }
+
+  #keep(key: string, features: Float32Array): void {
+    this.#kept.set(key, features);
+    this.#bytes += features.byteLength;
+    for (const [oldest, { byteLength }] of this.#kept) {
+      if (this.#bytes <= this.#mostBytes) break;
+      this.#kept.delete(oldest);
+      this.#bytes -= byteLength;
+    }
+  }
+}

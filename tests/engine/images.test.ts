@@ -1,0 +1,165 @@
+// Prompts with pictures through the engine, on the reference backend: equalities hold to the bit.
+
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { Engine, type EngineOptions, type Finish } from "../../src/engine/engine.ts";
+import type { PromptImage } from "../../src/engine/images.ts";
+import { forward } from "../../src/model/transformer.ts";
+import { encodeImage } from "../../src/model/vision.ts";
+import { type OpenModel, openModel } from "../../src/open.ts";
+import { imageTokens, normalise } from "../../src/prompt/image.ts";
+import { RequestError } from "../../src/tensor/errors.ts";
+import { seeing, writeSeeingModel } from "../seeing-model.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "llama4-images-"));
+let model: OpenModel;
+const engines: Engine[] = [];
+
+beforeAll(async () => {
+  await writeSeeingModel(join(folder, "model"));
+  model = await openModel(join(folder, "model"), { backend: "reference", context: 512 });
+});
+afterAll(async () => {
+  await Promise.all(engines.map((engine) => engine.close()));
+  model?.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+function open(options: Partial<EngineOptions> = {}): Engine {
+  const { backend, parameters, vision, config } = model;
+  const engine = new Engine({ backend, parameters, vision, config, context: 512, ...options });
+  engines.push(engine);
+  return engine;
+}
+
+const { tileSize, tokensPerTile } = seeing;
+
+/** A picture of 2 × 1 tiles and its global one. */
+function picture(seed: number): PromptImage & { rows: number; cols: number } {
+  const tiles = Uint8Array.from(
+    { length: 3 * 3 * tileSize ** 2 },
+    (_, i) => Math.imul(i + 1, 2654435761 + 77 * seed) >>> 24,
+  );
+  return { tiles, nTiles: 3, rows: 2, cols: 1, key: `picture ${seed}` };
+}
+
+/** Text, a picture, text, a picture, …: ids and the pictures. */
+function prompt(...parts: (string | ReturnType<typeof picture>)[]) {
+  const tokenizer = model.tokenizer!;
+  const tokens = parts.flatMap((part) =>
+    typeof part === "string"
+      ? [...tokenizer.encode(part)]
+      : imageTokens(part, tokensPerTile).flatMap(([name, count]) =>
+          Array<number>(count).fill(tokenizer.specialId(name)),
+        ),
+  );
+  return { tokens, images: parts.filter((part) => typeof part !== "string") };
+}
+
+/** The model without engine and cache: encoder, then one pass. */
+async function onePass({ tokens, images }: ReturnType<typeof prompt>): Promise<number[]> {
+  const { backend, parameters, vision, config } = model;
+  const pixels = Float32Array.from(images.flatMap(({ tiles }) => [...normalise(tiles)]));
+  const shape = [pixels.length / (3 * tileSize ** 2), 3, tileSize, tileSize];
+  const rows = await encodeImage(vision!, config, backend.from(pixels, shape));
+  const at = Int32Array.from([...tokens.keys()].filter((p) => tokens[p] === config.tokens.patch));
+  const logits = await forward(parameters, config, {
+    tokens: Int32Array.from(tokens),
+    segments: [{ row: 0, length: tokens.length, position: 0, sequence: 0 }],
+    wanted: Int32Array.from(tokens.keys()),
+    images: { rows, at },
+  });
+  return [...(await backend.read(logits))];
+}
+
+async function logits(engine: Engine, { tokens, images }: ReturnType<typeof prompt>): Promise<number[]> {
+  const rows: number[] = [];
+  for await (const { logits } of engine.logits(tokens, { images })) rows.push(...logits);
+  return rows;
+}
+
+async function reply(engine: Engine, request: ReturnType<typeof prompt>): Promise<{ tokens: number[]; end: Finish }> {
+  const tokens: number[] = [];
+  let end: Finish | undefined;
+  for await (const { token, finish } of engine.generate({ ...request, maxTokens: 6, sampling: { temperature: 0 } })) {
+    tokens.push(token);
+    end = finish;
+  }
+  return { tokens, end: end! };
+}
+
+describe("an engine with a vision encoder", () => {
+  it.each([1, 7, 512])("in slices of %i computes what encoder and model compute in one pass", async (stepTokens) => {
+    const request = prompt("Look: ", picture(1), " and ", picture(2), picture(1), " What is it?");
+    expect(await logits(open({ stepTokens }), request)).toEqual(await onePass(request));
+  });
+
+  it("gives two requests with different pictures in one batch what each gets alone", async () => {
+    const requests = [1, 2, 3].map((n) => prompt("Look: ", picture(n), " What is it?"));
+    const engine = open();
+    const together = await Promise.all(requests.map((request) => logits(engine, request)));
+    for (const [i, request] of requests.entries()) expect(together[i]).toEqual(await onePass(request));
+    expect(together[0]).not.toEqual(together[1]);
+  });
+
+  it("takes the same tokens with another picture for another text", async () => {
+    const engine = open();
+    const ask = (n: number) => prompt("Look: ", picture(n), ` ${"What is it? ".repeat(8)}`);
+    const first = await reply(engine, ask(1));
+    expect(first.end).toMatchObject({ encodedTiles: 3, cachedTokens: 0 });
+    expect(first.end.encodeMs).toBeGreaterThan(0);
+    const other = await reply(engine, ask(2));
+    expect(other.end).toMatchObject({ encodedTiles: 3, cachedTokens: 0 });
+    expect(other.tokens).toEqual((await reply(open(), ask(2))).tokens);
+    const again = await reply(engine, ask(1));
+    expect(again.end.encodedTiles).toBe(0);
+    expect(again.end.cachedTokens).toBeGreaterThan(30);
+    expect(again.tokens).toEqual(first.tokens);
+  });
+
+  it("encodes a picture once for several questions, also in one prompt", async () => {
+    const engine = open({ sharePrefixes: false });
+    expect((await reply(engine, prompt(picture(1), "Why?", picture(1)))).end.encodedTiles).toBe(3);
+    expect((await reply(engine, prompt("Who is this? ", picture(1)))).end.encodedTiles).toBe(0);
+  });
+
+  it("keeps features only as long as there is room for them", async () => {
+    const engine = open({ sharePrefixes: false, imageCacheBytes: 3 * tokensPerTile * model.config.dim * 4 });
+    const tiles = async (n: number) => (await reply(engine, prompt(picture(n), "Why?"))).end.encodedTiles;
+    expect([await tiles(1), await tiles(1), await tiles(2), await tiles(2), await tiles(1)]).toEqual([3, 0, 3, 0, 3]);
+  });
+
+  it("lets a request without pictures go first while others' are encoded", async () => {
+    const engine = open();
+    const order: string[] = [];
+    const many = prompt("Look: ", ...[1, 2, 3, 4].map(picture));
+    await Promise.all([
+      reply(engine, many).then(() => order.push("pictures")),
+      reply(engine, prompt("Hello")).then(() => order.push("text")),
+    ]);
+    expect(order).toEqual(["text", "pictures"]);
+  });
+
+  it("stops encoding when the request is cancelled", async () => {
+    const engine = open();
+    const cancel = new AbortController();
+    const { tokens, images } = prompt(...[1, 2, 3, 4, 5].map(picture));
+    const running = engine.generate({ tokens, images, signal: cancel.signal }).next();
+    setTimeout(() => cancel.abort(new Error("enough")));
+    await expect(running).rejects.toThrow("enough");
+    expect((await reply(engine, prompt("Hello"))).tokens).toHaveLength(6);
+  });
+
+  it("refuses pictures that do not fit their patches, and all where there is no encoder", () => {
+    const { tokens, images } = prompt("Look: ", picture(1));
+    const generate =
+      (images: readonly PromptImage[], engine = open()) =>
+      () =>
+        engine.generate({ tokens, images });
+    expect(generate([...images, picture(2)])).toThrow("has 12 patches and its 2 images have 24; expected as many");
+    expect(generate([{ ...picture(1), nTiles: 2 }])).toThrow(RequestError);
+    expect(generate(images, open({ vision: undefined }))).toThrow("reads text only");
+  });
+});
