@@ -8,14 +8,25 @@ import type { Piece } from "./engine/completion.ts";
 import type { LogitRows } from "./engine/engine.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import type { Message, Tool } from "./prompt/chat-format.ts";
-import { type Call, type ModelInfo, revive, type Start, type ToMain, type ToWorker } from "./protocol.ts";
+import type { MediaOptions } from "./prompt/media.ts";
+import {
+  type Call,
+  type Chat,
+  type ModelInfo,
+  type Prompt,
+  revive,
+  type Start,
+  type ToMain,
+  type ToWorker,
+} from "./protocol.ts";
 import { RequestError } from "./tensor/errors.ts";
 
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
 export type { LogitRows } from "./engine/engine.ts";
 export type { Sampling } from "./engine/sampler.ts";
-export type { ContentPart, Message, Role, Tool, ToolCall } from "./prompt/chat-format.ts";
-export type { ModelInfo } from "./protocol.ts";
+export type { ContentPart, Media, Message, Role, Tool, ToolCall } from "./prompt/chat-format.ts";
+export type { MediaOptions } from "./prompt/media.ts";
+export type { ModelInfo, Prompt } from "./protocol.ts";
 export { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
 
 export interface LoadOptions extends Omit<Start, "path"> {
@@ -33,6 +44,8 @@ export interface CompleteOptions extends Sampling {
   readonly stop?: string | readonly string[] | undefined;
   /** Puts the begin-of-text token before a text. */
   readonly bos?: boolean | undefined;
+  /** How images and videos become tokens, and how large they may be. */
+  readonly media?: MediaOptions | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -40,20 +53,24 @@ export interface ChatOptions extends Omit<CompleteOptions, "bos"> {
   readonly tools?: readonly Tool[] | undefined;
 }
 
-type Prompt = string | ArrayLike<number>;
+interface LogitsOptions extends Pick<CompleteOptions, "bos" | "media" | "signal"> {
+  readonly last?: boolean | undefined;
+}
+
+type EncodeOptions = Pick<ChatOptions, "media" | "tools" | "signal">;
 
 /** A loaded model. Any number of calls may run at the same time. */
 export interface Llama4 extends AsyncDisposable {
   readonly info: ModelInfo;
   /** The assistant's reply, piece by piece. */
   chat(messages: readonly Message[], options?: ChatOptions): AsyncIterable<Piece>;
-  /** What follows a text or ids, as they stand. */
+  /** What follows a text, ids or parts, as they stand. */
   complete(prompt: Prompt, options?: CompleteOptions): AsyncIterable<Piece>;
   /** Logits of every position, or of the last, some positions at a time. */
-  logits(prompt: Prompt, options?: { bos?: boolean; last?: boolean; signal?: AbortSignal }): AsyncIterable<LogitRows>;
-  encode(text: string, options?: { bos?: boolean }): Promise<Int32Array>;
+  logits(prompt: Prompt | Pick<Chat, "messages">, options?: LogitsOptions): AsyncIterable<LogitRows>;
+  encode(prompt: Prompt, options?: Pick<LogitsOptions, "bos" | "media" | "signal">): Promise<Int32Array>;
   /** The tokens that `chat` computes. */
-  encodeChat(messages: readonly Message[], options?: Pick<ChatOptions, "tools">): Promise<Int32Array>;
+  encodeChat(messages: readonly Message[], options?: EncodeOptions): Promise<Int32Array>;
   decode(tokens: ArrayLike<number>): Promise<string>;
   /** Ends what runs and frees the memory. */
   close(): Promise<void>;
@@ -114,16 +131,18 @@ class LoadedModel implements Llama4 {
     return this.#calls.start<Piece>({ method: "complete", prompt, options: { ...requestOf(options), bos } }, signal);
   }
 
-  logits(prompt: Prompt, { bos = false, last = false, signal }: Parameters<Llama4["logits"]>[1] = {}) {
-    return this.#calls.start<LogitRows>({ method: "logits", prompt, bos, last }, signal);
+  logits(of: Prompt | Pick<Chat, "messages">, { bos = false, last = false, media, signal }: LogitsOptions = {}) {
+    const prompt = typeof of === "object" && "messages" in of ? { messages: of.messages, options: {} } : of;
+    return this.#calls.start<LogitRows>({ method: "logits", prompt, bos, last, media }, signal);
   }
 
-  encode(text: string, { bos = false }: { bos?: boolean } = {}): Promise<Int32Array> {
-    return this.#calls.ask<Int32Array>({ method: "encode", text, bos });
+  encode(prompt: Prompt, { bos = false, media, signal }: Omit<LogitsOptions, "last"> = {}): Promise<Int32Array> {
+    return this.#calls.ask<Int32Array>({ method: "encode", prompt, bos, media }, signal);
   }
 
-  encodeChat(messages: readonly Message[], { tools }: Pick<ChatOptions, "tools"> = {}): Promise<Int32Array> {
-    return this.#calls.ask<Int32Array>({ method: "encodeChat", messages, options: tools ? { tools } : {} });
+  encodeChat(messages: readonly Message[], { tools, media, signal }: EncodeOptions = {}): Promise<Int32Array> {
+    const prompt = { messages, options: tools ? { tools } : {} };
+    return this.#calls.ask<Int32Array>({ method: "encode", prompt, bos: false, media }, signal);
   }
 
   decode(tokens: ArrayLike<number>): Promise<string> {
@@ -140,8 +159,8 @@ class LoadedModel implements Llama4 {
   }
 }
 
-function requestOf({ maxTokens, stop, ...sampling }: Omit<CompleteOptions, "bos" | "signal">) {
-  return { maxTokens, stop: typeof stop === "string" ? [stop] : stop, sampling };
+function requestOf({ maxTokens, stop, media, ...sampling }: Omit<CompleteOptions, "bos" | "signal">) {
+  return { maxTokens, stop: typeof stop === "string" ? [stop] : stop, media, sampling };
 }
 
 /** The calls that wait for the engine's thread. */
@@ -184,8 +203,8 @@ class Calls {
     return channel as AsyncIterable<unknown> as AsyncIterable<T>; // what worker.ts answers to this call
   }
 
-  async ask<T>(call: Call): Promise<T> {
-    for await (const value of this.start<T>(call)) return value;
+  async ask<T>(call: Call, signal?: AbortSignal): Promise<T> {
+    for await (const value of this.start<T>(call, signal)) return value;
     throw new Error(`no answer to ${call.method}`);
   }
 

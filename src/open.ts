@@ -40,6 +40,7 @@ export interface OpenOptions {
 
 /** A model in memory. Close it to free that. */
 export interface OpenModel {
+  readonly path: string;
   readonly checkpoint: Omit<Checkpoint, "parameters" | "vision" | "close">;
   readonly config: Llama4Config;
   readonly backend: Backend;
@@ -78,7 +79,7 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
       const room = roomFor(new Set(views), config, options, isReference, availableMemory());
       const tensors = await backend.load(views, { ...(onProgress && { onProgress }), ...(signal && { signal }) });
       return {
-        ...{ checkpoint, config, backend, tokenizer, sampling, ...room },
+        ...{ path, checkpoint, config, backend, tokenizer, sampling, ...room },
         ...loaded(checkpoint, tensors),
         chatFormat: tokenizer && chatFormat(tokenizer, chatTemplate),
         loadMs: performance.now() - start,

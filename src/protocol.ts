@@ -1,7 +1,8 @@
 // What index.ts and worker.ts say to each other.
 
 import type { CompletionRequest } from "./engine/completion.ts";
-import type { ChatOptions, Message } from "./prompt/chat-format.ts";
+import type { ChatOptions, ContentPart, Message } from "./prompt/chat-format.ts";
+import type { Eyes, MediaOptions } from "./prompt/media.ts";
 import type { KVDType } from "./tensor/backend.ts";
 import { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
 
@@ -23,6 +24,8 @@ export interface Start {
    * model of the same vocabulary says (`draft`: its path). Default "off".
    */
   readonly speculation?: "off" | "lookup" | { readonly draft: string } | undefined;
+  /** Bytes of image features that are kept for pictures that come again; default 256 MB. */
+  readonly imageCacheBytes?: number | undefined;
 }
 
 export interface ModelInfo {
@@ -37,25 +40,43 @@ export interface ModelInfo {
   readonly kvDtype: string;
   readonly loadMs: number;
   readonly hasTokenizer: boolean;
+  /** What its vision encoder asks of images; absent where it reads text only. */
+  readonly vision?: Eyes | undefined;
 }
 
-type Options = Omit<CompletionRequest, "tokens" | "signal" | "tools">;
+/** Text, ids, or parts one behind the other, without chat format. */
+export type Prompt = string | ArrayLike<number> | readonly ContentPart[];
+
+/** Messages in the checkpoint's chat format. */
+export interface Chat {
+  readonly messages: readonly Message[];
+  readonly options: ChatOptions;
+}
+
+interface Options extends Omit<CompletionRequest, "tokens" | "images" | "signal" | "tools"> {
+  readonly media?: MediaOptions | undefined;
+}
 
 export type Call =
   | { readonly method: "chat"; readonly messages: readonly Message[]; readonly options: Options & ChatOptions }
   | {
       readonly method: "complete";
-      readonly prompt: string | ArrayLike<number>;
+      readonly prompt: Prompt;
       readonly options: Options & { readonly bos?: boolean | undefined };
     }
   | {
       readonly method: "logits";
-      readonly prompt: string | ArrayLike<number>;
+      readonly prompt: Prompt | Chat;
       readonly bos: boolean;
       readonly last: boolean;
+      readonly media?: MediaOptions | undefined;
     }
-  | { readonly method: "encode"; readonly text: string; readonly bos: boolean }
-  | { readonly method: "encodeChat"; readonly messages: readonly Message[]; readonly options: ChatOptions }
+  | {
+      readonly method: "encode";
+      readonly prompt: Prompt | Chat;
+      readonly bos: boolean;
+      readonly media?: MediaOptions | undefined;
+    }
   | { readonly method: "decode"; readonly tokens: ArrayLike<number> };
 
 export type ToWorker =

@@ -6,9 +6,17 @@ import { Engine, type LogitRows } from "./engine/engine.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
 import { type OpenModel, openDraft, openModel } from "./open.ts";
-import type { Tokenizer } from "./prompt/tokenizer.ts";
-import { type Call, flatten, type ModelInfo, type Start, type ToMain, type ToWorker } from "./protocol.ts";
-import { CheckpointError, RequestError } from "./tensor/errors.ts";
+import { eyesOf, needTokenizer, type PromptOptions, seeChat, seePrompt } from "./prompts.ts";
+import {
+  type Call,
+  type Chat,
+  flatten,
+  type ModelInfo,
+  type Prompt,
+  type Start,
+  type ToMain,
+  type ToWorker,
+} from "./protocol.ts";
 
 if (!parentPort) throw new Error("worker.js is the engine's thread; expected to be started by load()");
 const port = parentPort;
@@ -29,10 +37,10 @@ try {
 }
 
 function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): void {
-  const { backend, parameters, config, context, kvDtype } = model;
-  const { sequences, stepTokens } = start;
+  const { backend, parameters, vision, config, context, kvDtype } = model;
+  const { sequences, stepTokens, imageCacheBytes } = start;
   const engine = new Engine({
-    ...{ backend, parameters, config, context, kvDtype, speculation },
+    ...{ backend, parameters, vision, config, context, kvDtype, speculation, imageCacheBytes },
     ...(sequences !== undefined && { sequences }),
     ...(stepTokens !== undefined && { stepTokens }),
   });
@@ -65,9 +73,11 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
   say({ type: "opened", info: infoOf(model) });
 }
 
-function infoOf({ backend, config, context, weightBytes, kvBytes, kvDtype, loadMs, tokenizer }: OpenModel): ModelInfo {
+function infoOf(model: OpenModel): ModelInfo {
+  const { path, backend, config, context, weightBytes, kvBytes, kvDtype, loadMs, tokenizer } = model;
   return {
-    path: start.path,
+    path,
+    vision: eyesOf(model),
     backend: backend.name,
     vocabSize: config.vocabSize,
     parameters: countParameters(config),
@@ -80,22 +90,22 @@ async function* answer(call: Call, model: OpenModel, engine: Engine, signal: Abo
   const stopTokens = model.tokenizer?.stop ?? new Set(model.config.tokens.eos);
   switch (call.method) {
     case "chat": {
-      const tokens = encodeChat(model, call);
+      const { ids: tokens, images } = await seeChat(model, call, { ...call.options, signal });
       const tools = call.options.tools?.map((tool) => tool.name);
       const options = { ...call.options, sampling: samplingOf(model, call) };
-      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, tools, signal });
+      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, images, tools, signal });
     }
     case "complete": {
-      const tokens = tokensOf(model, call.prompt, call.options.bos ?? false);
+      const { ids: tokens, images } = await seePrompt(model, call.prompt, { ...call.options, signal });
       const options = { ...call.options, sampling: samplingOf(model, call) };
-      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, signal });
+      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, images, signal });
     }
-    case "logits":
-      return yield* engine.logits(tokensOf(model, call.prompt, call.bos), { last: call.last, signal });
+    case "logits": {
+      const { ids, images } = await seeAny(model, call, { ...call, signal });
+      return yield* engine.logits(ids, { last: call.last, images, signal });
+    }
     case "encode":
-      return yield tokensOf(model, call.text, call.bos);
-    case "encodeChat":
-      return yield encodeChat(model, call);
+      return yield (await seeAny(model, call, { ...call, signal })).ids;
     case "decode":
       return yield needTokenizer(model).decode(Array.from(call.tokens));
     default:
@@ -109,29 +119,10 @@ function samplingOf(model: OpenModel, { options }: Extract<Call, { method: "chat
   return { ...model.sampling, ...Object.fromEntries(asked) };
 }
 
-function needTokenizer({ tokenizer }: OpenModel): Tokenizer {
-  if (!tokenizer)
-    throw new CheckpointError(
-      `${start.path}: no tokenizer; expected tokenizer.json or tokenizer.model beside the weights, or token ids in place of text`,
-    );
-  return tokenizer;
-}
+const seeAny = (model: OpenModel, { prompt }: Extract<Call, { prompt: unknown }>, options: PromptOptions) =>
+  isChat(prompt) ? seeChat(model, prompt, options) : seePrompt(model, prompt, options);
 
-function tokensOf(model: OpenModel, prompt: string | ArrayLike<number>, bos: boolean): Int32Array {
-  if (typeof prompt === "string") return needTokenizer(model).encode(prompt, { bos });
-  return Int32Array.from(prompt);
-}
-
-function encodeChat(
-  model: OpenModel,
-  { messages, options }: Extract<Call, { method: "chat" | "encodeChat" }>,
-): Int32Array {
-  needTokenizer(model);
-  const { ids, images } = model.chatFormat!.encode(messages, options);
-  if (images.length > 0)
-    throw new RequestError(`the messages have ${images.length} images; this version reads text only, leave them out`);
-  return ids;
-}
+const isChat = (prompt: Prompt | Chat): prompt is Chat => typeof prompt === "object" && "messages" in prompt;
 
 /** Calls at most every 50 ms, and once at the end. */
 function throttled(f: (done: number, total: number) => void): (done: number, total: number) => void {

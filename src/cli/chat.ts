@@ -2,20 +2,18 @@
 
 import { createInterface } from "node:readline";
 import { type Command, Option } from "commander";
-import type { Llama4, Message } from "../index.ts";
+import type { ContentPart, Llama4, Message } from "../index.ts";
 import { CapacityError } from "../tensor/errors.ts";
 import { type Answer, described, Interrupted, type Run, type Session } from "./answer.ts";
+import { type ImageOptions, mediaOf, partsOf, show, withImages } from "./media.ts";
 import { collected, openModel } from "./model.ts";
 import {
   define,
-  type ImageOptions,
   type ModelOptions,
-  refuseImages,
   type SamplingOptions,
   type SpeculationOptions,
   samplingOf,
   speculationOf,
-  withImages,
   withModel,
   withSampling,
   withSpeculation,
@@ -37,15 +35,17 @@ export function chat(program: Command, run: Run): void {
     .action(run((session, options: ChatOptions) => talk(session, options)));
 }
 
-const help = `/reset  forgets the conversation
-/exit   ends it (so does Ctrl-D)
-Ctrl-C  stops the answer; once more, it ends the conversation`;
+const help = `/image F  shows the model an image with the next message; /video F a video
+/reset    forgets the conversation
+/exit     ends it (so does Ctrl-D)
+Ctrl-C    stops the answer; once more, it ends the conversation`;
 
 async function talk(session: Session, options: ChatOptions): Promise<Answer | undefined> {
-  refuseImages(options);
+  const shown = partsOf(options);
   const sampling = samplingOf(options);
   await using model = await openModel(options, session, { speculation: speculationOf(options) });
   const conversation = new Conversation(model, session, { ...options, ...sampling });
+  for (const part of shown) await conversation.attach(part);
   if (options.greet) await conversation.turn(greeting, session.signal, greetingTokens);
   else if (process.stdin.isTTY && !session.json) await inTerminal(conversation, session);
   else await fromPipe(conversation, session);
@@ -56,12 +56,16 @@ async function talk(session: Session, options: ChatOptions): Promise<Answer | un
 class Conversation {
   readonly #model: Llama4;
   readonly #json: boolean;
+  readonly #signal: AbortSignal;
   readonly #options: ChatOptions;
   #messages: Message[] = [];
+  /** Images and videos that go with the next message. */
+  #attached: ContentPart[] = [];
 
-  constructor(model: Llama4, { json }: Session, options: ChatOptions) {
+  constructor(model: Llama4, { json, signal }: Session, options: ChatOptions) {
     this.#model = model;
     this.#json = json;
+    this.#signal = signal;
     this.#options = options;
     this.reset();
   }
@@ -69,13 +73,21 @@ class Conversation {
   reset(): void {
     const { system } = this.#options;
     this.#messages = system === undefined ? [] : [{ role: "system", content: system }];
+    this.#attached = [];
+  }
+
+  async attach(part: ContentPart): Promise<void> {
+    await show(part, this.#model, mediaOf(this.#options), this.#signal);
+    this.#attached.push(part);
   }
 
   /** Shows the reply; a turn that was stopped or failed leaves no message behind. */
-  async turn(content: string, signal: AbortSignal, most?: number): Promise<void> {
+  async turn(text: string, signal: AbortSignal, most?: number): Promise<void> {
     const { temperature, topP, topK, minP, seed, stop, maxTokens = most } = this.#options;
+    const content = this.#attached.length > 0 ? [...this.#attached, { type: "text", text } as const] : text;
     const messages: Message[] = [...this.#messages, { role: "user", content }];
-    const reply = this.#model.chat(messages, { temperature, topP, topK, minP, seed, stop, maxTokens, signal });
+    const sampling = { temperature, topP, topK, minP, seed, stop, maxTokens };
+    const reply = this.#model.chat(messages, { ...sampling, media: mediaOf(this.#options), signal });
     const answer = await collected(this.#model, reply, (text) => {
       if (!this.#json) process.stdout.write(text);
     }).catch((error: unknown) => {
@@ -85,6 +97,7 @@ class Conversation {
     });
     process.stdout.write(this.#json ? `${JSON.stringify({ role: "assistant", ...answer })}\n` : "\n");
     this.#messages = [...messages, { role: "assistant", content: answer.text }];
+    this.#attached = [];
   }
 }
 
@@ -107,12 +120,12 @@ async function inTerminal(conversation: Conversation, { signal }: Session): Prom
     if (text === "/exit") break;
     if (text === "/help") console.log(help);
     else if (text === "/reset") conversation.reset();
+    else if (command(text)) await conversation.attach(command(text)!).catch(complain);
     else if (text !== "") {
       answering = new AbortController();
       await conversation.turn(text, answering.signal).catch((error: unknown) => {
         process.stdout.write("\n");
-        const { name, message } = described(error);
-        if (name !== "Interrupted") console.error(`${name}: ${message}`);
+        complain(error);
       });
       answering = undefined;
     }
@@ -122,6 +135,17 @@ async function inTerminal(conversation: Conversation, { signal }: Session): Prom
   lines.close();
   signal.throwIfAborted();
   if (interrupted) throw new Interrupted("stopped by Ctrl-C");
+}
+
+/** "/image cat.jpg", "/video clip.mp4". */
+function command(text: string): ContentPart | undefined {
+  const [, type, path] = /^\/(image|video)\s+(.+)$/.exec(text) ?? [];
+  return path === undefined ? undefined : { type: type === "image" ? "image" : "video", path };
+}
+
+function complain(error: unknown): void {
+  const { name, message } = described(error);
+  if (name !== "Interrupted") console.error(`${name}: ${message}`);
 }
 
 const greeting = "Hello!";
@@ -138,7 +162,9 @@ async function fromPipe(conversation: Conversation, { signal }: Session): Promis
       if (text === "") continue;
       isEmpty = false;
       if (text === "/exit") break;
+      const part = command(text);
       if (text === "/reset") conversation.reset();
+      else if (part) await conversation.attach(part);
       else await conversation.turn(line, signal);
     }
   } finally {

@@ -1,19 +1,18 @@
 // `llama4 generate`: one completion.
 
 import type { Command } from "commander";
+import type { ContentPart } from "../index.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Answer, Run, Session } from "./answer.ts";
+import { type ImageOptions, mediaOf, partsOf, rawParts, withImages } from "./media.ts";
 import { collected, openModel } from "./model.ts";
 import {
   define,
-  type ImageOptions,
   type ModelOptions,
-  refuseImages,
   type SamplingOptions,
   type SpeculationOptions,
   samplingOf,
   speculationOf,
-  withImages,
   withModel,
   withSampling,
   withSpeculation,
@@ -28,6 +27,7 @@ export interface PromptOptions extends ModelOptions, ImageOptions {
 export function generate(program: Command, run: Run): void {
   const command = define(program, "generate", "One completion of a prompt.", [
     'generate --model ./scout --prompt "Why is the sky blue?" --max-tokens 200',
+    'generate --model ./scout --image cat.jpg --image dog.png --prompt "Which of them is larger?"',
     'generate --model scout.gguf --raw --bos --prompt "Once upon a time" --temperature 0 --json',
   ]);
   withSpeculation(withSampling(withImages(withPrompt(withModel(command))))).action(
@@ -42,27 +42,25 @@ export function withPrompt(command: Command): Command {
     .option("--bos", "with --raw: begin-of-text stands before everything");
 }
 
-/** Throws RequestError where the options do not make a prompt. */
-export function checkPrompt(options: PromptOptions): void {
+/** What the options make a prompt of. Throws RequestError where they do not. */
+export function promptOf(options: PromptOptions): string | ContentPart[] {
   const { prompt, raw, bos } = options;
-  refuseImages(options);
   if (prompt === undefined) throw new RequestError("no prompt; give --prompt TEXT");
-  if (raw && prompt.includes("<|image|>"))
-    throw new RequestError("the prompt has an <|image|>, and images are not supported yet by this version");
   if (bos && !raw) throw new RequestError("--bos without --raw; the chat format has its own begin-of-text token");
+  const parts = partsOf(options);
+  if (parts.length === 0 && !(raw && prompt.includes("<|image|>"))) return prompt;
+  return raw ? rawParts(prompt, parts) : [...parts, { type: "text", text: prompt }];
 }
 
 async function generated(
   session: Session,
   options: PromptOptions & SamplingOptions & SpeculationOptions,
 ): Promise<Answer> {
-  checkPrompt(options);
-  const { prompt = "", raw, bos = false, maxTokens, stop } = options;
-  const request = { ...samplingOf(options), maxTokens, stop, signal: session.signal };
+  const content = promptOf(options);
+  const { raw, bos = false, maxTokens, stop } = options;
+  const request = { ...samplingOf(options), maxTokens, stop, media: mediaOf(options), signal: session.signal };
   await using model = await openModel(options, session, { speculation: speculationOf(options) });
-  const reply = raw
-    ? model.complete(prompt, { ...request, bos })
-    : model.chat([{ role: "user", content: prompt }], request);
+  const reply = raw ? model.complete(content, { ...request, bos }) : model.chat([{ role: "user", content }], request);
   const json = await collected(model, reply, (text) => {
     if (!session.json) process.stdout.write(text);
   });

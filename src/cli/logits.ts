@@ -9,9 +9,10 @@ import { type OutTensor, writeSafetensorsFile } from "../checkpoint/writers.ts";
 import type { LogitRows } from "../index.ts";
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, type Run, type Session } from "./answer.ts";
-import { checkPrompt, type PromptOptions, withPrompt } from "./generate.ts";
+import { type PromptOptions, promptOf, withPrompt } from "./generate.ts";
+import { mediaOf, withImages } from "./media.ts";
 import { openModel } from "./model.ts";
-import { define, refuseImages, withImages, withModel } from "./options.ts";
+import { define, withModel } from "./options.ts";
 import { isFile, refuseMissingFolder, refuseToOverwrite } from "./output.ts";
 
 interface LogitsOptions extends PromptOptions {
@@ -50,8 +51,9 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
     throw new RequestError("logits needs --tokens 1,2,3 or --prompt TEXT, and not both");
   // --raw says nothing new of tokens, which always stand as they are.
   if (given && bos) throw new RequestError("--bos is of a prompt; --tokens stand as they are");
-  if (given) refuseImages(options);
-  else checkPrompt(options);
+  if (given && (options.image || options.video !== undefined))
+    throw new RequestError("--image and --video are of a prompt; --tokens stand alone");
+  const content = given ? "" : promptOf(options);
   if (!isEarlierOutput(out)) refuseToOverwrite(out, force, isFile);
   refuseMissingFolder(out);
   const { signal } = session;
@@ -59,11 +61,14 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   const exact = fast ? {} : ({ activations: "f32" } as const);
   const { kvDtype = fast ? undefined : "f32" } = options;
   await using model = await openModel({ ...options, ...(kvDtype && { kvDtype }) }, session, { ...exact, stepTokens });
+  const media = mediaOf(options);
+  const messages = [{ role: "user", content }] as const;
   const tokens = given
     ? Int32Array.from(given)
     : raw
-      ? await model.encode(prompt!, { bos })
-      : await model.encodeChat([{ role: "user", content: prompt! }]);
+      ? await model.encode(content, { bos, media, signal })
+      : await model.encodeChat(messages, { media, signal });
+  const asked = given ? tokens : raw ? content : { messages };
   const rows = last ? 1 : tokens.length;
   const { vocabSize } = model.info;
   const tensors: OutTensor[] = [
@@ -71,7 +76,7 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
       name: "logits",
       dtype: "f32",
       shape: [rows, vocabSize],
-      chunks: () => checked(model.logits(tokens, { last, signal }), vocabSize),
+      chunks: () => checked(model.logits(asked, { bos, last, media, signal }), vocabSize),
     },
     {
       name: "tokens",

@@ -33,7 +33,7 @@ export async function collected(model: Llama4, reply: AsyncIterable<Piece>, onTe
     const { finishReason, usage, timings } = piece;
     if (!finishReason || !usage || !timings) continue;
     const { prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond } = timings;
-    const { guessedTokens, acceptedTokens } = timings;
+    const { guessedTokens, acceptedTokens, encodedTiles, encodeMs } = timings;
     return {
       ...{ text, tokens, finishReason },
       promptTokens: usage.promptTokens,
@@ -41,6 +41,7 @@ export async function collected(model: Llama4, reply: AsyncIterable<Piece>, onTe
       timings: {
         loadMs: model.info.loadMs,
         ...{ prefillMs, decodeMs, prefillTokensPerSecond, decodeTokensPerSecond, guessedTokens, acceptedTokens },
+        ...{ encodedTiles, encodeMs },
       },
     };
   }

@@ -84,23 +84,6 @@ export function named(command: string, argument: string | undefined, { model }: 
   return name;
 }
 
-export interface ImageOptions {
-  readonly image?: readonly string[];
-  readonly video?: string;
-}
-
-export function withImages(command: Command): Command {
-  return command
-    .option("--image <file>", "an image before the text; may stand several times", collect)
-    .option("--video <file>", "a video before the text");
-}
-
-/** Says so, rather than leave out what was asked for. */
-export function refuseImages({ image, video }: ImageOptions): void {
-  const given = image ? "--image" : video !== undefined ? "--video" : undefined;
-  if (given) throw new RequestError(`${given}: images are not supported yet by this version; leave it out`);
-}
-
 export interface SamplingOptions extends Pick<Sampling, "temperature" | "topP" | "topK" | "minP" | "seed"> {
   readonly maxTokens?: number;
   readonly stop?: readonly string[];

@@ -5,7 +5,18 @@ import type { Tokenizer } from "./tokenizer.ts";
 
 export type Role = "system" | "user" | "assistant" | "tool";
 
-export type ContentPart = { readonly type: "text"; readonly text: string } | { readonly type: "image" };
+/** A file's bytes, or where the file is. */
+export type Media =
+  | { readonly data: Uint8Array; readonly path?: undefined }
+  | { readonly path: string; readonly data?: undefined };
+
+export type TextPart = { readonly type: "text"; readonly text: string };
+export type ImagePart = { readonly type: "image" } & Media;
+export type VideoPart = { readonly type: "video" } & Media;
+export type ContentPart = TextPart | ImagePart | VideoPart;
+
+/** What the chat format sees of parts: text, and places for images. */
+export type PlainPart = TextPart | { readonly type: "image" };
 
 /** A call of a tool, as the model makes it. */
 export interface ToolCall {
@@ -20,9 +31,9 @@ export interface Tool {
   readonly parameters?: Readonly<Record<string, unknown>>;
 }
 
-export interface Message {
+export interface Message<Part = ContentPart> {
   readonly role: Role;
-  readonly content: string | readonly ContentPart[];
+  readonly content: string | readonly Part[];
   readonly toolCalls?: readonly ToolCall[];
 }
 
@@ -41,7 +52,7 @@ export interface ChatPrompt {
 
 /** Turns conversations into ids. Text from messages never yields a special token. */
 export interface ChatFormat {
-  encode(messages: readonly Message[], options?: ChatOptions): ChatPrompt;
+  encode(messages: readonly Message<PlainPart>[], options?: ChatOptions): ChatPrompt;
 }
 
 /** Meta's format: header, blank line, contents, terminator, each encoded on its own. */
@@ -56,7 +67,7 @@ export function metaFormat(tokenizer: Tokenizer): ChatFormat {
 
 function encodeMeta(
   tokenizer: Tokenizer,
-  messages: readonly Message[],
+  messages: readonly Message<PlainPart>[],
   { tools = [], addGenerationPrompt = true }: ChatOptions,
 ): ChatPrompt {
   const ids: number[] = [];
@@ -113,7 +124,7 @@ function pythonJson(value: unknown): string {
   return JSON.stringify(value) ?? "null";
 }
 
-export const partsOf = (content: Message["content"]): readonly ContentPart[] =>
+export const partsOf = (content: Message<PlainPart>["content"]): readonly PlainPart[] =>
   typeof content === "string" ? [{ type: "text", text: content }] : content;
 
 const ROLES: readonly unknown[] = ["system", "user", "assistant", "tool"] satisfies Role[];
@@ -121,7 +132,7 @@ const ROLES: readonly unknown[] = ["system", "user", "assistant", "tool"] satisf
 const MAX_DEPTH = 64; // of the objects in a call's arguments and a tool's schema
 
 /** Checks what came from outside; the types alone do not hold there. */
-export function checkMessages(messages: readonly Message[]): void {
+export function checkMessages(messages: readonly Message<PlainPart>[]): void {
   if (messages.length === 0) throw new RequestError("a chat without messages; expected at least one");
   for (const [i, { role, content, toolCalls = [] }] of messages.entries()) {
     if (!ROLES.includes(role))

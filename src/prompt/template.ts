@@ -10,6 +10,7 @@ import {
   checkMessages,
   type Message,
   metaFormat,
+  type PlainPart,
   partsOf,
 } from "./chat-format.ts";
 import type { Tokenizer } from "./tokenizer.ts";
@@ -124,7 +125,7 @@ function strftime(date: Date, format: string): string {
 function variables(
   tokenizer: Tokenizer,
   guard: Guard,
-  messages: readonly Message[],
+  messages: readonly Message<PlainPart>[],
   { tools = [], addGenerationPrompt = true }: ChatOptions,
 ) {
   const tokenText = (id: number | undefined) => (id === undefined ? "" : tokenizer.decode([id]));
@@ -152,7 +153,7 @@ function encodeRendered(
   tokenizer: Tokenizer,
   guard: Guard,
   rendered: string,
-  messages: readonly Message[],
+  messages: readonly Message<PlainPart>[],
 ): ChatPrompt {
   const ids: number[] = [];
   const images: number[] = [];

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { type Message, metaFormat } from "../../src/prompt/chat-format.ts";
+import { type Message, metaFormat, type PlainPart } from "../../src/prompt/chat-format.ts";
 import { byteLevel } from "../../src/prompt/small-vocabularies.ts";
 import { fromTiktoken } from "../../src/prompt/tiktoken.ts";
 import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
@@ -9,7 +9,7 @@ import { metaTokenizer, unlessMissing } from "./meta-tokenizer.ts";
 // Bytes and special tokens alone: what is encoded separately cannot merge, so the rendered text says it all.
 const bytes = byteLevel({ vocabSize: 512 });
 const format = metaFormat(bytes);
-const rendered = (messages: Message[], options = {}) => bytes.decode(format.encode(messages, options).ids);
+const rendered = (messages: Message<PlainPart>[], options = {}) => bytes.decode(format.encode(messages, options).ids);
 
 const header = (role: string) => `<|header_start|>${role}<|header_end|>\n\n`;
 
@@ -26,14 +26,14 @@ describe("Meta's chat format", () => {
   });
 
   test("ends with the header of the reply to come, unless told not to", () => {
-    const messages: Message[] = [{ role: "user", content: "hi" }];
+    const messages: Message<PlainPart>[] = [{ role: "user", content: "hi" }];
     const turn = `<|begin_of_text|>${header("user")}hi<|eot|>`;
     expect(rendered(messages)).toBe(turn + header("assistant"));
     expect(rendered(messages, { addGenerationPrompt: false })).toBe(turn);
   });
 
   test("does not trim, and a tool's message is ipython's and ends with eom", () => {
-    const messages: Message[] = [
+    const messages: Message<PlainPart>[] = [
       { role: "user", content: " weather? \n" },
       { role: "assistant", content: "", toolCalls: [{ name: "weather", arguments: { city: "Oslo", days: [1, 2] } }] },
       { role: "tool", content: '{"t": 3}' },
@@ -98,7 +98,7 @@ describe("Meta's chat format", () => {
 });
 
 describe("messages that are wrong", () => {
-  const encode = (messages: unknown, options = {}) => format.encode(messages as Message[], options);
+  const encode = (messages: unknown, options = {}) => format.encode(messages as Message<PlainPart>[], options);
   const deep = JSON.parse(`${'{"a":'.repeat(5000)}1${"}".repeat(5000)}`);
 
   test.each<[string, unknown]>([

@@ -1,0 +1,113 @@
+// Images and videos on the command line: which the options name, where they stand, and what they look like.
+
+import { existsSync } from "node:fs";
+import { type Command, Option } from "commander";
+import type { ContentPart, Llama4, MediaOptions } from "../index.ts";
+import { openImage, openVideo } from "../prompt/decode-video.ts";
+import { layoutOf } from "../prompt/image.ts";
+import { imageTokenCount, VIDEO_TOKENS } from "../prompt/media.ts";
+import { type Pixels, resize } from "../prompt/resize.ts";
+import { planFrames } from "../prompt/video.ts";
+import { RequestError } from "../tensor/errors.ts";
+import { collect, whole } from "./options.ts";
+import { isFile } from "./output.ts";
+
+export interface ImageOptions {
+  readonly image?: readonly string[];
+  readonly video?: string;
+  readonly maxTiles?: number;
+  readonly maxCanvas?: true;
+  readonly orient?: boolean;
+  readonly videoTokens?: number;
+}
+
+export function withImages(command: Command): Command {
+  return command
+    .option("--image <file>", "an image before the text; may stand several times", collect)
+    .option("--video <file>", "a video before the text, as frames with their times")
+    .option("--max-tiles <n>", "most tiles of an image, 1 to 16: fewer take fewer tokens (default: 16)", whole(1))
+    .option("--max-canvas", "enlarges images to the largest canvas that fits them")
+    .option("--no-orient", "leaves photographs as they are stored, whatever their EXIF orientation says")
+    .addOption(
+      new Option("--video-tokens <n>", `tokens that a video may take (default: ${VIDEO_TOKENS})`).argParser(whole(1)),
+    );
+}
+
+export const mediaOf = ({ maxTiles, maxCanvas, orient, videoTokens }: ImageOptions): MediaOptions => ({
+  ...{ maxTiles, orient, videoTokens },
+  toMaxCanvas: maxCanvas,
+});
+
+/** The images and then the video that the options name. Throws RequestError where a file is not there. */
+export function partsOf({ image = [], video }: ImageOptions): ContentPart[] {
+  const part = (type: "image" | "video", path: string) => {
+    if (!existsSync(path) || !isFile(path))
+      throw new RequestError(`--${type}: there is no file ${path}; check the path`);
+    return { type, path };
+  };
+  return [...image.map((path) => part("image", path)), ...(video === undefined ? [] : [part("video", video)])];
+}
+
+/** A prompt as it stands: each `<|image|>` is the next image; without any, images come first. A video stands before all. */
+export function rawParts(prompt: string, parts: readonly ContentPart[]): ContentPart[] {
+  const texts = prompt.split("<|image|>").map((text) => ({ type: "text", text }) as const);
+  const images = parts.filter(({ type }) => type === "image");
+  if (texts.length === 1) return [...parts, ...texts];
+  if (texts.length - 1 !== images.length)
+    throw new RequestError(
+      `the prompt has ${texts.length - 1} <|image|> and ${images.length} --image are given; expected as many, or no <|image|> at all`,
+    );
+  const video = parts.filter(({ type }) => type === "video");
+  return [...video, ...texts.flatMap((text, i) => (i === 0 ? [text] : [images[i - 1]!, text]))];
+}
+
+/** Says what the model sees: size, tiles and tokens, with a small picture where the terminal shows colours. */
+export async function show(
+  part: ContentPart,
+  model: Llama4,
+  options: MediaOptions,
+  signal: AbortSignal,
+): Promise<void> {
+  const { vision } = model.info;
+  if (part.type === "text" || !vision) return;
+  const say = (text: string) => process.stderr.write(`${part.path ?? part.type}: ${text}\n`);
+  const size = ({ width, height }: Pick<Pixels, "width" | "height">) =>
+    `${width.toLocaleString("en")} × ${height.toLocaleString("en")}`;
+  const tiles = { ...options, ...vision };
+  if (part.type === "image") {
+    const image = await openImage(part, options);
+    const { nTiles } = layoutOf(image, tiles);
+    const tokens = imageTokenCount(image, vision, options).toLocaleString("en");
+    say(`${size(image)}, ${nTiles} ${nTiles === 1 ? "tile" : "tiles"}, ${tokens} tokens`);
+    if (process.stderr.isTTY && process.stderr.getColorDepth() >= 24) process.stderr.write(preview(image));
+    return;
+  }
+  const video = await openVideo(part, options, signal);
+  try {
+    const { videoTokens = VIDEO_TOKENS } = options;
+    const { times, maxTiles } = planFrames(video.length, { ...tiles, videoTokens });
+    const { nTiles } = layoutOf(video.length, { ...tiles, maxTiles });
+    const seconds = video.length.duration === undefined ? "" : `, ${video.length.duration.toFixed(1)} s`;
+    say(`${size(video.length)}${seconds}, ${times.length} frames of ${nTiles} ${nTiles === 1 ? "tile" : "tiles"}`);
+  } finally {
+    await video.close();
+  }
+}
+
+const PREVIEW_COLUMNS = 40;
+
+/** Two pixels in a character: an upper half block, its colour above, its background below. */
+export function preview(image: Pixels): string {
+  const width = Math.min(PREVIEW_COLUMNS, image.width);
+  const height = Math.min(PREVIEW_COLUMNS, Math.max(1, Math.round((image.height * width) / image.width)));
+  const { data } = resize(image, width, height);
+  const colour = (x: number, y: number) =>
+    Array.from(data.subarray((y * width + x) * 3, (y * width + x) * 3 + 3)).join(";");
+  let text = "";
+  for (let y = 0; y < height; y += 2) {
+    for (let x = 0; x < width; x++)
+      text += `\x1b[38;2;${colour(x, y)}m${y + 1 < height ? `\x1b[48;2;${colour(x, y + 1)}m` : ""}▀`;
+    text += "\x1b[0m\n";
+  }
+  return text;
+}

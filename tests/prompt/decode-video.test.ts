@@ -1,0 +1,187 @@
+import { execFileSync, spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import sharp from "sharp";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { Media } from "../../src/prompt/chat-format.ts";
+import { openImage, openVideo } from "../../src/prompt/decode-video.ts";
+import { planFrames } from "../../src/prompt/video.ts";
+import { RequestError } from "../../src/tensor/errors.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "llama4-video-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const at = (name: string) => join(folder, name);
+const budget = { tileSize: 336, tokensPerTile: 144, videoTokens: 8000 };
+
+/** The grey level in the middle of each frame, and when it is shown. */
+async function look(media: Media, videoTokens = 8000, signal?: AbortSignal) {
+  const video = await openVideo(media, {}, signal);
+  try {
+    const frames: { seconds: number; grey: number; size: string }[] = [];
+    for await (const { seconds, pixels } of video.frames(planFrames(video.length, { ...budget, videoTokens }))) {
+      const middle = ((pixels.height >> 1) * pixels.width + (pixels.width >> 1)) * 3;
+      frames.push({ seconds, grey: pixels.data[middle]!, size: `${pixels.width}x${pixels.height}` });
+    }
+    return frames;
+  } finally {
+    await video.close();
+  }
+}
+
+async function refusal(media: Media, signal?: AbortSignal): Promise<string> {
+  const error = await look(media, 8000, signal).then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+  expect(error).toBeInstanceOf(RequestError);
+  return (error as Error).message;
+}
+
+describe("openImage", () => {
+  it("reads bytes and files, and says which file is wrong", async () => {
+    const png = await sharp({ create: { width: 3, height: 2, channels: 3, background: "#ff0000" } })
+      .png()
+      .toBuffer();
+    writeFileSync(at("red.png"), png);
+    expect(await openImage({ path: at("red.png") }, {})).toEqual(await openImage({ data: png }, {}));
+    writeFileSync(at("text.png"), "Hello");
+    await expect(openImage({ path: at("text.png") }, {})).rejects.toThrow(/text\.png: image: the file is no image/);
+    await expect(openImage({ path: at("none.png") }, {})).rejects.toThrow(/there is no .*none\.png/);
+    await expect(openImage({ path: folder }, {})).rejects.toThrow(/is no file/);
+    await expect(openImage({ path: at("red.png") }, { maxBytes: 10 })).rejects.toThrow(/at most 10/);
+  });
+});
+
+it("an animated GIF or WebP is a video, its frames at their times", async () => {
+  const frames = Buffer.concat([0, 80, 160, 240].map((grey) => Buffer.alloc(16 * 8 * 3, grey)));
+  const source = sharp(frames, { raw: { width: 16, height: 32, channels: 3, pageHeight: 8 } });
+  for (const [type, file] of [
+    [
+      "gif",
+      await source
+        .clone()
+        .gif({ delay: [500, 500, 1000, 500] })
+        .toBuffer(),
+    ],
+    [
+      "webp",
+      await source
+        .clone()
+        .webp({ lossless: true, delay: [500, 500, 1000, 500] })
+        .toBuffer(),
+    ],
+  ] as const) {
+    writeFileSync(at(`moving.${type}`), file);
+    for (const media of [{ data: file }, { path: at(`moving.${type}`) }]) {
+      const seen = await look(media);
+      expect(seen).toHaveLength(4); // 1.6 a second
+      expect(seen.map(({ seconds }) => seconds)).toEqual([0.3125, 0.9375, 1.5625, 2.1875]);
+      expect(seen.map(({ grey }) => Math.round(grey / 80))).toEqual([0, 1, 2, 3]);
+    }
+  }
+});
+
+it("without ffmpeg, the error says how to install it", async () => {
+  writeFileSync(at("some.mp4"), "no video");
+  const path = process.env["PATH"];
+  process.env["PATH"] = folder;
+  try {
+    expect(await refusal({ path: at("some.mp4") })).toContain(
+      "not on PATH; install them (Debian: apt-get install ffmpeg",
+    );
+  } finally {
+    process.env["PATH"] = path;
+  }
+});
+
+const hasFfmpeg = (process.env["PATH"] ?? "").split(delimiter).some((place) => existsSync(join(place, "ffmpeg")));
+
+// apt-get install ffmpeg, as .ci/run does, makes these run.
+describe.skipIf(!hasFfmpeg)("openVideo (skipped where ffmpeg is not installed)", () => {
+  const ffmpeg = (...args: string[]) => execFileSync("ffmpeg", ["-v", "error", "-y", ...args], { stdio: "pipe" });
+
+  beforeAll(() => {
+    // grows brighter, by 20 levels a second
+    const brighter = "nullsrc=size=64x48:rate=10:duration=8,geq=lum=16+20*T:cb=128:cr=128,format=yuv420p";
+    ffmpeg("-f", "lavfi", "-i", brighter, "-c:v", "mpeg4", "-q:v", "2", "-g", "10", at("brighter.mp4"));
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", at("sound.wav"));
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", at("sound.mp4"));
+    ffmpeg("-i", at("brighter.mp4"), "-c:v", "mpeg2video", "-r", "25", "-q:v", "2", at("brighter.ts"));
+  });
+
+  it("takes frames at the planned times: file, bytes, MP4 and MPEG-TS", async () => {
+    const expected = (seconds: number) => ((20 * Math.floor(seconds * 10)) / 10) * (255 / 219);
+    for (const media of [
+      { path: at("brighter.mp4") },
+      { data: new Uint8Array(readFileSync(at("brighter.mp4"))) },
+      { path: at("brighter.ts") },
+    ]) {
+      const frames = await look(media);
+      expect(frames).toHaveLength(16);
+      expect(frames[0]!.seconds).toBeCloseTo(0.25);
+      expect(frames[0]!.size).toBe("64x48");
+      for (const { seconds, grey } of frames) expect(Math.abs(grey - expected(seconds))).toBeLessThan(8); // two frames
+    }
+  });
+
+  it("jumps where frames lie far apart", async () => {
+    ffmpeg("-stream_loop", "9", "-i", at("brighter.mp4"), "-c", "copy", at("long.mp4")); // 80 seconds
+    const frames = await look({ path: at("long.mp4") }, 700);
+    expect(frames.map(({ seconds }) => Math.round(seconds))).toEqual([10, 30, 50, 70]);
+    for (const { seconds, grey } of frames) expect(Math.abs(grey - (seconds % 8) * 20 * (255 / 219))).toBeLessThan(12);
+  });
+
+  it("looks into ten hours without decoding them", async () => {
+    ffmpeg(
+      "-f",
+      "lavfi",
+      "-i",
+      "color=gray:size=32x32:rate=1/60:duration=36000",
+      "-c:v",
+      "mpeg4",
+      "-g",
+      "1",
+      at("hours.mp4"),
+    );
+    const frames = await look({ path: at("hours.mp4") }, 800);
+    expect(frames).toHaveLength(5);
+    expect(frames.at(-1)!.seconds).toBe(32_400);
+  });
+
+  it("turns what a telephone recorded upright", async () => {
+    const input = ["-i", at("brighter.mp4"), "-c", "copy"];
+    try {
+      ffmpeg("-display_rotation", "90", ...input, at("turned.mp4"));
+    } catch {
+      ffmpeg(...input, "-metadata:s:v", "rotate=90", at("turned.mp4")); // before version 6
+    }
+    expect((await look({ path: at("turned.mp4") }, 200))[0]!.size).toBe("48x64");
+  });
+
+  it("ends ffmpeg at once when it is cancelled", async () => {
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=1280x720:rate=30:duration=8", "-c:v", "mpeg4", at("busy.mp4"));
+    const cancel = new AbortController();
+    const video = await openVideo({ path: at("busy.mp4") }, {}, cancel.signal);
+    const reading = (async () => {
+      for await (const _ of video.frames(planFrames(video.length, budget))) cancel.abort(new Error("enough"));
+    })();
+    await expect(reading).rejects.toThrow("enough");
+    expect(spawnSync("pgrep", ["-f", at("busy.mp4")], { encoding: "utf8" }).stdout).toBe("");
+  });
+
+  it("refuses what has no video in it, is broken, or names other files", async () => {
+    expect(await refusal({ path: at("sound.mp4") })).toBe("video: the file has no video stream; expected one");
+    writeFileSync(at("broken.mp4"), readFileSync(at("brighter.mp4")));
+    truncateSync(at("broken.mp4"), statSync(at("broken.mp4")).size >> 1);
+    expect(await refusal({ path: at("broken.mp4") })).toMatch(/ffprobe cannot read it \(.*\); expected a whole file/);
+    writeFileSync(at("text.mp4"), "Hello, world!");
+    expect(await refusal({ path: at("text.mp4") })).toContain("ffprobe cannot read it");
+    writeFileSync(
+      at("list.m3u8"),
+      `#EXTM3U\n#EXT-X-TARGETDURATION:8\n#EXTINF:8,\n${at("brighter.ts")}\n#EXT-X-ENDLIST\n`,
+    );
+    expect(await refusal({ path: at("list.m3u8") })).toContain("ffprobe cannot read it");
+    expect(await refusal({ path: at("none.mp4") })).toContain("there is no");
+  });
+});
