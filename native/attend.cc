@@ -117,166 +117,218 @@ inline void with_rows(int64_t n, const F& f) {
   }
 }
 
-// Few rows read keys and values from memory as they are stored, and meanwhile ask for what stands `ahead` bytes further,
-// the next tile. Many rows have a tile as floats, and ahead is 0.
-static inline void fetch(const void* at, int64_t ahead) {
-  if (ahead) __builtin_prefetch(static_cast<const uint8_t*>(at) + ahead);
-}
+// N rows of M registers of sums. Unrolled, so that GCC keeps them in registers from the first to the last.
+template <int N, int M>
+struct Block {
+  vec sums[N][M];
+  template <typename F>
+  void each(const F& f) {
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++)
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) f(sums[r][m], r, m);
+  }
+};
+
+// Few rows read keys and values from memory as they are stored, and while they work on n bytes ask for n of the bytes
+// that they work on next, as four streams: one alone was read at three quarters of their speed. Many rows have a tile as
+// floats, and ask for nothing.
+bool few_rows(int64_t rows) { return rows <= 2 * R; }
+struct Next {
+  const uint8_t* at;  // or nullptr
+  int64_t quarter;    // bytes of a stream, whole lines
+  void ask(int64_t from, int64_t bytes) const {
+    if (at)
+      for (int64_t line = from / 64; line * 64 < from + bytes; line++)
+        __builtin_prefetch(at + line % 4 * quarter + line / 4 * 64);
+  }
+};
 
 // scores[r][lane] = Σᵢ q[r][i] · keys[i][lane] for N rows and M registers of lanes: whole panels, or a part of one.
 template <int N, int M, typename T>
-inline void score_block(const float* q, int64_t d, const T* keys, int64_t lanes, int64_t ahead, float* scores) {
-  vec acc[N][M] = {};
+inline void score_block(const float* q, int64_t d, const T* keys, int64_t lanes, Next next, int64_t from,
+                        float* scores) {
+  Block<N, M> block{};
   const T* at[M];
   for (int m = 0; m < M; m++) at[m] = keys + m * W / kPanel * kPanel * d + m * W % kPanel;
   for (int64_t i = 0; i < d; i++) {
     vec k[M];
 #pragma GCC unroll 4
-    for (int m = 0; m < M; m++) {
-      k[m] = widen(at[m] + i * lanes);
-      fetch(at[m] + i * lanes, ahead);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < N; r++)
-#pragma GCC unroll 4
-      for (int m = 0; m < M; m++) acc[r][m] += splat(q[r * d + i]) * k[m];
+    for (int m = 0; m < M; m++) k[m] = widen(at[m] + i * lanes);
+    next.ask(from + i * M * W * int64_t(sizeof(T)), M * W * int64_t(sizeof(T)));
+    block.each([&](vec& sum, int r, int m) { sum += splat(q[r * d + i]) * k[m]; });
   }
-  for (int r = 0; r < N; r++)
-    for (int m = 0; m < M; m++) store(scores + r * kTile + m * W, acc[r][m]);
+  block.each([&](vec sum, int r, int m) { store(scores + r * kTile + m * W, sum); });
 }
 
 // The scores of a tile of n keys for all rows.
 template <typename T>
-void score_tile(const float* q, int64_t rows, int64_t d, const T* keys, int64_t n, int64_t ahead, float* scores) {
+void score_tile(const float* q, int64_t rows, int64_t d, const T* keys, int64_t n, Next next, float* scores) {
   const int64_t whole = n / kPanel * kPanel;
-  for (int64_t r = 0; r < rows; r += R)
+  for (int64_t r = 0; r < rows; r += R, next.at = nullptr)
     with_rows(rows - r, [&](auto count) {
       constexpr int N = decltype(count)::n;
       int64_t j = 0;
-      for (; j + P * W <= whole; j += P * W)
-        score_block<N, P>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, kPanel, ahead, scores + r * kTile + j);
-      for (; j < n; j += W) {
-        const int64_t lanes = j < whole ? kPanel : n - whole;
-        score_block<N, 1>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, lanes, ahead, scores + r * kTile + j);
-      }
+      const auto block = [&](auto registers, int64_t lanes) {
+        constexpr int M = decltype(registers)::n;
+        score_block<N, M>(q + r * d, d, keys + j / kPanel * kPanel * d + j % kPanel, lanes, next,
+                          j * d * int64_t(sizeof(T)), scores + r * kTile + j);
+        j += M * W;
+      };
+      while (j + P * W <= whole) block(Count<P>{}, kPanel);
+      while (j < n) block(Count<1>{}, j < whole ? kPanel : n - whole);
     });
 }
 
-// The same for a panel of int8 keys and int16 queries: exact integer sums of 32 products, scaled.
+// The same for int8 keys and int16 queries: exact integer sums of 32 products, scaled.
 template <int N, int M>
-inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* panels, int64_t lanes, int64_t ahead,
-                           float* scores) {
-  vec acc[N][M] = {};
+inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* panels, int64_t lanes, Next next,
+                           int64_t from, float* scores) {
+  Block<N, M> block{};
   for (int64_t b = 0; b < d / 32; b++) {
     const int64_t at = b * 34 * lanes;
     ivec products[N][M] = {};
     for (int64_t i = 0; i < 32; i += 2) {
       ivec k[M];
 #pragma GCC unroll 2
-      for (int m = 0; m < M; m++) {
-        k[m] = widen_pairs(reinterpret_cast<const int8_t*>(panels[m]) + at + 2 * lanes + i * lanes);
-        fetch(panels[m] + at + i * lanes, ahead);
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < N; r++)
-#pragma GCC unroll 2
-        for (int m = 0; m < M; m++)
-          products[r][m] = add_pair_products(products[r][m], splat_pair(q.q + r * d + b * 32 + i), k[m]);
+      for (int m = 0; m < M; m++) k[m] = widen_pairs(reinterpret_cast<const int8_t*>(panels[m]) + at + (2 + i) * lanes);
+      next.ask(from + (b * 34 + i) * M * W, 2 * M * W);
+      block.each([&](vec&, int r, int m) {
+        products[r][m] = add_pair_products(products[r][m], splat_pair(q.q + r * d + b * 32 + i), k[m]);
+      });
     }
-#pragma GCC unroll 2
-    for (int m = 0; m < M; m++) {
-      const vec scale = widen(reinterpret_cast<const f16*>(panels[m] + at));
-#pragma GCC unroll 8
-      for (int r = 0; r < N; r++)
-        acc[r][m] += __builtin_convertvector(products[r][m], vec) * (scale * splat(q.scale[r * (d / 32) + b]));
-    }
+    next.ask(from + (b * 34 + 32) * M * W, 2 * M * W);
+    vec scales[M];
+    for (int m = 0; m < M; m++) scales[m] = widen(reinterpret_cast<const f16*>(panels[m] + at));
+    block.each([&](vec& sum, int r, int m) {
+      sum += __builtin_convertvector(products[r][m], vec) * (scales[m] * splat(q.scale[r * (d / 32) + b]));
+    });
   }
-  for (int r = 0; r < N; r++)
-    for (int m = 0; m < M; m++) store(scores + r * kTile + m * W, acc[r][m]);
+  block.each([&](vec sum, int r, int m) { store(scores + r * kTile + m * W, sum); });
 }
 
-void score_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, int64_t n, int64_t ahead, float* scores) {
+void score_tile_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, int64_t n, Next next,
+                   float* scores) {
   const int64_t row_bytes = d / 32 * 34, whole = n / kPanel * kPanel;
-  // Scales and pairs of elements both take two bytes a key.
-  const auto at = [&](int64_t j) { return keys + j / kPanel * kPanel * row_bytes + j % kPanel * 2; };
-  for (int64_t r = 0; r < rows; r += R)
+  for (int64_t r = 0; r < rows; r += R, next.at = nullptr)
     with_rows(rows - r, [&](auto count) {
       constexpr int N = decltype(count)::n;
-      const ShortRows part{q.q + r * d, q.scale + r * (d / 32)};
       int64_t j = 0;
-      for (; j + P / 2 * W <= whole; j += P / 2 * W) {
-        const uint8_t* panels[P / 2];
-        for (int m = 0; m < P / 2; m++) panels[m] = at(j + m * W);
-        score_block_q8<N, P / 2>(part, d, panels, kPanel, ahead, scores + r * kTile + j);
-      }
-      for (; j < n; j += W) {
-        const uint8_t* panel = at(j);
-        score_block_q8<N, 1>(part, d, &panel, j < whole ? kPanel : n - whole, ahead, scores + r * kTile + j);
-      }
+      const auto block = [&](auto registers, int64_t lanes) {
+        constexpr int M = decltype(registers)::n;
+        const uint8_t* panels[M];  // scales and pairs of elements both take two bytes a key
+        for (int m = 0; m < M; m++) {
+          const int64_t lane = j + m * W;
+          panels[m] = keys + lane / kPanel * kPanel * row_bytes + lane % kPanel * 2;
+        }
+        score_block_q8<N, M>({q.q + r * d, q.scale + r * (d / 32)}, d, panels, lanes, next, j * row_bytes,
+                             scores + r * kTile + j);
+        j += M * W;
+      };
+      while (j + P / 2 * W <= whole) block(Count<P / 2>{}, kPanel);
+      while (j < n) block(Count<1>{}, j < whole ? kPanel : n - whole);
     });
 }
 
-// mix[r] ← keep[r]·mix[r] + Σⱼ weights[r][j] · values[j] over N rows and M registers of the head.
+struct Range {
+  int64_t from, to;
+};
+
+// mix[r] ← keep[r]·mix[r] + Σⱼ weights[r][j] · values[j] over N rows, M registers of the head and the slots of a range.
 template <int N, int M, typename T>
-inline void mix_block(const float* weights, const float* keep, const T* values, int64_t stride, int64_t n, int64_t ahead,
-                      float* mix, int64_t width) {
-  vec acc[N][M];
-  for (int r = 0; r < N; r++)
-    for (int m = 0; m < M; m++) acc[r][m] = splat(keep[r]) * load(mix + r * width + m * W);
-  for (int64_t j = 0; j < n; j++) {
+inline void mix_block(const float* weights, const float* keep, const T* values, int64_t d, Range slots, Next next,
+                      int64_t from, float* mix, int64_t width) {
+  Block<N, M> block;
+  block.each([&](vec& sum, int r, int m) { sum = splat(keep[r]) * load(mix + r * width + m * W); });
+  for (int64_t j = slots.from; j < slots.to; j++) {
     vec v[M];
 #pragma GCC unroll 4
-    for (int m = 0; m < M; m++) {
-      v[m] = widen(values + j * stride + m * W);
-      fetch(values + j * stride + m * W, ahead);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < N; r++)
-#pragma GCC unroll 4
-      for (int m = 0; m < M; m++) acc[r][m] += splat(weights[r * kTile + j]) * v[m];
+    for (int m = 0; m < M; m++) v[m] = widen(values + j * d + m * W);
+    next.ask(from + j * M * W * int64_t(sizeof(T)), M * W * int64_t(sizeof(T)));
+    block.each([&](vec& sum, int r, int m) { sum += splat(weights[r * kTile + j]) * v[m]; });
   }
-  for (int r = 0; r < N; r++)
-    for (int m = 0; m < M; m++) store(mix + r * width + m * W, acc[r][m]);
+  block.each([&](vec sum, int r, int m) { store(mix + r * width + m * W, sum); });
 }
 
 template <typename T>
-void mix_tile(const float* weights, const float* keep, int64_t rows, const T* values, int64_t stride, int64_t n,
-              int64_t ahead, float* mix, int64_t width) {
-  for (int64_t r = 0; r < rows; r += R)
+void mix_tile(const float* weights, const float* keep, int64_t rows, const T* values, int64_t d, Range slots, Next next,
+              float* mix, int64_t width) {
+  for (int64_t r = 0; r < rows; r += R, next.at = nullptr)
     with_rows(rows - r, [&](auto count) {
       constexpr int N = decltype(count)::n;
-      const float* w = weights + r * kTile;
       int64_t i = 0;
-      for (; i + P * W <= width; i += P * W)
-        mix_block<N, P>(w, keep + r, values + i, stride, n, ahead, mix + r * width + i, width);
-      for (; i < width; i += W) mix_block<N, 1>(w, keep + r, values + i, stride, n, ahead, mix + r * width + i, width);
+      const auto block = [&](auto registers) {
+        constexpr int M = decltype(registers)::n;
+        mix_block<N, M>(weights + r * kTile, keep + r, values + i, d, slots, next, i * slots.to * int64_t(sizeof(T)),
+                        mix + r * width + i, width);
+        i += M * W;
+      };
+      while (i + P * W <= width) block(Count<P>{});
+      while (i < width) block(Count<1>{});
     });
 }
 
-// A row that sees nothing of a tile.
-inline float weigh_nothing(float* scores) {
-  memset(scores, 0, kTile * sizeof(float));
-  return 1;
+// The same for the M registers of int8 values from element i on; the weights of its block of 32 carry the scales. n: as
+// in score_tile().
+template <int N, int M>
+inline void mix_block_q8(const float* weights, const float* keep, const uint8_t* values, int64_t d, int64_t i, int64_t n,
+                         Range slots, Next next, float* mix, int64_t width) {
+  const int64_t b = i / 32, row_bytes = d / 32 * 34;
+  Block<N, M> block;
+  block.each([&](vec& sum, int r, int m) { sum = splat(keep[r]) * load(mix + r * width + i + m * W); });
+  for (int64_t first = slots.from / kPanel * kPanel; first < slots.to; first += kPanel) {
+    const int64_t w = least(kPanel, n - first), last = least(first + w, slots.to);
+    const int8_t* panel = reinterpret_cast<const int8_t*>(values) + first * row_bytes + (b * 34 + 2) * w + i % 32;
+    for (int64_t j = first > slots.from ? first : slots.from; j < last; j++) {
+      vec v[M];
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++)
+        v[m] = __builtin_convertvector(widen_bytes(panel + 32 * (j - first) + m * W), vec);
+      next.ask(i * n * 34 / 32 + j * 34, M * W);
+      block.each([&](vec& sum, int r, int m) { sum += splat(weights[r * kTile + j]) * v[m]; });
+    }
+  }
+  block.each([&](vec sum, int r, int m) { store(mix + r * width + i + m * W, sum); });
 }
 
-// Scores of the slots [0, kTile) to weights; the row sees [from, to) of them. Returns what its earlier sums are to be
-// multiplied by.
-inline float weigh(float* scores, int64_t from, int64_t to, float& top, float& total) {
-  for (int64_t j = 0; j < from; j++) scores[j] = kNone;
-  for (int64_t j = to; j < kTile; j++) scores[j] = kNone;
+void mix_tile_q8(const float* weights, const float* keep, int64_t rows, const uint8_t* values, int64_t d, int64_t n,
+                 Range slots, Next next, float* mix, int64_t width) {
+  const int64_t row_bytes = d / 32 * 34;
+  for (int64_t r = 0; r < rows; r += R, next.at = nullptr)
+    with_rows(rows - r, [&](auto count) {
+      constexpr int N = decltype(count)::n, M = W < 16 ? 2 : 32 / W;
+      float scaled[N * kTile];
+      for (int64_t b = 0; b < d / 32; b++) {
+        for (int64_t j = 0; j < n; j += W) {
+          const int64_t first = j / kPanel * kPanel, w = least(kPanel, n - first);
+          const vec scales = widen(reinterpret_cast<const f16*>(values + first * row_bytes + b * 34 * w) + j % kPanel);
+          for (int p = 0; p < N; p++) store(scaled + p * kTile + j, load(weights + (r + p) * kTile + j) * scales);
+        }
+        for (int64_t i = 32 * b; i < 32 * (b + 1); i += M * W)
+          mix_block_q8<N, M>(scaled, keep + r, values, d, i, n, slots, next, mix + r * width, width);
+      }
+    });
+}
+
+// The largest of a row's scores that it sees; −∞ in the place of those that it does not see.
+inline float largest_seen(float* scores, Range sees) {
+  for (int64_t j = 0; j < sees.from; j++) scores[j] = kNone;
+  for (int64_t j = sees.to; j < kTile; j++) scores[j] = kNone;
   vec tops = load(scores);
   for (int64_t j = W; j < kTile; j += W) tops = max(tops, load(scores + j));
-  const float before = top, in_tile = largest(tops);
-  top = in_tile > before ? in_tile : before;
-  const float keep = top == before ? 1.0f : ratio(before, top);
+  return largest(tops);
+}
+
+// Scores to weights; returns their sum.
+inline float weigh(float* scores, float top) {
   vec sums{};
+#pragma GCC unroll 4
   for (int64_t j = 0; j < kTile; j += W) {
     const vec e = exp(load(scores + j) - splat(top));
     store(scores + j, e);
     sums += e;
   }
-  total = total * keep + sum(sums);
-  return keep;
+  return sum(sums);
 }
 
 // Some queries of a segment with all heads of a key head: [first, first + count).
@@ -286,9 +338,6 @@ struct Queries {
 };
 
 // Slots that query number `query` of a segment sees.
-struct Range {
-  int64_t from, to;
-};
 Range seen(const Attend& a, const Segment& s, int64_t query) {
   if (!a.causal) return {0, s.length};
   const int64_t p = s.position + query, start = a.chunk ? p - p % a.chunk : 0;
@@ -296,38 +345,90 @@ Range seen(const Attend& a, const Segment& s, int64_t query) {
   return {start > s.position ? start - s.position : 0, query + 1};  // slots count the segment's own rows
 }
 
+// Slots [at, at + used) of one block. A panel begun is read whole: `whole` slots.
+struct Tile {
+  int64_t at, used, whole;
+  const uint8_t *keys, *values;
+};
+Tile tile_at(const KVBlocks& kv, const Segment& s, int64_t head, int64_t at, int64_t last) {
+  const int64_t slot = at % kv.block_size, n = least(kTile, kv.block_size - slot), used = least(n, last - at);
+  const int64_t panel = kv.panel(s.table[at / kv.block_size], head, slot);
+  return {at, used, least(n, round_up(used, kPanel)), kv.keys + panel, kv.values + panel};
+}
+
+// The slots of a tile that a query sees, from the tile's first on.
+Range seen_of(const Attend& a, const Queries& qs, int64_t query, const Tile& tile) {
+  const Range range = seen(a, *qs.segment, qs.first + query);
+  const int64_t from = range.from > tile.at ? least(range.from - tile.at, tile.used) : 0;
+  const int64_t to = least(range.to - tile.at, tile.used);
+  return {from, to > from ? to : from};
+}
+
+Next next_of(const KVBlocks& kv, const uint8_t* at) {
+  return {at, round_up(least(kTile, kv.block_size) * kv.row_bytes() / 4, 64)};
+}
+
+void score(const KVBlocks& kv, const Tile& tile, int64_t rows, const Room& room) {
+  const bool few = few_rows(rows);
+  const Next next = next_of(kv, few ? tile.values : nullptr);
+  const auto tile_of = [&](const auto* keys) { score_tile(room.q, rows, kv.d, keys, tile.whole, next, room.scores); };
+  if (kv.type == kQ8_0) score_tile_q8(room.shorts, rows, kv.d, tile.keys, tile.whole, next, room.scores);
+  else if (kv.type == kF16 && few) tile_of(reinterpret_cast<const f16*>(tile.keys));
+  else tile_of(panel_floats(kv.type, tile.keys, tile.whole, kv.d, room.keys));
+}
+
+// The scores of a tile become weights; room.keep: what the rows' earlier sums are to be multiplied by.
+void weigh_tile(const Attend& a, const Queries& qs, const Tile& tile, const Room& room) {
+  const int64_t group = a.H / a.K, rows = qs.count * group;
+  float *keep = room.keep, *largest = room.stretch.largest, *total = room.stretch.total;
+  for (int64_t r = 0; r < rows; r++) keep[r] = largest_seen(room.scores + r * kTile, seen_of(a, qs, r / group, tile));
+  for (int64_t r = 0; r < rows; r += W) {
+    const vec before = load(largest + r), top = max(load(keep + r), before);
+    store(largest + r, top);
+    store(keep + r, top == before ? splat(1.0f) : exp(before - top));
+  }
+  for (int64_t r = 0; r < rows; r++)
+    if (largest[r] != kNone) total[r] = total[r] * keep[r] + weigh(room.scores + r * kTile, largest[r]);
+}
+
+// Queries that see the same slots of a tile mix them together. A slot that a query does not see is not touched: a weight
+// of 0 would let an infinity through.
+void mix(const Attend& a, const KVBlocks& kv, const Queries& qs, const Tile& tile, Next next, const Room& room) {
+  const int64_t group = a.H / a.K, d = a.d, width = round_up(d, W);
+  const bool few = few_rows(qs.count * group), floats = kv.type == kF32 || (kv.type == kF16 && !few);
+  const float* decoded = floats ? panel_floats(kv.type, tile.values, tile.used, d, room.values) : nullptr;
+  for (int64_t t = 0, end; t < qs.count; t = end) {
+    const Range sees = seen_of(a, qs, t, tile);
+    for (end = t + 1; end < qs.count; end++) {
+      const Range other = seen_of(a, qs, end, tile);
+      if (other.from != sees.from || other.to != sees.to) break;
+    }
+    if (sees.from == sees.to) continue;
+    const int64_t r = t * group, rows = (end - t) * group;
+    const float *weights = room.scores + r * kTile, *keep = room.keep + r;
+    float* to = room.stretch.mix + r * width;
+    const auto mix = [&](const auto* values) { mix_tile(weights, keep, rows, values, d, sees, next, to, width); };
+    if (kv.type == kQ8_0) mix_tile_q8(weights, keep, rows, tile.values, d, tile.whole, sees, next, to, width);
+    else if (floats) mix(decoded);
+    else mix(reinterpret_cast<const f16*>(tile.values));
+  }
+}
+
 // The slots [first, last) for all rows of `queries`, from a fresh maximum, into room.stretch.
 void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first, int64_t last, const Room& room) {
-  const int64_t group = a.H / a.K, rows = qs.count * group, d = a.d, width = round_up(d, W);
+  const int64_t group = a.H / a.K, rows = qs.count * group;
   const Segment& s = *qs.segment;
-  const bool few = rows <= 2 * R;
-  clear(room.stretch, rows, width);
-  const Range low = seen(a, s, qs.first), high = seen(a, s, qs.first + qs.count - 1);
-  if (last > high.to) last = high.to;  // slots past the last query hold nothing yet
+  clear(room.stretch, rows, round_up(a.d, W));
+  last = least(last, seen(a, s, qs.first + qs.count - 1).to);  // slots past the last query hold nothing yet
+  const int64_t start = seen(a, s, qs.first).from;
   for (int64_t at = first, n; at < last; at += n) {
-    const int64_t slot = at % kv.block_size;
-    n = least(kTile, kv.block_size - slot);
-    if (at + n <= low.from) continue;
-    const int64_t used = least(n, last - at), whole = least(n, round_up(used, kPanel));  // a panel begun is read whole
-    const int64_t panel = kv.panel(s.table[at / kv.block_size], qs.head, slot);
-    const uint8_t *keys = kv.keys + panel, *values = kv.values + panel;
-    const int64_t next = at + n, block = next < last ? s.table[next / kv.block_size] : 0;
-    const int64_t ahead = few && next < last ? kv.panel(block, qs.head, next % kv.block_size) - panel : 0;
-    if (kv.type == kQ8_0) score_q8(room.shorts, rows, d, keys, whole, ahead, room.scores);
-    else if (kv.type == kF16 && few) score_tile(room.q, rows, d, reinterpret_cast<const f16*>(keys), whole, ahead, room.scores);
-    else score_tile(room.q, rows, d, panel_floats(kv.type, keys, whole, d, room.keys), whole, ahead, room.scores);
-    for (int64_t r = 0; r < rows; r++) {
-      const Range range = seen(a, s, qs.first + r / group);
-      const int64_t from = range.from > at ? least(range.from - at, used) : 0, to = least(range.to - at, used);
-      room.keep[r] = from < to ? weigh(room.scores + r * kTile, from, to, room.stretch.largest[r], room.stretch.total[r])
-                               : weigh_nothing(room.scores + r * kTile);
-    }
-    const auto mix = [&](const auto* v, int64_t further) {
-      mix_tile(room.scores, room.keep, rows, v, d, used, further, room.stretch.mix, width);
-    };
-    if (kv.type == kQ8_0) mix(q8_values(values, whole, d, ahead, room.values), 0);
-    else if (kv.type == kF16 && few) mix(reinterpret_cast<const f16*>(values), ahead);
-    else mix(panel_floats(kv.type, values, used, d, room.values), ahead);
+    n = least(kTile, kv.block_size - at % kv.block_size);
+    if (at + n <= start) continue;
+    const Tile tile = tile_at(kv, s, qs.head, at, last);
+    score(kv, tile, rows, room);
+    weigh_tile(a, qs, tile, room);
+    const uint8_t* next = few_rows(rows) && at + n < last ? tile_at(kv, s, qs.head, at + n, last).keys : nullptr;
+    mix(a, kv, qs, tile, next_of(kv, next), room);
   }
 }
 

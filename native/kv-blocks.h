@@ -88,23 +88,6 @@ inline const float* panel_floats(int type, const uint8_t* panels, int64_t n, int
   return room;
 }
 
-// Panels of q8_0 values of n slots as rows of d floats in `rows`, exactly; asks for what stands `ahead` bytes further.
-inline const float* q8_values(const uint8_t* panels, int64_t n, int64_t d, int64_t ahead, float* rows) {
-  for (int64_t first = 0; first < n; first += kPanel) {
-    const int64_t w = n - first < kPanel ? n - first : kPanel;
-    const uint8_t* panel = panels + first * (d / 32 * 34);
-    for (int64_t b = 0; b < d / 32; b++, panel += 34 * w)
-      for (int64_t lane = 0; lane < w; lane++) {
-        f16_bits scale;
-        memcpy(&scale, panel + 2 * lane, 2);
-        if (ahead) __builtin_prefetch(panel + 34 * lane + ahead);
-        scale_bytes<32>(reinterpret_cast<const int8_t*>(panel + 2 * w + 32 * lane), f16_to_f32(scale), 0,
-                        rows + (first + lane) * d + 32 * b);
-      }
-  }
-  return rows;
-}
-
 // Rows in blocks of 32 int16 with a scale: x ≈ scale · q to 2⁻¹⁶ of the block's largest, for exact products with int8.
 struct ShortRows {
   int16_t* q;    // [rows, d]

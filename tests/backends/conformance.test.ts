@@ -453,6 +453,29 @@ for (const isa of isas) {
         }
       });
 
+      // Queries share tiles of keys; a weight of 0 would not keep an infinity out.
+      it("what later slots hold does not reach earlier queries", async () => {
+        const [H, K, d, T] = [4, 2, 32, 40];
+        const last = new Set([...Array(K * d).keys()].map((i) => (T - 1) * K * d + i));
+        for (const dtype of ["f32", "f16", "q8_0"] as const)
+          for (const bad of [Infinity, Number.NaN]) {
+            const pool = native.kvPool({ layers: 1, blocks: 4, blockSize: 16, heads: K, headDim: d, dtype });
+            const cache = { pool, layer: 0, table: () => Int32Array.of(2, 0, 1) };
+            const run = (spoil: boolean) => {
+              const x = (heads: number, seed: number) =>
+                native.from(
+                  numbers(T * heads * d, seed).map((v, i) => (spoil && heads === K && last.has(i) ? bad : v)),
+                  [T, heads, d],
+                );
+              return native.read(attend(x(H, 28), x(K, 29), x(K, 30), { segments: laid([0, T, 0]), cache }));
+            };
+            const [clean, spoiled] = [await run(false), await run(true)];
+            expect(spoiled.subarray(0, (T - 1) * H * d)).toEqual(clean.subarray(0, (T - 1) * H * d));
+            expect(spoiled.subarray((T - 1) * H * d).every(Number.isFinite)).toBe(false);
+            pool.close();
+          }
+      });
+
       it("q8_0 needs heads of whole blocks", () => {
         for (const b of [native, reference])
           expect(() => b.kvPool({ layers: 1, blocks: 1, blockSize: 4, heads: 1, headDim: 20, dtype: "q8_0" })).toThrow(
