@@ -3,7 +3,7 @@
 import { mkdirSync } from "node:fs";
 import { toHuggingFace as configFile } from "../src/checkpoint/config-hugging-face.ts";
 import { overridePreset, randomTensors } from "../src/checkpoint/init.ts";
-import { huggingFaceTensors } from "../src/checkpoint/names.ts";
+import { huggingFaceTensors } from "../src/checkpoint/names-hugging-face.ts";
 import { writeHuggingFace } from "../src/checkpoint/writers.ts";
 import { promptFiles } from "../src/cli/init.ts";
 import type { Llama4Config } from "../src/model/config.ts";
