@@ -2,7 +2,7 @@
 
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import { Channel } from "./engine/channel.ts";
 import type { Piece } from "./engine/completion.ts";
 import type { LogitRows } from "./engine/engine.ts";
@@ -20,6 +20,7 @@ import {
   type ToWorker,
 } from "./protocol.ts";
 import { RequestError } from "./tensor/errors.ts";
+import { startThread } from "./thread.ts";
 
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
 export type { LogitRows } from "./engine/engine.ts";
@@ -30,6 +31,8 @@ export type { ModelInfo, Prompt } from "./protocol.ts";
 export { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
 
 export interface LoadOptions extends Omit<Start, "path"> {
+  /** One that was begun earlier, so that it warms up meanwhile; it ends with the model. Default: a new one. */
+  readonly thread?: Worker | undefined;
   /** Bytes read so far and in all. */
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Hears what is not as asked, but goes on; default: printed on stderr. */
@@ -78,10 +81,7 @@ export interface Llama4 extends AsyncDisposable {
 
 /** Loads a checkpoint: a folder or a .gguf file; without a path, the model that ships. */
 export async function load(path: string = shippedModel(), options: LoadOptions = {}): Promise<Llama4> {
-  const { onProgress, onWarning = console.warn, signal, ...rest } = options;
-  signal?.throwIfAborted();
-  const start: Start = { path, ...rest };
-  const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData: start, name: "llama4" });
+  const { onProgress, onWarning = console.warn, signal, thread: worker = startThread(), ...start } = options;
   const calls = new Calls(worker);
   const { promise, resolve, reject } = settlement<ModelInfo>();
   const abort = () => reject(signal?.reason);
@@ -102,6 +102,9 @@ export async function load(path: string = shippedModel(), options: LoadOptions =
   );
   worker.on("exit", (code) => crashed(new Error(`the engine's thread has ended with status ${code}`)));
   try {
+    signal?.throwIfAborted();
+    worker.ref();
+    worker.postMessage({ path, ...start } satisfies Start);
     return new LoadedModel(await promise, calls, worker);
   } catch (error) {
     await worker.terminate();

@@ -3,7 +3,6 @@
 import { readFileSync } from "node:fs";
 import { loadAddon } from "./backends/native/addon.ts";
 import { openNative } from "./backends/native/backend.ts";
-import { openReference } from "./backends/reference/reference.ts";
 import { parseObject } from "./checkpoint/json.ts";
 import { type Checkpoint, openCheckpoint } from "./checkpoint/open.ts";
 import { cacheSizes, contextFor } from "./engine/kv-cache.ts";
@@ -70,7 +69,7 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;
     const tokenizer = openTokenizer(checkpoint);
-    const backend = openBackend(options.backend, { threads, activations }, onWarning);
+    const backend = await openBackend(options.backend, { threads, activations }, onWarning);
     try {
       const views: TensorView[] = [];
       mapParameters(checkpoint.parameters, (view) => views.push(view));
@@ -148,15 +147,19 @@ interface BackendOptions {
   readonly activations: "f32" | "int8" | undefined;
 }
 
-function openBackend(name: OpenOptions["backend"], options: BackendOptions, warn: (message: string) => void): Backend {
-  if (name === "reference") return openReference();
-  const { threads, activations } = options;
+async function openBackend(
+  name: OpenOptions["backend"],
+  { threads, activations }: BackendOptions,
+  warn: (message: string) => void,
+): Promise<Backend> {
+  const reference = async () => (await import("./backends/reference/reference.ts")).openReference(); // few need it
+  if (name === "reference") return reference();
   if (name === undefined) {
     try {
       loadAddon();
     } catch (error) {
       warn(`${error instanceof Error ? error.message : error}; going on with the slow reference backend`);
-      return openReference();
+      return reference();
     }
   }
   return openNative({ ...(threads !== undefined && { threads }), ...(activations && { activations }) });

@@ -6,7 +6,7 @@ import type { Eyes, MediaOptions } from "./prompt/media.ts";
 import type { KVDType } from "./tensor/backend.ts";
 import { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
 
-/** What the worker is started with. */
+/** What the worker is told first. */
 export interface Start {
   readonly path: string;
   readonly backend?: "native" | "reference" | undefined;

@@ -1,6 +1,6 @@
 // The engine's thread: opens checkpoint and backend, and answers the calls of index.ts.
 
-import { parentPort, workerData } from "node:worker_threads";
+import { parentPort } from "node:worker_threads";
 import { complete } from "./engine/completion.ts";
 import { Engine, type LogitRows } from "./engine/engine.ts";
 import type { Sampling } from "./engine/sampler.ts";
@@ -22,7 +22,7 @@ if (!parentPort) throw new Error("worker.js is the engine's thread; expected to 
 const port = parentPort;
 const say = (message: ToMain, given: ArrayBuffer[] = []) => port.postMessage(message, given);
 
-const start = workerData as Start; // only index.ts starts this file
+const start = await new Promise<Start>((resolve) => port.once("message", resolve)); // what load() says first
 try {
   const model = await openModel(start.path, {
     ...start,

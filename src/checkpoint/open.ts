@@ -16,7 +16,6 @@ import { fromMeta } from "./config-meta.ts";
 import type { Bound } from "./found.ts";
 import { readGguf, splitNames } from "./gguf.ts";
 import { Fields, isObject, type Json, parseObject } from "./json.ts";
-import { readTorch } from "./meta.ts";
 import { adapterRows, bindGguf, bindMmproj, ggufVocabRows, hasGgufOutput, ropeFreqsName } from "./names-gguf.ts";
 import { bindHuggingFace } from "./names-hugging-face.ts";
 import { bindMeta, metaVocabRows } from "./names-meta.ts";
@@ -211,6 +210,7 @@ async function openMeta(folder: string, open: Open): Promise<Contents> {
   const gap = names.findIndex((name, i) => Number(name.split(".")[1]) !== i);
   if (gap >= 0) throw new CheckpointError(`${folder}: shard ${gap} is missing, ${names[gap]} follows; fetch it`);
   const shards: TensorView[][] = [];
+  const { readTorch } = await import("./meta.ts"); // few need it
   for (const name of names) shards.push(await readTorch(await open(join(folder, name))));
   const config = fromMeta(params, { vocabRows: metaVocabRows(shards[0]!) * shards.length });
   const tokenizer = await folderTokenizer(folder);

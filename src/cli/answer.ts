@@ -1,6 +1,8 @@
 // How a command speaks: its answer on stdout, everything else on stderr, and how it ended as its exit status.
 
-import { SingleBar } from "cli-progress";
+import { createRequire } from "node:module";
+import type { Worker } from "node:worker_threads";
+import type { SingleBar } from "cli-progress";
 import { CommanderError } from "commander";
 import { RequestError } from "../tensor/errors.ts";
 
@@ -15,6 +17,8 @@ export interface Session {
   readonly json: boolean;
   /** Aborted by Ctrl-C, SIGTERM and SIGHUP. */
   readonly signal: AbortSignal;
+  /** The engine's, begun before the command line was read. */
+  readonly thread: Worker | undefined;
 }
 
 /** Turns a command's work into what commander calls. */
@@ -81,23 +85,28 @@ function fileMessage(error: NodeJS.ErrnoException): string | undefined {
 
 /** A bar on stderr, where that is a terminal. */
 export function progress(what: string): { update(done: number, total: number): void; stop(): void } {
+  let bar: SingleBar | undefined;
+  return {
+    update(done, total) {
+      if (!process.stderr.isTTY) return;
+      bar ??= started(what, total);
+      bar.update(done);
+    },
+    stop: () => bar?.stop(),
+  };
+}
+
+function started(what: string, total: number): SingleBar {
+  const require = createRequire(import.meta.url); // loaded for those who see it
+  const { SingleBar }: typeof import("cli-progress") = require("cli-progress");
   const bar = new SingleBar({
     stream: process.stderr,
     format: `${what} {bar} {percentage} % of {size}, {eta_formatted} left`,
     clearOnComplete: true,
     hideCursor: true,
   });
-  let started = false;
-  return {
-    update(done, total) {
-      if (!started) bar.start(total, 0, { size: bytes(total) });
-      started = true;
-      bar.update(done);
-    },
-    stop() {
-      if (started) bar.stop();
-    },
-  };
+  bar.start(total, 0, { size: bytes(total) });
+  return bar;
 }
 
 const units = ["B", "kB", "MB", "GB", "TB"] as const;

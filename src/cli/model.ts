@@ -7,13 +7,13 @@ import type { ModelOptions } from "./options.ts";
 /** The model that the options name, or the one that ships. */
 export async function openModel(
   { model, backend, threads, context, mmproj, kvDtype }: ModelOptions,
-  { signal }: Session,
+  { signal, thread }: Session,
   more: Pick<LoadOptions, "activations" | "stepTokens" | "speculation"> = {},
 ): Promise<Llama4> {
   const bar = progress("loading");
   try {
     return await load(model, {
-      ...{ backend, threads, context, mmproj, kvDtype, signal, onProgress: bar.update },
+      ...{ backend, threads, context, mmproj, kvDtype, signal, thread, onProgress: bar.update },
       ...more,
       onWarning: (message) => process.stderr.write(`${message}\n`),
     });

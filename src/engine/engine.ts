@@ -198,15 +198,15 @@ export class Engine {
 
   #checkPrompt(tokens: ArrayLike<number>): number[] {
     const { vocabSize, contextLength } = this.#options.config;
-    const count = tokens.length.toLocaleString("en");
+    const shown = (n: number) => n.toLocaleString("en"); // only for those it refuses: the first call costs 30 ms
     if (tokens.length === 0) throw new RequestError("the prompt has no tokens; expected at least one");
     if (tokens.length > contextLength)
       throw new RequestError(
-        `the prompt has ${count} tokens and the model's context ${contextLength.toLocaleString("en")}; expected a shorter prompt`,
+        `the prompt has ${shown(tokens.length)} tokens and the model's context ${shown(contextLength)}; expected a shorter prompt`,
       );
     if (tokens.length > this.context)
       throw new CapacityError(
-        `the prompt has ${count} tokens and the cache holds ${this.context.toLocaleString("en")}; open the model with a larger \`context\``,
+        `the prompt has ${shown(tokens.length)} tokens and the cache holds ${shown(this.context)}; open the model with a larger \`context\``,
       );
     const wrong = Array.prototype.findIndex.call(tokens, (t) => !Number.isInteger(t) || t < 0 || t >= vocabSize);
     if (wrong >= 0)

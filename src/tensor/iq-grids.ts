@@ -140,14 +140,14 @@ function place(start: number, values: readonly number[]): Int8Array {
 function decode(start: number, levels: readonly number[], lines: readonly string[]): Int8Array {
   const digits = levels.length === 3 ? 4 : 2; // elements a character
   const text = lines.join("");
-  const values: number[] = [];
+  let at = start;
   for (let i = 0; i < text.length; i++) {
     const code = text.charCodeAt(i);
     let half = code - (code > 92 ? 36 : 35);
     for (let k = 0; k < digits; k++) {
-      values.push(levels[half % levels.length]!);
+      iqTables[at++] = levels[half % levels.length]!;
       half = Math.floor(half / levels.length);
     }
   }
-  return place(start, values);
+  return iqTables.subarray(start, at);
 }
