@@ -1,10 +1,11 @@
 // What llama.cpp computes, through node-llama-cpp, from raw token ids: greedy tokens and logits as one JSON object on stdout.
-// usage: node llama-cpp.mjs MODEL.gguf TOKENS.json [--generate 64] [--logits] [--threads 2]
+// usage: node llama-cpp.mjs MODEL.gguf TOKENS.json [--generate 64] [--logits] [--all FILE [--length 32]] [--threads 2]
 //
 // TOKENS.json is an array of ids. The answer: {release, systemInfo, tokens, margins, logits?}, where margins[i] says by how much
-// tokens[i] beat the second best, and `logits` [V] are those after the last id of the prompt.
+// tokens[i] beat the second best, and `logits` [V] are those after the last id of the prompt. FILE gets those of every position, [T, V]
+// f32, of the ids cut into sequences of `length`, each computed at once.
 // Nothing is rounded that need not be: KV cache in F32, no flash attention (it accumulates values in F16).
-import { readFileSync } from "node:fs";
+import { appendFileSync, readFileSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { getLlama, LlamaLogLevel } from "node-llama-cpp";
 
@@ -13,6 +14,8 @@ const { positionals, values } = parseArgs({
   options: {
     generate: { type: "string", default: "64" },
     logits: { type: "boolean", default: false },
+    all: { type: "string" },
+    length: { type: "string", default: "32" },
     threads: { type: "string", default: "2" },
   },
 });
@@ -46,9 +49,20 @@ async function evaluate(ids, all) {
   return { token: next.token, logits: next.logits };
 }
 
+const floats = ({ logits }) => Float32Array.from({ length: logits.size }, (_, id) => logits.get(id));
+
+if (values.all) {
+  writeFileSync(values.all, "");
+  const length = Number(values.length);
+  for (let at = 0; at < prompt.length; at += length) {
+    const asked = prompt.slice(at, at + length).map((id) => [id, { generateNext: { logits: true } }]);
+    for (const { next } of await sequence.controlledEvaluate(asked)) appendFileSync(values.all, floats(next));
+    await sequence.clearHistory();
+  }
+}
 let step = await evaluate(prompt, values.logits);
 const answer = { release: llama.llamaCppRelease, systemInfo: llama.systemInfo, tokens: [], margins: [] };
-if (values.logits) answer.logits = Array.from({ length: step.logits.size }, (_, id) => step.logits.get(id));
+if (values.logits) answer.logits = [...floats(step)];
 while (answer.tokens.length < generate) {
   const [best, second] = [...step.logits.values()].sort((a, b) => b - a);
   answer.tokens.push(step.token);
