@@ -153,7 +153,7 @@ export function guessCounts(
 }
 
 // Measured in steps without guesses.
-const FIRST_CREDIT = 0.5;
+const FIRST_CREDIT = 1;
 const CREDIT_OF_A_STEP = 0.01;
 const MOST_CREDIT = 8;
 /** So many steps with guesses, then one without: its cost is what all is compared with. */

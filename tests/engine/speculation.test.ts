@@ -150,6 +150,14 @@ describe("speculation", () => {
     expect(plain / clock).toBeGreaterThan(4);
   });
 
+  it("goes on where its first guesses were wrong", async () => {
+    const { steps } = await simulated(
+      (rows) => 10 * (1 + 0.3 * (rows - 1)),
+      (token) => token >= 4,
+    ).run(250);
+    expect(steps).toBeLessThan(50);
+  });
+
   it("begins again when the text begins to repeat itself", async () => {
     const repeats = (token: number) => token >= 500;
     const { steps } = await simulated((rows) => 10 * (1 + 0.2 * (rows - 1)), repeats).run(1000);
