@@ -1,6 +1,6 @@
 // What does prompt lookup bring on text that repeats itself, and what does it cost on text that does not?
 //
-//   node --import ./scripts/ts.mjs bench/speculation.ts MODEL [--runs 5] [--tokens 256] [--out record.json]
+//   node --import ./scripts/ts.mjs bench/speculation.ts MODEL [--runs 5] [--tokens 256] [--only TEXT] [--out record.json]
 //
 // A random model says nothing worth copying, so replies are forced: every step is computed by the model and costs what it
 // costs, then its logits are changed to say a given text. Speeds are therefore those of this machine with a model
@@ -20,6 +20,7 @@ const { values: options, positionals } = parseArgs({
   options: {
     runs: { type: "string", default: "5" },
     tokens: { type: "string", default: "256" },
+    only: { type: "string", default: "" },
     activations: { type: "string", default: "int8" },
     out: { type: "string" },
   },
@@ -68,8 +69,8 @@ if (activations !== "int8" && activations !== "f32") throw new Error("--activati
 const model = await openModel(path, { context: file.length + length + 64, activations });
 const { backend, parameters, config, context, kvDtype } = model;
 
-/** One reply; also the number of its steps. */
-async function measure(text: Text, speculation: "off" | "lookup"): Promise<Finish & { readonly steps: number }> {
+/** Replies one text, again and again. The engine stays open, as a server's: the prompt is computed once. */
+function speaker(text: Text, speculation: "off" | "lookup") {
   const said = [...text.prompt, ...text.reply];
   let steps = 0;
   let step: Step;
@@ -85,19 +86,25 @@ async function measure(text: Text, speculation: "off" | "lookup"): Promise<Finis
   const engine = new Engine({
     ...{ backend: forcing, parameters, config, context, kvDtype, speculation },
     forward: (p, c, s) => {
-      steps += s.wanted.length > 0 ? 1 : 0;
+      steps++;
       step = s;
       return forward(p, c, s);
     },
   });
-  try {
-    const sampling = { temperature: 0 };
-    for await (const { finish } of engine.generate({ tokens: text.prompt, maxTokens: length, sampling }))
-      if (finish) return { ...finish, steps };
-    throw new Error("the reply has no end");
-  } finally {
-    await engine.close();
-  }
+  return {
+    /** One reply; also the number of its steps after the first token. */
+    async reply(): Promise<Finish & { readonly steps: number }> {
+      let before = 0;
+      const onToken = () => {
+        before ||= steps;
+        return false;
+      };
+      const request = { tokens: text.prompt, maxTokens: length, sampling: { temperature: 0 }, onToken };
+      for await (const { finish } of engine.generate(request)) if (finish) return { ...finish, steps: steps - before };
+      throw new Error("the reply has no end");
+    },
+    close: () => engine.close(),
+  };
 }
 
 const record = [];
@@ -105,18 +112,23 @@ console.log(
   `${path}, ${activations} activations, prompt of ${file.length} tokens, replies of ${length}, ${runs} runs each`,
 );
 for (const [name, text] of Object.entries(texts)) {
-  await measure(text, "off"); // warm-up
+  if (!name.includes(options.only)) continue;
+  const [off, on] = [speaker(text, "off"), speaker(text, "lookup")];
+  await off.reply(); // warm-up
+  await on.reply();
   const plain: Finish[] = [];
   const lookup: (Finish & { steps: number })[] = [];
   for (let i = 0; i < runs; i++) {
-    plain.push(await measure(text, "off"));
-    lookup.push(await measure(text, "lookup"));
+    plain.push(await off.reply());
+    lookup.push(await on.reply());
   }
+  await off.close();
+  await on.close();
   const speed = (f: Finish) => (1000 * (length - 1)) / f.decodeMs;
   const ratios = lookup.map((f, i) => speed(f) / speed(plain[i]!));
   const guessed = lookup.reduce((sum, f) => sum + f.guessedTokens, 0);
   const accepted = lookup.reduce((sum, f) => sum + f.acceptedTokens, 0);
-  const stepsPerToken = median(lookup.map((f) => f.steps / length));
+  const stepsPerToken = median(lookup.map((f) => f.steps / (length - 1)));
   console.log(
     `${name.padEnd(30)} ${median(plain.map(speed)).toFixed(1)} -> ${median(lookup.map(speed)).toFixed(1)} tokens/s, ` +
       `${median(ratios).toFixed(2)} x (${spread(ratios)}); ` +
