@@ -1,6 +1,7 @@
 // What does prompt lookup bring on text that repeats itself, and what does it cost on text that does not?
 //
-//   node --import ./scripts/ts.mjs bench/speculation.ts MODEL [--runs 5] [--tokens 256] [--only TEXT] [--out record.json]
+//   node --import ./scripts/ts.mjs bench/speculation.ts MODEL [--runs 5] [--tokens 256] [--prompt TOKENS] [--only TEXT]
+//     [--out record.json]
 //
 // A random model says nothing worth copying, so replies are forced: every step is computed by the model and costs what it
 // costs, then its logits are changed to say a given text. Speeds are therefore those of this machine with a model
@@ -20,6 +21,7 @@ const { values: options, positionals } = parseArgs({
   options: {
     runs: { type: "string", default: "5" },
     tokens: { type: "string", default: "256" },
+    prompt: { type: "string", default: "all" },
     only: { type: "string", default: "" },
     activations: { type: "string", default: "int8" },
     out: { type: "string" },
@@ -38,7 +40,7 @@ const encode = (text: string) =>
     return ids.get(piece)!;
   });
 const source = readFileSync(new URL("../src/engine/scheduler.ts", import.meta.url), "utf8");
-const file = encode(source);
+const file = encode(source).slice(0, options.prompt === "all" ? undefined : Number(options.prompt));
 const random = (seed: number, i: number, below: number) => Math.floor(uniform(seed, i) * below);
 
 interface Text {
