@@ -4,7 +4,6 @@
 
 import type { Llama4Config } from "../model/config.ts";
 import type { Block, FeedForward, MoE } from "../model/parameters.ts";
-import { rowBytes } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
 import { type Piece, type Shape, storedBytes, type TensorView } from "../tensor/tensor.ts";
 import { type Bound, Found } from "./found.ts";
@@ -156,8 +155,9 @@ function joined(parts: readonly TensorView[], groups: number, from: number, run:
       `${different.source.name}: ${show(different.name)} is ${different.dtype}, in another shard ${first.dtype}; expected one dtype`,
     );
   // With several groups (columns, experts) a part gives all its bytes, a group's worth at a time.
-  const runBytes = groups === 1 ? run * rowBytes(first.dtype, first.shape[1]!) : storedBytes(first) / groups;
-  const skip = from * rowBytes(first.dtype, first.shape[1]!);
+  const row = storedBytes({ dtype: first.dtype, shape: first.shape.slice(1) });
+  const runBytes = groups === 1 ? run * row : storedBytes(first) / groups;
+  const skip = from * row;
   if (parts.length === 1) return { ...first, shape, offset: first.offset + skip };
   const pieces = parts.map(({ source, offset }): Piece => ({ source, offset: offset + skip, run: runBytes }));
   return { name: first.name, dtype: first.dtype, shape, source: sideBySide(first.name, groups, pieces), offset: 0 };
