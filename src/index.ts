@@ -29,9 +29,10 @@ export type { ContentPart, Media, Message, Role, Tool, ToolCall } from "./prompt
 export type { MediaOptions } from "./prompt/media.ts";
 export type { ModelInfo, Prompt } from "./protocol.ts";
 export { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
+export { startThread } from "./thread.ts";
 
 export interface LoadOptions extends Omit<Start, "path"> {
-  /** One that was begun earlier, so that it warms up meanwhile; it ends with the model. Default: a new one. */
+  /** One that `startThread` began earlier, to warm up meanwhile; it ends with the model. Default: a new one. */
   readonly thread?: Worker | undefined;
   /** Bytes read so far and in all. */
   readonly onProgress?: ((done: number, total: number) => void) | undefined;

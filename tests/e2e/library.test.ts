@@ -39,6 +39,14 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
     expect(model.info.loadMs).toBeGreaterThan(0);
   });
 
+  it("loads into a thread that was begun earlier, which ends with the model", async () => {
+    const thread = library.startThread();
+    const ended = new Promise((resolve) => thread.once("exit", resolve));
+    const inThread = await library.load(folder, { backend: "reference", context: 64, thread });
+    await inThread.close();
+    await ended;
+  });
+
   it("chats: text, tokens, usage and timings", async () => {
     const messages = [{ role: "user", content: "Who are you?" }] as const;
     const { text, tokens, end } = await all(model.chat(messages, { maxTokens: 8, seed: 1 }));
