@@ -130,17 +130,21 @@ struct Block {
   }
 };
 
-// Few rows read keys and values from memory as they are stored, and while they work on n bytes ask for n of the bytes
-// that they work on next, as four streams: one alone was read at three quarters of their speed. Many rows have a tile as
-// floats, and ask for nothing.
+// Few rows read keys and values from memory as they are stored, and while they work on a tile's ask for those that they
+// work on next, as four streams: one alone was read at three quarters of their speed. Many rows have a tile as floats,
+// and ask for nothing.
 bool few_rows(int64_t rows) { return rows <= 2 * R; }
 struct Next {
   const uint8_t* at;  // or nullptr
-  int64_t quarter;    // bytes of a stream, whole lines
-  void ask(int64_t from, int64_t bytes) const {
-    if (at)
-      for (int64_t line = from / 64; line * 64 < from + bytes; line++)
-        __builtin_prefetch(at + line % 4 * quarter + line / 4 * 64);
+  int64_t quarter;    // bytes of a stream
+  // Called for each `bytes` bytes that are worked on, from the byte `from` on; asks for a line of each stream at once.
+  void ask(uint64_t from, uint64_t bytes) const {
+    if (!at || from % 256 >= bytes) return;
+    const uint8_t* line = at + from / 256 * 64;
+    __builtin_prefetch(line);
+    __builtin_prefetch(line + quarter);
+    __builtin_prefetch(line + 2 * quarter);
+    __builtin_prefetch(line + 3 * quarter);
   }
 };
 
@@ -234,7 +238,7 @@ struct Range {
   int64_t from, to;
 };
 
-// mix[r] ← keep[r]·mix[r] + Σⱼ weights[r][j] · values[j] over N rows, M registers of the head and the slots of a range.
+// mix[r] ← keep[r]·mix[r] + Σⱼ weights[r][j] · values[j] over the slots of a range, for N rows and M registers of the head.
 template <int N, int M, typename T>
 inline void mix_block(const float* weights, const float* keep, const T* values, int64_t d, Range slots, Next next,
                       int64_t from, float* mix, int64_t width) {
@@ -284,7 +288,7 @@ inline void mix_block_q8(const float* weights, const float* keep, const uint8_t*
 #pragma GCC unroll 4
       for (int m = 0; m < M; m++)
         v[m] = __builtin_convertvector(widen_bytes(panel + 32 * (j - first) + m * W), vec);
-      next.ask(i * n * 34 / 32 + j * 34, M * W);
+      if (i % 32 == 0) next.ask((b * n + j) * 34, 34);
       block.each([&](vec& sum, int r, int m) { sum += splat(weights[r * kTile + j]) * v[m]; });
     }
   }
@@ -414,8 +418,10 @@ void mix(const Attend& a, const KVBlocks& kv, const Queries& qs, const Tile& til
   }
 }
 
-// The slots [first, last) for all rows of `queries`, from a fresh maximum, into room.stretch.
-void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first, int64_t last, const Room& room) {
+// The slots [first, last) for all rows of `queries`, from a fresh maximum, into room.stretch. `beyond`: the keys that
+// this thread reads after them, or nullptr.
+void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first, int64_t last, const uint8_t* beyond,
+           const Room& room) {
   const int64_t group = a.H / a.K, rows = qs.count * group;
   const Segment& s = *qs.segment;
   clear(room.stretch, rows, round_up(a.d, W));
@@ -427,8 +433,8 @@ void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first
     const Tile tile = tile_at(kv, s, qs.head, at, last);
     score(kv, tile, rows, room);
     weigh_tile(a, qs, tile, room);
-    const uint8_t* next = few_rows(rows) && at + n < last ? tile_at(kv, s, qs.head, at + n, last).keys : nullptr;
-    mix(a, kv, qs, tile, next_of(kv, next), room);
+    const uint8_t* next = at + n < last ? tile_at(kv, s, qs.head, at + n, last).keys : beyond;
+    mix(a, kv, qs, tile, next_of(kv, few_rows(rows) ? next : nullptr), room);
   }
 }
 
@@ -481,125 +487,163 @@ struct Share {
   int64_t item, partial, block;  // its first item, first byte of partial sums, first block where there is no cache
 };
 
-// What depends on sizes alone.
-struct Cut {
-  int64_t rows, width;  // most query rows of a piece; their sums' padded length
-  int64_t queries;      // most queries of a piece
-  int64_t stretch;      // slots
+// One call: its operands, and how it is cut.
+struct Work {
+  Attend a;
+  KVBlocks kv;
+  int64_t queries, stretch;  // most queries of a piece; slots of a stretch
+  Share* shares;             // [segments]
+  Share end;                 // where another segment's would begin
+  uint8_t* partials;
+
+  int64_t group() const { return a.H / a.K; }
+  int64_t width() const { return round_up(a.d, W); }
 };
 
 // Calls f(segment, share) for each segment; returns where the next one would begin.
 template <typename F>
-Share share_out(const Attend& a, const Cut& cut, const F& f) {
-  const int64_t group = a.H / a.K;
+Share share_out(const Work& w, const F& f) {
   Share share{};
-  for (int64_t i = 0; i < a.count; i++) {
-    const Segment& s = a.segments[i];
-    share.pieces = (s.length + cut.queries - 1) / cut.queries;
-    share.cuts = share.pieces > 1 ? 1 : (seen(a, s, s.length - 1).to + cut.stretch - 1) / cut.stretch;
+  for (int64_t i = 0; i < w.a.count; i++) {
+    const Segment& s = w.a.segments[i];
+    share.pieces = (s.length + w.queries - 1) / w.queries;
+    share.cuts = share.pieces > 1 ? 1 : (seen(w.a, s, s.length - 1).to + w.stretch - 1) / w.stretch;
     f(i, share);
-    share.item += share.pieces * share.cuts * a.K;
-    if (share.cuts > 1) share.partial += share.cuts * a.K * sums_bytes(s.length * group, cut.width);
+    share.item += share.pieces * share.cuts * w.a.K;
+    if (share.cuts > 1) share.partial += share.cuts * w.a.K * sums_bytes(s.length * w.group(), w.width());
     share.block += (s.length + kTile - 1) / kTile;
   }
   return share;
 }
 
+// Without a cache the step's keys and values get blocks of their own, for as long as the call takes.
+Work lay_out(Pool& pool, const Attend& given) {
+  const bool cached = given.keys != nullptr;
+  const int64_t group = given.H / given.K, block_size = cached ? given.block_size : kTile;
+  Work w{};
+  w.a = given;
+  w.queries = kRows / group > 1 ? kRows / group : 1;
+  w.stretch = round_up(kStretch, block_size);
+  w.end = share_out(w, [](int64_t, const Share&) {});
+  const int64_t blocks = cached ? 0 : w.end.block, bytes = blocks * given.K * kTile * 4 * given.d + kPoolSlack;
+  Segment* segments;
+  int32_t* tables;
+  uint8_t *keys, *values;
+  const auto place = [&](Pieces memory) {
+    w.shares = memory.take<Share>(given.count);
+    segments = memory.take<Segment>(given.count);
+    tables = memory.take<int32_t>(blocks);
+    keys = memory.take<uint8_t>(bytes);
+    values = memory.take<uint8_t>(bytes);
+    w.partials = memory.take<uint8_t>(w.end.partial);
+    return memory.bytes();
+  };
+  place(Pieces(pool.shared(Pool::kOperation, size_t(place(Pieces(nullptr))))));
+  for (int64_t b = 0; b < blocks; b++) tables[b] = int32_t(b);
+  share_out(w, [&](int64_t i, const Share& share) {
+    w.shares[i] = share;
+    segments[i] = given.segments[i];
+    if (!cached) segments[i].table = tables + share.block;
+  });
+  w.a.segments = segments;
+  if (cached) keys = static_cast<uint8_t*>(given.keys), values = static_cast<uint8_t*>(given.values);
+  w.kv = {keys, values, cached ? given.type : kF32, block_size, given.K, given.d};
+  return w;
+}
+
+// Some queries with the slots [first, last), which are one of several cuts or all that they see.
+struct Item {
+  Queries queries;
+  int64_t first, last;
+  int64_t segment, cut;
+};
+
+Item item_at(const Work& w, int64_t n) {
+  int64_t i = 0;  // the segment: of those whose items begin at or before this one the last
+  for (int64_t beyond = w.a.count; beyond - i > 1;) {
+    const int64_t middle = (i + beyond) / 2;
+    (w.shares[middle].item <= n ? i : beyond) = middle;
+  }
+  const Segment& s = w.a.segments[i];
+  const Share& share = w.shares[i];
+  const int64_t head = (n - share.item) % w.a.K, part = (n - share.item) / w.a.K;
+  if (share.cuts > 1) return {{&s, head, 0, s.length}, part * w.stretch, (part + 1) * w.stretch, i, part};
+  // Late queries see most keys: the longest pieces first.
+  const int64_t piece = share.pieces - 1 - part, each = (s.length + share.pieces - 1) / share.pieces;
+  const Queries qs{&s, head, piece * each, least(each, s.length - piece * each)};
+  const int64_t from = seen(w.a, s, qs.first).from, to = seen(w.a, s, qs.first + qs.count - 1).to;
+  return {qs, from / w.stretch * w.stretch, to, i, 0};
+}
+
+Sums partial_of(const Work& w, int64_t segment, int64_t head, int64_t cut) {
+  const Share& share = w.shares[segment];
+  const int64_t rows = w.a.segments[segment].length * w.group(), bytes = sums_bytes(rows, w.width());
+  return sums_in(Pieces(w.partials + share.partial + (head * share.cuts + cut) * bytes), rows, w.width());
+}
+
+const uint8_t* first_keys(const Work& w, const Item& item) {
+  return tile_at(w.kv, *item.queries.segment, item.queries.head, item.first, item.last).keys;
+}
+
+void reserve_rooms(Pool& pool, const Work& w) {
+  Pieces counted(nullptr);
+  room_in(counted, w.queries * w.group(), w.a.d, w.width());
+  pool.reserve_own(size_t(counted.bytes()));
+}
+Room room_of(Pool& pool, const Work& w, int thread) {
+  Pieces memory(pool.own(thread));
+  return room_in(memory, w.queries * w.group(), w.a.d, w.width());
+}
+
+// Leaves the results of an item, or of a cut the sums. `beyond`: as in visit().
+void attend_item(const Work& w, const Item& item, const uint8_t* beyond, Room room) {
+  const Queries& qs = item.queries;
+  take_queries(w.a, qs, w.kv.type == kQ8_0, room);
+  if (w.shares[item.segment].cuts > 1) {
+    room.stretch = partial_of(w, item.segment, qs.head, item.cut);
+    return visit(w.a, w.kv, qs, item.first, item.last, beyond, room);
+  }
+  const int64_t rows = qs.count * w.group();
+  clear(room.all, rows, w.width());
+  for (int64_t from = item.first; from < item.last; from += w.stretch) {
+    visit(w.a, w.kv, qs, from, from + w.stretch, beyond, room);
+    merge(room.all, room.stretch, rows, w.width());
+  }
+  give(w.a, qs, room.all);
+}
+
+void attend_items(Pool& pool, const Work& w) {
+  parallel(pool, w.end.item, 1, [&](int64_t n, int64_t last, int thread) {
+    const Room room = room_of(pool, w, thread);
+    for (Item item = item_at(w, n), next{}; n < last; n++, item = next) {
+      next = n + 1 < last ? item_at(w, n + 1) : Item{};
+      if (item.queries.count <= 0) continue;
+      attend_item(w, item, next.queries.count > 0 ? first_keys(w, next) : nullptr, room);
+    }
+  });
+}
+
+void merge_cuts(Pool& pool, const Work& w) {
+  parallel(pool, w.a.count * w.a.K, 1, [&](int64_t n, int64_t last, int thread) {
+    const Room room = room_of(pool, w, thread);
+    for (; n < last; n++) {
+      const int64_t i = n / w.a.K, head = n % w.a.K, length = w.a.segments[i].length, rows = length * w.group();
+      if (w.shares[i].cuts == 1) continue;
+      clear(room.all, rows, w.width());
+      for (int64_t cut = 0; cut < w.shares[i].cuts; cut++) merge(room.all, partial_of(w, i, head, cut), rows, w.width());
+      give(w.a, {&w.a.segments[i], head, 0, length}, room.all);
+    }
+  });
+}
+
 }  // namespace
 
 void attend(Pool& pool, const Attend& given) {
-  const int64_t group = given.H / given.K, d = given.d;
-  const int64_t block_size = given.keys ? given.block_size : kTile;
-  const int64_t queries = kRows / group > 1 ? kRows / group : 1;
-  const Cut cut{queries * group, round_up(d, W), queries, round_up(kStretch, block_size)};
-
-  // Without a cache the step's keys and values get blocks of their own, for as long as this call takes.
-  const Share end = share_out(given, cut, [](int64_t, const Share&) {});
-  KVBlocks kv{static_cast<uint8_t*>(given.keys), static_cast<uint8_t*>(given.values), given.type, block_size, given.K, d};
-  const int64_t own_blocks = given.keys ? 0 : end.block, own_bytes = own_blocks * given.K * kTile * 4 * d + 64;
-  Share* shares;
-  Segment* segments;
-  int32_t* tables;
-  uint8_t *keys, *values, *partials;
-  const auto lay_out = [&](Pieces memory) {
-    shares = memory.take<Share>(given.count);
-    segments = memory.take<Segment>(given.count);
-    tables = memory.take<int32_t>(own_blocks);
-    keys = memory.take<uint8_t>(own_bytes);
-    values = memory.take<uint8_t>(own_bytes);
-    partials = memory.take<uint8_t>(end.partial);
-    return memory.bytes();
-  };
-  lay_out(Pieces(pool.shared(Pool::kOperation, size_t(lay_out(Pieces(nullptr))))));
-  for (int64_t b = 0; b < own_blocks; b++) tables[b] = int32_t(b);
-  Attend a = given;
-  a.segments = segments;
-  share_out(given, cut, [&](int64_t i, const Share& share) {
-    shares[i] = share;
-    segments[i] = given.segments[i];
-    if (!given.keys) segments[i].table = tables + share.block;
-  });
-  if (!given.keys) kv = {keys, values, kF32, kTile, given.K, d};
-  write_step(pool, a, kv);
-
-  Pieces counted(nullptr);
-  room_in(counted, cut.rows, d, cut.width);
-  pool.reserve_own(size_t(counted.bytes()));
-  const auto room_of = [&](int thread) {
-    Pieces memory(pool.own(thread));
-    return room_in(memory, cut.rows, d, cut.width);
-  };
-  const auto partial_of = [&](int64_t i, int64_t head, int64_t n) {
-    const int64_t rows = segments[i].length * group;
-    return sums_in(Pieces(partials + shares[i].partial + (head * shares[i].cuts + n) * sums_bytes(rows, cut.width)), rows,
-                   cut.width);
-  };
-
-  parallel(pool, end.item, 1, [&](int64_t item, int64_t last_item, int thread) {
-    Room room = room_of(thread);
-    const Sums stretch_sums = room.stretch;
-    int64_t i = 0;  // the segment: of those whose items begin at or before this one the last
-    for (int64_t beyond = a.count; beyond - i > 1;) {
-      const int64_t middle = (i + beyond) / 2;
-      (shares[middle].item <= item ? i : beyond) = middle;
-    }
-    for (; item < last_item; item++) {
-      while (i + 1 < a.count && shares[i + 1].item <= item) i++;
-      const Segment& s = segments[i];
-      const Share& share = shares[i];
-      const int64_t head = (item - share.item) % a.K, part = (item - share.item) / a.K;
-      // Late queries see most keys: the longest pieces first.
-      const int64_t piece = share.cuts > 1 ? 0 : share.pieces - 1 - part, each = (s.length + share.pieces - 1) / share.pieces;
-      const Queries qs{&s, head, piece * each, least(each, s.length - piece * each)};
-      if (qs.count <= 0) continue;
-      take_queries(a, qs, kv.type == kQ8_0, room);
-      if (share.cuts > 1) {
-        room.stretch = partial_of(i, head, part);
-        visit(a, kv, qs, part * cut.stretch, (part + 1) * cut.stretch, room);
-        room.stretch = stretch_sums;
-        continue;
-      }
-      const int64_t rows = qs.count * group, last = seen(a, s, qs.first + qs.count - 1).to;
-      clear(room.all, rows, cut.width);
-      for (int64_t from = seen(a, s, qs.first).from / cut.stretch * cut.stretch; from < last; from += cut.stretch) {
-        visit(a, kv, qs, from, from + cut.stretch, room);
-        merge(room.all, room.stretch, rows, cut.width);
-      }
-      give(a, qs, room.all);
-    }
-  });
-
-  if (end.partial == 0) return;
-  parallel(pool, a.count * a.K, 1, [&](int64_t n, int64_t last, int thread) {
-    const Room room = room_of(thread);
-    for (; n < last; n++) {
-      const int64_t i = n / a.K, head = n % a.K, rows = segments[i].length * group;
-      if (shares[i].cuts == 1) continue;
-      clear(room.all, rows, cut.width);
-      for (int64_t part = 0; part < shares[i].cuts; part++) merge(room.all, partial_of(i, head, part), rows, cut.width);
-      give(a, {&segments[i], head, 0, segments[i].length}, room.all);
-    }
-  });
+  const Work w = lay_out(pool, given);
+  write_step(pool, w.a, w.kv);
+  reserve_rooms(pool, w);
+  attend_items(pool, w);
+  if (w.end.partial > 0) merge_cuts(pool, w);
 }
 
 }  // namespace LLAMA4_ISA

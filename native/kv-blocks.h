@@ -96,18 +96,21 @@ struct ShortRows {
 
 inline void to_shorts(const float* x, int64_t n, const ShortRows& to) {
   for (int64_t b = 0; b < n / 32; b++, x += 32) {
-    float most = 0, poison = 0;  // NaN of any NaN or infinity
-    for (int i = 0; i < 32; i++) {
-      const float a = __builtin_fabsf(x[i]);
-      most = a > most ? a : most;
-      poison += 0 * x[i];
+    vec tops{}, poison{};  // poison: NaN of any NaN or infinity
+    for (int i = 0; i < 32; i += W) {
+      const vec v = load(x + i);
+      tops = max(max(v, -v), tops);
+      poison += v * splat(0);
     }
-    const float inverse = most > 1e-30f ? 32767.0f / most : 0;
-    to.scale[b] = most / 32767.0f + poison;
-    for (int i = 0; i < 32; i++) {
-      const float q = x[i] * inverse + (x[i] < 0 ? -0.5f : 0.5f);
-      to.q[b * 32 + i] = q > -32769.0f && q < 32768.0f ? int16_t(q) : int16_t(0);
+    const float most = largest(tops), inverse = most > 1e-30f ? 32767.0f / most : 0;
+    to.scale[b] = most / 32767.0f + sum(poison);
+    int32_t q[32];
+    for (int i = 0; i < 32; i += W) {
+      const vec magic = splat(12582912.0f);  // as in exp(): rounds, and leaves the whole number in the low bits
+      const uvec rounded = (uvec)(load(x + i) * splat(inverse) + magic) - (uvec)magic;
+      memcpy(q + i, &rounded, sizeof rounded);
     }
+    for (int i = 0; i < 32; i++) to.q[b * 32 + i] = int16_t(q[i]);
   }
 }
 
