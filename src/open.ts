@@ -5,6 +5,7 @@ import { loadAddon } from "./backends/native/addon.ts";
 import { openNative } from "./backends/native/backend.ts";
 import { parseObject } from "./checkpoint/json.ts";
 import { type Checkpoint, openCheckpoint } from "./checkpoint/open.ts";
+import { IMAGE_CACHE_BYTES } from "./engine/images.ts";
 import { cacheSizes, contextFor } from "./engine/kv-cache.ts";
 import type { Llama4Config } from "./model/config.ts";
 import { mapParameters, mapVision, type Parameters, type VisionParameters } from "./model/parameters.ts";
@@ -173,7 +174,9 @@ interface Room {
 }
 
 export const DEFAULT_CONTEXT = 32_768;
-export const WORKING_BYTES = 300e6; // activations of a step, JavaScript's heap
+
+/** Beside weights and cache: activations of a step, JavaScript's heap, and features of images where the model sees. */
+export const workingBytes = (c: Llama4Config): number => 300e6 + (c.vision ? IMAGE_CACHE_BYTES : 0);
 
 /** What weights and cache take, or a CapacityError where `available` bytes are less. */
 export function roomFor(
@@ -193,7 +196,8 @@ export function roomFor(
   const kept = isReference ? "f32" : dtype; // the reference rounds numbers and does not pack them
   if (context !== undefined && (!Number.isInteger(context) || context < 1 || context > c.contextLength))
     throw new RequestError(`context is ${context}; expected a whole number from 1 to the model's ${c.contextLength}`);
-  const left = available - weightBytes - WORKING_BYTES;
+  const working = workingBytes(c);
+  const left = available - weightBytes - working;
   const size = (tokens: number) => cacheSizes(c, { context: tokens, dtype: kept }).bytes;
   let tokens = context ?? Math.min(c.contextLength, DEFAULT_CONTEXT);
   if (context === undefined && size(tokens) > left && size(1) <= left) tokens = contextFor(c, left, { dtype: kept });
@@ -201,7 +205,7 @@ export function roomFor(
   if (kvBytes > left)
     throw new CapacityError(
       `the weights take ${gigabytes(weightBytes)} and the cache for ${tokens.toLocaleString("en")} tokens ${gigabytes(kvBytes)}, ` +
-        `and ${gigabytes(available)} of memory are available; expected room for both and ${gigabytes(WORKING_BYTES)} to work with: take a smaller \`context\`, ` +
+        `and ${gigabytes(available)} of memory are available; expected room for both and ${gigabytes(working)} to work with: take a smaller \`context\`, ` +
         "a checkpoint of fewer bits (llama4 convert), or a machine with more memory (llama4 plan)",
     );
   return { context: tokens, kvDtype: dtype, weightBytes, kvBytes };

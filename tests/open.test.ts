@@ -17,7 +17,7 @@ describe("room for a model", () => {
     expect(() => roomFor(weights, presets.scout, { context: 8192 }, false, 3 * GB)).toThrow(
       new CapacityError(
         "the weights take 2.0 GB and the cache for 8,192 tokens 1.6 GB, and 3.0 GB of memory are available; " +
-          "expected room for both and 0.300 GB to work with: take a smaller `context`, " +
+          "expected room for both and 0.556 GB to work with: take a smaller `context`, " +
           "a checkpoint of fewer bits (llama4 convert), or a machine with more memory (llama4 plan)",
       ),
     );
@@ -26,7 +26,7 @@ describe("room for a model", () => {
 
   it("holds a context of 32,768 tokens, or of what is left", () => {
     expect(roomFor(weights, presets.scout, {}, false, 100 * GB).context).toBe(32_768);
-    const { context, kvBytes } = roomFor(weights, presets.scout, {}, false, 3.3 * GB);
+    const { context, kvBytes } = roomFor(weights, presets.scout, {}, false, 3.55 * GB);
     expect(context).toBeGreaterThan(4096);
     expect(kvBytes).toBeLessThanOrEqual(GB);
   });

@@ -3,7 +3,8 @@
 import { existsSync } from "node:fs";
 import { type Command, Option } from "commander";
 import type { ContentPart, Llama4, MediaOptions } from "../index.ts";
-import { openImage, openVideo } from "../prompt/decode-video.ts";
+import { openImage } from "../prompt/decode-image.ts";
+import { openVideo } from "../prompt/decode-video.ts";
 import { layoutOf } from "../prompt/image.ts";
 import { imageTokenCount, VIDEO_TOKENS } from "../prompt/media.ts";
 import { type Pixels, resize } from "../prompt/resize.ts";

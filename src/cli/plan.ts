@@ -6,7 +6,7 @@ import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
 import { cacheSizes, contextFor } from "../engine/kv-cache.ts";
 import { countParameters, type Llama4Config, presets } from "../model/config.ts";
 import { mapParameters } from "../model/parameters.ts";
-import { availableMemory, DEFAULT_CONTEXT, WORKING_BYTES } from "../open.ts";
+import { availableMemory, DEFAULT_CONTEXT, workingBytes } from "../open.ts";
 import type { KVDType } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, oneOf, type Run, table } from "./answer.ts";
@@ -110,7 +110,7 @@ const assumedGBps = 40; // two channels of DDR4
 /** Where the bytes go, and what follows from that. */
 function budget({ config: c, parts, ...weights }: Weights, options: PlanOptions, memoryBytes: number) {
   const { ranks, bandwidth = assumedGBps, kvDtype: dtype = weights.kvDtype } = options;
-  const left = ranks * (memoryBytes - WORKING_BYTES) - sum(parts);
+  const left = ranks * (memoryBytes - workingBytes(c)) - sum(parts);
   const context = options.context ?? defaultContext(c, left, dtype);
   if (context > c.contextLength)
     throw new RequestError(
@@ -119,7 +119,7 @@ function budget({ config: c, parts, ...weights }: Weights, options: PlanOptions,
   const kv = kvBytes(c, context, dtype);
   const kvTotal = kv.global + kv.local;
   const cacheBytes = cacheSizes(c, { context, dtype }).bytes;
-  const neededBytes = Math.ceil((sum(parts) + cacheBytes) / ranks) + WORKING_BYTES;
+  const neededBytes = Math.ceil((sum(parts) + cacheBytes) / ranks) + workingBytes(c);
   const readBytes = weights.bytesPerToken + kvTotal;
   const localLayers = c.layers.filter((layer) => layer.chunked).length;
   return {

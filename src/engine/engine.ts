@@ -8,7 +8,7 @@ import { CapacityError, RequestError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
 import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
-import { ImageEncoder, type PromptImage, PromptImages } from "./images.ts";
+import { IMAGE_CACHE_BYTES, ImageEncoder, type PromptImage, PromptImages } from "./images.ts";
 import { openPages, type Pages } from "./pages.ts";
 import { PromptLookup } from "./prompt-lookup.ts";
 import { type Logprob, Sampler, type Sampling } from "./sampler.ts";
@@ -118,7 +118,7 @@ export class Engine {
       this.#speculation = new Speculation(new DraftModel(speculation, { vocabSize, stepTokens }));
     }
     this.#pages = openPages(backend, config, { context, dtype: kvDtype, localTokens, sharePrefixes });
-    const { vision, imageCacheBytes = 256e6 } = options;
+    const { vision, imageCacheBytes = IMAGE_CACHE_BYTES } = options;
     if (vision) this.#encoder = new ImageEncoder(vision, config, imageCacheBytes);
   }
 

@@ -2,8 +2,7 @@
 //
 // N tiles · R rows of a tile · D width of the text model
 
-import type { Llama4Config } from "../model/config.ts";
-import { tokensPerTile } from "../model/config.ts";
+import { type Llama4Config, tokensPerTile, type VisionConfig } from "../model/config.ts";
 import type { VisionParameters } from "../model/parameters.ts";
 import { encodeImage } from "../model/vision.ts";
 import { normalise, type TiledImage } from "../prompt/image.ts";
@@ -84,6 +83,9 @@ export class PromptImages {
   }
 }
 
+/** Bytes of features that are kept unless the caller says otherwise: five photographs of 17 tiles, 5,120 wide. */
+export const IMAGE_CACHE_BYTES = 256e6;
+
 /** Tiles encoded at once: enough rows for full speed, few enough that others' tokens do not wait long. */
 const TILES_AT_ONCE = 4;
 
@@ -91,6 +93,8 @@ const TILES_AT_ONCE = 4;
 export class ImageEncoder {
   readonly #parameters: VisionParameters;
   readonly #config: Llama4Config;
+  readonly #vision: VisionConfig;
+  readonly #tileBytes: number;
   readonly #mostBytes: number;
   /** The longest unused first. */
   readonly #kept = new Map<string, Float32Array>();
@@ -99,8 +103,11 @@ export class ImageEncoder {
   readonly #begun = new Map<string, { readonly features: Float32Array; tiles: number }>();
 
   constructor(parameters: VisionParameters, config: Llama4Config, mostBytes: number) {
+    if (!config.vision) throw new RangeError("ImageEncoder: the config has no vision encoder");
     this.#parameters = parameters;
     this.#config = config;
+    this.#vision = config.vision;
+    this.#tileBytes = config.vision.nChannels * config.vision.imageSize ** 2;
     this.#mostBytes = mostBytes;
   }
 
@@ -116,49 +123,57 @@ export class ImageEncoder {
 
   /** Encodes some tiles of these pictures, the first ones first. How many, and the pictures that are whole now. */
   async encodeSome(images: readonly PromptImage[]): Promise<{ tiles: number; whole: Map<string, Float32Array> }> {
-    const vision = this.#config.vision!;
-    const size = vision.nChannels * vision.imageSize ** 2;
-    const perTile = tokensPerTile(vision) * this.#config.dim;
-    const parts: { key: string; from: number; count: number; tiles: Uint8Array; nTiles: number }[] = [];
-    let room = TILES_AT_ONCE;
-    for (const { key, nTiles, tiles } of images) {
-      if (room === 0) break;
-      if (parts.some((part) => part.key === key)) continue;
-      const from = this.#begun.get(key)?.tiles ?? 0;
-      const count = Math.min(room, nTiles - from);
-      parts.push({ key, from, count, tiles, nTiles });
-      room -= count;
-    }
-    const count = TILES_AT_ONCE - room;
-    const pixels = new Uint8Array(count * size);
-    let at = 0;
-    for (const { tiles, from, count } of parts) {
-      pixels.set(tiles.subarray(from * size, (from + count) * size), at * size);
-      at += count;
-    }
-    const { backend } = this.#parameters.projector;
-    let rows: Float32Array | Float64Array = new Float32Array();
-    await backend.scope(async () => {
-      const shape = [count, vision.nChannels, vision.imageSize, vision.imageSize];
-      rows = await backend.read(
-        await encodeImage(this.#parameters, this.#config, backend.from(normalise(pixels), shape)),
-      );
-    });
+    const parts = this.#nextTiles(images);
+    const rows = await this.#encode(
+      parts.map(({ image, from, to }) => image.tiles.subarray(from * this.#tileBytes, to * this.#tileBytes)),
+    );
+    const perTile = tokensPerTile(this.#vision) * this.#config.dim;
     const whole = new Map<string, Float32Array>();
-    at = 0;
-    for (const { key, from, count, nTiles } of parts) {
-      const begun = this.#begun.get(key) ?? { features: new Float32Array(nTiles * perTile), tiles: 0 };
-      begun.features.set(rows.subarray(at * perTile, (at + count) * perTile), from * perTile);
-      begun.tiles = from + count;
-      at += count;
-      if (begun.tiles < nTiles) this.#begun.set(key, begun);
+    let tiles = 0;
+    for (const { image, from, to } of parts) {
+      const { key, nTiles } = image;
+      const { features } = this.#begun.get(key) ?? { features: new Float32Array(nTiles * perTile) };
+      features.set(rows.subarray(tiles * perTile, (tiles + to - from) * perTile), from * perTile);
+      tiles += to - from;
+      if (to < nTiles) this.#begun.set(key, { features, tiles: to });
       else {
         this.#begun.delete(key);
-        this.#keep(key, begun.features);
-        whole.set(key, begun.features);
+        this.#keep(key, features);
+        whole.set(key, features);
       }
     }
-    return { tiles: count, whole };
+    return { tiles, whole };
+  }
+
+  /** What is to be encoded next: tiles `from` to before `to` of each picture. */
+  #nextTiles(images: readonly PromptImage[]): { image: PromptImage; from: number; to: number }[] {
+    const parts: { image: PromptImage; from: number; to: number }[] = [];
+    let room = TILES_AT_ONCE;
+    for (const image of new Map(images.map((image) => [image.key, image])).values()) {
+      const from = this.#begun.get(image.key)?.tiles ?? 0;
+      const to = Math.min(from + room, image.nTiles);
+      if (to > from) parts.push({ image, from, to });
+      room -= to - from;
+    }
+    return parts;
+  }
+
+  async #encode(parts: readonly Uint8Array[]): Promise<Float32Array | Float64Array> {
+    const { nChannels, imageSize } = this.#vision;
+    const { backend } = this.#parameters.projector;
+    const pixels = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+    let at = 0;
+    for (const part of parts) {
+      pixels.set(part, at);
+      at += part.length;
+    }
+    const shape = [pixels.length / this.#tileBytes, nChannels, imageSize, imageSize];
+    let rows: Float32Array | Float64Array = new Float32Array();
+    await backend.scope(async () => {
+      const tiles = backend.from(normalise(pixels), shape);
+      rows = await backend.read(await encodeImage(this.#parameters, this.#config, tiles));
+    });
+    return rows;
   }
 
   /** Forgets half-encoded pictures that nobody waits for any more. */

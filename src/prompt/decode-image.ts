@@ -1,7 +1,9 @@
 // Image files to RGB pixels. Only decoding is sharp's: how an image is resized is part of the model (resize.ts).
 
+import { readFile, stat } from "node:fs/promises";
 import type Sharp from "sharp";
 import { RequestError } from "../tensor/errors.ts";
+import type { Media } from "./chat-format.ts";
 import type { Pixels } from "./resize.ts";
 import { shown } from "./shown.ts";
 
@@ -22,13 +24,13 @@ export interface DecodeOptions extends ImageLimits {
   readonly page?: number | undefined;
 }
 
-export const MAX_IMAGE_BYTES = 100e6;
+const MAX_BYTES = 100e6;
 
 const FORMATS = "PNG, JPEG, WebP, GIF, AVIF or TIFF";
 
 /** The image in a file: as sRGB bytes, what is transparent over white, embedded colour profiles left aside as in training. */
 export async function decodeImage(file: Uint8Array, options: DecodeOptions = {}): Promise<Pixels> {
-  const { maxPixels = 50e6, maxSide = 32_767, maxBytes = MAX_IMAGE_BYTES, orient = true, page = 0 } = options;
+  const { maxPixels = 50e6, maxSide = 32_767, maxBytes = MAX_BYTES, orient = true, page = 0 } = options;
   const format = formatOf(file);
   if (file.byteLength > maxBytes) throw tooLarge(file.byteLength, maxBytes);
   const sharp = await loadSharp();
@@ -54,10 +56,39 @@ export async function decodeImage(file: Uint8Array, options: DecodeOptions = {})
   return { data, width: info.width, height: info.height };
 }
 
-export const tooLarge = (bytes: number, most: number) =>
+const tooLarge = (bytes: number, most: number) =>
   new RequestError(
     `image: the file has ${bytes.toLocaleString("en")} bytes; expected at most ${most.toLocaleString("en")} (\`maxBytes\`)`,
   );
+
+/** The pixels of an image part. */
+export async function openImage(media: Media, options: DecodeOptions = {}): Promise<Pixels> {
+  if (media.data !== undefined) return decodeImage(bytesOf(media.data), options);
+  const { maxBytes = MAX_BYTES } = options;
+  const { size } = await existing("image", media.path);
+  if (size > maxBytes) throw tooLarge(size, maxBytes);
+  try {
+    return await decodeImage(await readFile(media.path), options);
+  } catch (error) {
+    throw error instanceof RequestError ? new RequestError(`${media.path}: ${error.message}`, { cause: error }) : error;
+  }
+}
+
+/** The bytes of a part, which came from outside. */
+export function bytesOf(data: Uint8Array): Uint8Array {
+  if (data instanceof Uint8Array) return data;
+  throw new RequestError(`data is ${typeof data}; expected the file's bytes in a Uint8Array`);
+}
+
+/** What the file system says of a part's file. */
+export async function existing(what: string, path: string) {
+  if (typeof path !== "string") throw new RequestError(`${what}: neither data nor a path; expected one of them`);
+  const found = await stat(path).catch((error: unknown) => {
+    throw new RequestError(`${what}: there is no ${path} that can be read; check the path`, { cause: error });
+  });
+  if (!found.isFile()) throw new RequestError(`${what}: ${path} is no file; expected one`);
+  return found;
+}
 
 /** When each picture of an animated GIF or WebP is shown, in seconds, and until when the last one is. */
 export async function animationTimes(file: Uint8Array): Promise<{ starts: number[]; duration: number }> {

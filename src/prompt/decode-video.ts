@@ -1,28 +1,14 @@
 // Video files to frames, by the programs ffprobe and ffmpeg; animated GIF and WebP by the image decoder.
 
 import { spawn } from "node:child_process";
-import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { RequestError } from "../tensor/errors.ts";
 import type { Media } from "./chat-format.ts";
-import { animationTimes, decodeImage, formatOf, MAX_IMAGE_BYTES, tooLarge } from "./decode-image.ts";
+import { animationTimes, bytesOf, decodeImage, existing, formatOf } from "./decode-image.ts";
 import type { MediaOptions, OpenVideo } from "./media.ts";
-import type { Pixels } from "./resize.ts";
 import type { FramePlan } from "./video.ts";
-
-/** The pixels of an image part. */
-export async function openImage(media: Media, options: MediaOptions): Promise<Pixels> {
-  if (media.data !== undefined) return decodeImage(bytesOf(media.data), options);
-  const { maxBytes = MAX_IMAGE_BYTES } = options;
-  const { size } = await existing("image", media.path);
-  if (size > maxBytes) throw tooLarge(size, maxBytes);
-  try {
-    return await decodeImage(await readFile(media.path), options);
-  } catch (error) {
-    throw error instanceof RequestError ? new RequestError(`${media.path}: ${error.message}`, { cause: error }) : error;
-  }
-}
 
 /** A video part: its file stays open until it is closed. */
 export async function openVideo(media: Media, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo> {
@@ -44,22 +30,7 @@ export async function openVideo(media: Media, options: MediaOptions, signal?: Ab
   }
 }
 
-function bytesOf(data: Uint8Array): Uint8Array {
-  if (data instanceof Uint8Array) return data;
-  throw new RequestError(`data is ${typeof data}; expected the file's bytes in a Uint8Array`);
-}
-
-async function existing(what: string, path: string) {
-  if (typeof path !== "string") throw new RequestError(`${what}: neither data nor a path; expected one of them`);
-  const found = await stat(path).catch((error: unknown) => {
-    throw new RequestError(`${what}: there is no ${path} that can be read; check the path`, { cause: error });
-  });
-  if (!found.isFile()) throw new RequestError(`${what}: ${path} is no file; expected one`);
-  return found;
-}
-
 async function firstBytes(path: string): Promise<Uint8Array> {
-  const { open } = await import("node:fs/promises");
   const file = await open(path);
   try {
     const { buffer, bytesRead } = await file.read(new Uint8Array(512), 0, 512, 0);

@@ -1,8 +1,8 @@
 // Messages with pictures and videos to ids and tiles. How files are decoded is handed in, so that this runs anywhere.
 
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
-import type { ChatPrompt, ContentPart, Media, Message, PlainPart, VideoPart } from "./chat-format.ts";
-import { type Canvas, imageTokens, layoutOf, type TiledImage, tileImage } from "./image.ts";
+import type { ChatPrompt, ContentPart, ImagePart, Media, Message, PlainPart, VideoPart } from "./chat-format.ts";
+import { type Canvas, imageTokens, layoutOf, type TiledImage, type TileOptions, tileImage } from "./image.ts";
 import type { Pixels } from "./resize.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { type FramePlan, planFrames, timestamp, type VideoLength } from "./video.ts";
@@ -58,12 +58,20 @@ export const VIDEO_TOKENS = 8000;
 
 /** Reads the pictures and videos of messages: a video becomes its frames, each behind its time. */
 export class Viewer {
-  readonly #eyes: Eyes;
+  readonly #given: Eyes | undefined;
   readonly #decoders: Decoders;
 
-  constructor(eyes: Eyes, decoders: Decoders) {
-    this.#eyes = eyes;
+  /** Without eyes, pictures are refused. */
+  constructor(eyes: Eyes | undefined, decoders: Decoders) {
+    this.#given = eyes;
     this.#decoders = decoders;
+  }
+
+  get #eyes(): Eyes {
+    if (this.#given) return this.#given;
+    throw new RequestError(
+      "an image or a video for a model that reads text only; expected a checkpoint with a vision encoder (a GGUF model's is in its mmproj file, `mmproj`), or no images",
+    );
   }
 
   async messages(messages: readonly Message[], options: MediaOptions, signal?: AbortSignal) {
@@ -88,7 +96,7 @@ export class Viewer {
     for (const part of parts) {
       signal?.throwIfAborted();
       if (part.type === "image") {
-        images.push(await this.#look(await this.#decoders.image(part, options), options));
+        images.push(await this.#look(part, options));
         plain.push({ type: "image" });
       } else if (part.type === "video") plain.push(...(await this.#watch(part, images, options, signal)));
       else plain.push(part);
@@ -102,15 +110,16 @@ export class Viewer {
     options: MediaOptions,
     signal?: AbortSignal,
   ): Promise<PlainPart[]> {
+    const eyes = this.#eyes;
     const { videoTokens = VIDEO_TOKENS, maxTiles, toMaxCanvas } = options;
     const video = await this.#decoders.video(part, options, signal);
     try {
-      const plan = planFrames(video.length, { ...this.#eyes, maxTiles, toMaxCanvas, videoTokens });
+      const plan = planFrames(video.length, { ...eyes, maxTiles, toMaxCanvas, videoTokens });
       const parts: PlainPart[] = [];
       for await (const { seconds, pixels } of video.frames(plan)) {
         signal?.throwIfAborted();
         parts.push({ type: "text", text: timestamp(seconds) }, { type: "image" });
-        images.push(await this.#look(pixels, { ...options, maxTiles: plan.maxTiles }));
+        images.push(await tiled(pixels, { ...eyes, toMaxCanvas, maxTiles: plan.maxTiles }));
       }
       if (parts.length === 0) throw new RequestError("video: no frame of it can be read; expected a whole file");
       return parts;
@@ -119,15 +128,18 @@ export class Viewer {
     }
   }
 
-  async #look(pixels: Pixels, { maxTiles, toMaxCanvas }: MediaOptions): Promise<SeenImage> {
-    const image = tileImage(pixels, { tileSize: this.#eyes.tileSize, maxTiles, toMaxCanvas });
-    return { ...image, key: await digest(image) };
+  async #look(part: ImagePart, options: MediaOptions): Promise<SeenImage> {
+    const { tileSize } = this.#eyes;
+    const { maxTiles, toMaxCanvas } = options;
+    return tiled(await this.#decoders.image(part, options), { tileSize, maxTiles, toMaxCanvas });
   }
 }
 
-async function digest({ tiles }: TiledImage): Promise<string> {
-  const bytes = await crypto.subtle.digest("SHA-256", tiles as Uint8Array<ArrayBuffer>); // our own, not shared memory
-  return Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("");
+async function tiled(pixels: Pixels, options: TileOptions): Promise<SeenImage> {
+  const image = tileImage(pixels, options);
+  const bytes = await crypto.subtle.digest("SHA-256", image.tiles as Uint8Array<ArrayBuffer>); // our own, not shared memory
+  const key = Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return { ...image, key };
 }
 
 /** How many tokens an image of this size takes. */
@@ -147,8 +159,9 @@ export function withImages(
   { ids, images: places }: ChatPrompt,
   images: readonly SeenImage[],
   tokenizer: Tokenizer,
-  { tokensPerTile }: Eyes,
+  eyes: Eyes | undefined,
 ): SeenPrompt {
+  const { tokensPerTile = 0 } = eyes ?? {};
   if (places.length !== images.length)
     throw new CheckpointError(`chat format: ${places.length} places for ${images.length} images; expected as many`);
   const added = images.reduce((sum, image) => sum + tokenCount(image, tokensPerTile) - 1, 0);

@@ -24,7 +24,7 @@ export interface FramePlan {
 }
 
 const MAX_RATE = 2; // frames a second that are looked at: more show little that is new
-const TIMESTAMP_TOKENS = 10; // of "[1:02:03.4]", whatever the vocabulary
+const TIMESTAMP_TOKENS = 12; // of "[11:02:03.4]" where every character is a token; in Llama 4's vocabulary it takes 9
 
 /** As many frames as the budget pays for with one tile each, at most two a second; what is left over buys tiles. */
 export function planFrames(

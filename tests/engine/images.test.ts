@@ -142,6 +142,12 @@ describe("an engine with a vision encoder", () => {
     expect(order).toEqual(["text", "pictures"]);
   });
 
+  it("guesses ahead behind pictures, and replies the same", async () => {
+    const request = prompt("abcabcabc ", picture(1), " abcabcabc");
+    const { tokens } = await reply(open({ speculation: "lookup" }), request);
+    expect(tokens).toEqual((await reply(open(), request)).tokens);
+  });
+
   it("stops encoding when the request is cancelled", async () => {
     const engine = open();
     const cancel = new AbortController();

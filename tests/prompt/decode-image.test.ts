@@ -1,7 +1,14 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import sharp from "sharp";
-import { describe, expect, it } from "vitest";
-import { animationTimes, type DecodeOptions, decodeImage } from "../../src/prompt/decode-image.ts";
+import { afterAll, describe, expect, it } from "vitest";
+import { animationTimes, type DecodeOptions, decodeImage, openImage } from "../../src/prompt/decode-image.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "llama4-image-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const at = (name: string) => join(folder, name);
 
 const W = 40;
 const H = 24;
@@ -97,6 +104,21 @@ describe("decodeImage", () => {
       ),
     ).toBeLessThan(8);
     expect(await animationTimes(gif)).toEqual({ starts: [0, 0.1], duration: 0.5 });
+  });
+});
+
+describe("openImage", () => {
+  it("reads bytes and files, and says which file is wrong", async () => {
+    const png = await sharp({ create: { width: 3, height: 2, channels: 3, background: "#ff0000" } })
+      .png()
+      .toBuffer();
+    writeFileSync(at("red.png"), png);
+    expect(await openImage({ path: at("red.png") })).toEqual(await openImage({ data: png }));
+    writeFileSync(at("text.png"), "Hello");
+    await expect(openImage({ path: at("text.png") })).rejects.toThrow(/text\.png: image: the file is no image/);
+    await expect(openImage({ path: at("none.png") })).rejects.toThrow(/there is no .*none\.png/);
+    await expect(openImage({ path: folder })).rejects.toThrow(/is no file/);
+    await expect(openImage({ path: at("red.png") }, { maxBytes: 10 })).rejects.toThrow(/at most 10/);
   });
 });
 

@@ -5,7 +5,7 @@ import { delimiter, join } from "node:path";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Media } from "../../src/prompt/chat-format.ts";
-import { openImage, openVideo } from "../../src/prompt/decode-video.ts";
+import { openVideo } from "../../src/prompt/decode-video.ts";
 import { planFrames } from "../../src/prompt/video.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
 
@@ -37,21 +37,6 @@ async function refusal(media: Media, signal?: AbortSignal): Promise<string> {
   expect(error).toBeInstanceOf(RequestError);
   return (error as Error).message;
 }
-
-describe("openImage", () => {
-  it("reads bytes and files, and says which file is wrong", async () => {
-    const png = await sharp({ create: { width: 3, height: 2, channels: 3, background: "#ff0000" } })
-      .png()
-      .toBuffer();
-    writeFileSync(at("red.png"), png);
-    expect(await openImage({ path: at("red.png") }, {})).toEqual(await openImage({ data: png }, {}));
-    writeFileSync(at("text.png"), "Hello");
-    await expect(openImage({ path: at("text.png") }, {})).rejects.toThrow(/text\.png: image: the file is no image/);
-    await expect(openImage({ path: at("none.png") }, {})).rejects.toThrow(/there is no .*none\.png/);
-    await expect(openImage({ path: folder }, {})).rejects.toThrow(/is no file/);
-    await expect(openImage({ path: at("red.png") }, { maxBytes: 10 })).rejects.toThrow(/at most 10/);
-  });
-});
 
 it("an animated GIF or WebP is a video, its frames at their times", async () => {
   const frames = Buffer.concat([0, 80, 160, 240].map((grey) => Buffer.alloc(16 * 8 * 3, grey)));
