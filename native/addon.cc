@@ -64,7 +64,8 @@ int64_t product(std::initializer_list<int64_t> factors) {
 
 int64_t bytes_of(int type, int64_t rows, int64_t columns) {
   const Block block = block_of(plain(type));
-  if (block.elements == 0 || (is_packed(type) && !can_pack(plain(type)))) throw std::range_error("native: " + std::to_string(type) + " is no known type of weights");
+  if (block.elements == 0 || (is_packed(type) && !can_pack(plain(type))) || (is_rounded(type) && type != (kBF16 | kRounded)))
+    throw std::range_error("native: " + std::to_string(type) + " is no known type of weights");
   if (columns % block.elements)
     throw std::range_error("native: a row has " + std::to_string(columns) + " elements; expected a multiple of " +
                            std::to_string(block.elements));

@@ -18,7 +18,9 @@ namespace llama4 {
 constexpr int kGroup = 16;           // rows
 constexpr int kPacked = 1 << 10;     // added to a type's id: its matrices are packed
 constexpr bool is_packed(int type) { return (type & kPacked) != 0; }
-constexpr int plain(int type) { return type & ~kPacked; }
+constexpr int kRounded = 1 << 11;    // added to bf16's id: x may be rounded to bf16
+constexpr bool is_rounded(int type) { return (type & kRounded) != 0; }
+constexpr int plain(int type) { return type & ~(kPacked | kRounded); }
 
 // What lies where in a block: 16-bit scales, words of small scales, words of integers.
 struct Fields {

@@ -24,7 +24,7 @@ class Pool {
 
   // Working memory inside an operation: blocks for all threads, by purpose, and one for each thread. Asking again may
   // move the block and lose what it held.
-  enum Purpose { kOperation, kRows, kActivations, kHidden, kPurposes };
+  enum Purpose { kOperation, kRows, kActivations, kHidden, kPanels, kPurposes };
   void* shared(Purpose purpose, size_t bytes);
   void reserve_own(size_t bytes);
   void* own(int thread) const;

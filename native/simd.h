@@ -35,12 +35,20 @@ static inline void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
 
 // The first n < W floats, zero beyond; and back.
 static inline vec load_part(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#else
   vec v{};
   for (int64_t i = 0; i < n; i++) v[i] = p[i];
   return v;
+#endif
 }
 static inline void store_part(float* p, vec v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+#else
   for (int64_t i = 0; i < n; i++) p[i] = v[i];
+#endif
 }
 
 static inline vec splat(float value) { return value - vec{}; }

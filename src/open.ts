@@ -175,7 +175,10 @@ interface Room {
 
 export const DEFAULT_CONTEXT = 32_768;
 
-/** Beside weights and cache: activations of a step, JavaScript's heap, and features of images where the model sees. */
+/**
+ * Beside weights and cache: activations of a step, what products pack of them (at most 16 MiB, native/gemm.h), JavaScript's
+ * heap, and features of images where the model sees.
+ */
 export const workingBytes = (c: Llama4Config): number => 300e6 + (c.vision ? IMAGE_CACHE_BYTES : 0);
 
 /** What weights and cache take, or a CapacityError where `available` bytes are less. */

@@ -7,7 +7,7 @@ import { type Isa, loadAddon } from "../../src/backends/native/addon.ts";
 import { type NativeBackend, openNative } from "../../src/backends/native/backend.ts";
 import { openReference } from "../../src/backends/reference/reference.ts";
 import type { Backend, KVDType, LayerCache, Segment } from "../../src/tensor/backend.ts";
-import { type DType, dtypes, f32ToBf16, f32ToF16, isQuantized, rowBytes } from "../../src/tensor/dtype.ts";
+import { bf16ToF32, type DType, dtypes, f32ToBf16, f32ToF16, isQuantized, rowBytes } from "../../src/tensor/dtype.ts";
 import {
   add,
   attend,
@@ -170,6 +170,9 @@ for (const isa of isas) {
       [7, 33, 257],
       [13, 64, 255],
       [70, 129, 19],
+      [17, 300, 100], // more than a panel's depth
+      [1037, 513, 14], // more than one pass of rows
+      [50, 83000, 9], // rows so long that fewer fit a pass
     ])("linear: %i rows of %i by %i", async (T, I, O) => {
       const [x, w, bias] = [numbers(T * I, 1), numbers(O * I, 2), numbers(O, 3)];
       await agree((b) => linear(b.from(x, [T, I]), b.from(w, [O, I])), sums);
@@ -182,7 +185,7 @@ for (const isa of isas) {
       const bytes = stored(dtype, [O, I], 4);
       const weights = await Promise.all([native, reference].map((b) => b.load([viewOf(dtype, [O, I], bytes)])));
       const weightOf = (b: Backend) => weights[b === native ? 0 : 1]![0]!;
-      for (const T of [1, 2, 6, 9]) {
+      for (const T of [1, 2, 6, 9, 39]) {
         const x = numbers(T * I, 5);
         await agree((b) => linear(b.from(x, [T, I]), weightOf(b)), sums);
       }
@@ -199,16 +202,26 @@ for (const isa of isas) {
       expect(await native.read(x, new Float32Array(32))).toEqual(numbers(33, 5));
     });
 
+    // Tokens read one by one, guessed ahead or in one pass must give the same; so must an expert's rows, however many.
     it("linear gives the same bits for a row alone and among others", async () => {
-      for (const dtype of ["f32", "bf16", "f16", "q8_0", "q6_k"] as const) {
-        const [weight] = await native.load([viewOf(dtype, [37, 256], stored(dtype, [37, 256], 6))]);
-        const x = numbers(23 * 256, 7);
-        const all = await native.read(linear(native.from(x, [23, 256]), weight!));
-        for (const t of [0, 5, 22]) {
-          const alone = await native.read(linear(native.from(x.subarray(t * 256, (t + 1) * 256), [1, 256]), weight!));
-          expect(alone).toEqual(all.slice(t * 37, (t + 1) * 37));
-        }
+      const rounding = openNative({ threads: 2, activations: "int8", isa }); // bf16 meets x rounded to bf16
+      for (const [backend, dtype] of [
+        ...(["f32", "bf16", "f16", "q8_0", "q6_k"] as const).map((dtype) => [native, dtype] as const),
+        [rounding, "bf16"] as const,
+      ]) {
+        const [I, O] = [isQuantized(dtype) ? 512 : 523, 101];
+        const [weight] = await backend.load([viewOf(dtype, [O, I], stored(dtype, [O, I], 6))]);
+        const x = numbers(83 * I, 7);
+        const product = (from: number, to: number) =>
+          backend.read(linear(backend.from(x.subarray(from * I, to * I), [to - from, I]), weight!));
+        const all = await product(0, 83);
+        for (const [from, count] of [
+          ...[1, 2, 3, 4, 5, 6, 7, 12, 13, 25, 40].map((count) => [83 - count, count] as const),
+          ...[0, 11, 12, 41].map((from) => [from, 1] as const),
+        ])
+          expect(await product(from, from + count)).toEqual(all.slice(from * O, (from + count) * O));
       }
+      rounding.close();
     });
 
     it("add, mul with every way of broadcasting, swiglu, gelu", async () => {
@@ -661,6 +674,37 @@ for (const isa of isas) {
           ];
           const ids = Int32Array.of(34, 0, 17, 16, 34);
           expect(await rounded.read(embed(c, ids))).toEqual(Float32Array.from(await reference.read(embed(d, ids))));
+        }
+      });
+
+      it("linear of bf16: x is rounded to bf16 where the processor multiplies them, else not at all", async () => {
+        for (const [T, I, O] of [
+          [1, 77, 19],
+          [6, 300, 33],
+          [7, 1, 1],
+          [17, 77, 19],
+          [70, 1031, 37],
+          [530, 64, 13],
+        ] as const) {
+          const view = viewOf("bf16", [O, I], stored("bf16", [O, I], 47));
+          const x = numbers(T * I, 48);
+          const [[w], [exact]] = (await Promise.all([rounded.load([view]), reference.load([view])])) as [
+            [Tensor],
+            [Tensor],
+          ];
+          const y = await rounded.read(linear(rounded.from(x, [T, I]), w));
+          const product = (values: Float32Array) => reference.read(linear(reference.from(values, [T, I]), exact));
+          const bf16 = x.map((v) => bf16ToF32(f32ToBf16(v)));
+          const [unrounded, same] = [difference(y, await product(x)), difference(y, await product(bf16))];
+          expect(Math.min(unrounded, same)).toBeLessThanOrEqual(sums);
+          const bias = numbers(O, 49);
+          const sum = await rounded.read(linear(rounded.from(x, [T, I]), w, rounded.from(bias, [O])));
+          expect(
+            difference(
+              sum,
+              y.map((v, i) => v + bias[i % O]!),
+            ),
+          ).toBeLessThanOrEqual(1e-7);
         }
       });
 

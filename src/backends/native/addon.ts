@@ -1,7 +1,8 @@
 // What native/addon.cc and native/reader.cc offer: the only description of the border. Sizes come first, then buffers,
 // each as an ArrayBuffer and the byte where its numbers begin (`at`). A call that does not fit its buffers throws
-// RangeError. Types are GGUF's ids (dtypes in tensor/dtype.ts), 256 for f8_e4m3, and 1024 more for packed matrices
-// (native/packed.h). `id` tells one x from another, so that what linear, experts and feedForward share of it is done once.
+// RangeError. Types are GGUF's ids (dtypes in tensor/dtype.ts), 256 for f8_e4m3; 1024 more for packed matrices, 2048 more
+// for bf16 ones where the rows they meet may be rounded to bf16 (native/packed.h). `id` tells one x from another, so that
+// what linear, experts and feedForward share of it is done once.
 
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";

@@ -1,0 +1,202 @@
+// C[m, n] = Σₖ A[m, k] · B[k, n] by panels that stay in the caches, after Goto and van de Geijn 2008, "Anatomy of
+// high-performance matrix multiplication", and Van Zee and van de Geijn 2015, "BLIS".
+//
+// Both operands are packed as 32-bit lanes along k: one float32, or two bf16. A panel of B is kDepth lanes of kWide
+// columns and stays in L1; rows of A stream past it, kStrip at a time, each value broadcast to all columns. Packing
+// decodes, rounds and transposes, so another orientation or format is another packer: a problem P says how (product.h).
+//
+// Each sum runs over kDepth lanes in order, then over those blocks in order: it does not depend on what else is
+// computed, nor on the shape of the tile, so dot.h gives the same bits.
+
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace llama4 {
+namespace LLAMA4_ISA {
+
+// Registers: kStrip · 2 sums, 2 of the panel, 1 broadcast; 32 of AVX-512, else 16.
+#if defined(__AVX512F__)
+constexpr int kStrip = 12;
+#else
+constexpr int kStrip = 6;
+#endif
+constexpr int kWide = 2 * W;
+constexpr int64_t kDepth = 256;               // a panel is 32 KiB of AVX-512's 48 KiB of L1
+constexpr int64_t kMostRows = 1024;           // of A in a pass: their sums, at most 512 KiB, are half of L2
+constexpr int64_t kMostPacked = int64_t(16) << 20;  // bytes of A packed at a time, for all threads: a share of L3
+constexpr int64_t kMostPanels = 4;            // of B in an item: A is read once for them
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Lanes picked from two registers, of four at a time: pick(q, j) says lane j of quad q, 0 … W − 1 of a, W … of b.
+template <typename Pick>
+__attribute__((always_inline)) static inline vec pick(vec a, vec b, const Pick& pick) {
+  ivec from{};
+#pragma GCC unroll 16
+  for (int l = 0; l < W; l++) from[l] = pick(l / 4, l % 4);
+  return __builtin_shuffle(a, b, from);
+}
+
+// m[i][j] = m[j][i]: first inside quads of lanes, by two rounds of interleaving, then the quads.
+__attribute__((always_inline)) static inline void transpose(vec (&m)[W]) {
+  vec t[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i += 2) {
+    t[i] = pick(m[i], m[i + 1], [](int q, int j) { return 4 * q + j / 2 + j % 2 * W; });
+    t[i + 1] = pick(m[i], m[i + 1], [](int q, int j) { return 4 * q + 2 + j / 2 + j % 2 * W; });
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i += 4)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      m[i + 2 * h] = pick(t[i + h], t[i + 2 + h], [](int q, int j) { return 4 * q + j % 2 + j / 2 * W; });
+      m[i + 2 * h + 1] = pick(t[i + h], t[i + 2 + h], [](int q, int j) { return 4 * q + 2 + j % 2 + j / 2 * W; });
+    }
+  // Now quad q of m[4 · r + j] is column 4 · q + j of rows 4 · r …: each round takes even and odd quads of two apart.
+  const auto split = [](vec a, vec b, vec& even, vec& odd) __attribute__((always_inline)) {
+    constexpr int half = W / 8 > 0 ? W / 8 : 1;
+    even = pick(a, b, [](int q, int j) { return 8 * (q % half) + j + q / half * W; });
+    odd = pick(a, b, [](int q, int j) { return 8 * (q % half) + 4 + j + q / half * W; });
+  };
+  if constexpr (W == 8) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      split(m[j], m[4 + j], t[j], t[4 + j]);
+      m[j] = t[j];
+      m[4 + j] = t[4 + j];
+    }
+  } else if constexpr (W == 16) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      vec low_even, low_odd, high_even, high_odd;
+      split(m[j], m[4 + j], low_even, low_odd);
+      split(m[8 + j], m[12 + j], high_even, high_odd);
+      split(low_even, high_even, m[j], m[8 + j]);
+      split(low_odd, high_odd, m[4 + j], m[12 + j]);
+    }
+  }
+}
+
+// One float in every lane, by its bits.
+static inline vec broadcast(const float* p) {
+#if defined(__AVX512F__)
+  vec v = _mm512_set1_ps(*p);
+  asm("" : "+v"(v));  // once into a register, not anew in each multiplication that takes it
+  return v;
+#elif defined(__AVX2__)
+  return _mm256_broadcast_ss(p);
+#else
+  return splat(*p);
+#endif
+}
+
+// Adds n lanes of R rows times a panel to their sums c[R][kWide].
+template <typename P, int R>
+static inline void multiply_tile(const float* __restrict a, const float* __restrict b, int64_t n, bool first,
+                                 float* __restrict c) {
+  vec acc[R][2] = {};
+  for (int64_t k = 0; k < n; k++) {
+    const vec row[2] = {load(b + k * kWide), load(b + k * kWide + W)};
+    __builtin_prefetch(a + R * kDepth + k * R);  // the next rows
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const vec value = broadcast(a + r * kDepth + k);
+      acc[r][0] = P::multiply_add(value, row[0], acc[r][0]);
+      acc[r][1] = P::multiply_add(value, row[1], acc[r][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; v++) {
+      float* to = c + r * kWide + v * W;
+      store(to, first ? acc[r][v] : load(to) + acc[r][v]);
+    }
+}
+
+template <typename P, int R = kStrip>
+static inline void multiply_rows(int64_t rows, const float* a, const float* b, int64_t n, bool first, float* c) {
+  if constexpr (R > 1)
+    if (rows < R) return multiply_rows<P, R - 1>(rows, a, b, n, first, c);
+  multiply_tile<P, R>(a, b, n, first, c);
+}
+
+// A panel of n lanes from rows: lanes(c, k) are W lanes of column c from lane k on.
+template <typename Lanes>
+static inline void pack_transposed(int64_t columns, int64_t n, const Lanes& lanes, float* out) {
+  for (int v = 0; v < 2; v++)
+    for (int64_t k = 0; k < n; k += W) {
+      vec m[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) m[i] = v * W + i < columns ? lanes(v * W + i, k) : vec{};
+      transpose(m);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) store(out + (k + i) * kWide + v * W, m[i]);
+    }
+}
+
+// All products of a problem. P has
+//   count, rows, N, depth             products, rows of all their A, columns of B, lanes along k
+//   first(p), last(p)                 the rows of product p
+//   pack_a(row, k, n, out)            n lanes of a row from lane k
+//   pack_b(p, column, columns, k, n, out, spare)   a panel; spare holds another
+//   write(p, row, column, columns, sums)
+//   multiply_add(a, b, sum)
+template <typename P>
+static void gemm(Pool& pool, const P& problem) {
+  const int64_t depth = problem.depth, count = problem.count, blocks = ceil_div(depth, kDepth);
+  const int64_t fitting = kMostPacked / (blocks * kDepth * int64_t(sizeof(float)));
+  const int64_t most = fitting < kStrip ? kStrip : fitting < kMostRows ? fitting : kMostRows;
+  const int64_t pass_rows = ceil_div(problem.rows, ceil_div(problem.rows, most));
+
+  const int64_t panels = ceil_div(problem.N, kWide);
+  int64_t width = panels * count / (8 * pool.threads());  // panels of an item, few enough for threads to end together
+  width = width < 1 ? 1 : width > kMostPanels ? kMostPanels : width;
+  const int64_t items = ceil_div(panels, width);
+  constexpr int64_t panel_floats = kDepth * kWide;
+  pool.reserve_own(size_t(2 * panel_floats + width * pass_rows * kWide) * sizeof(float));
+  float* packed =
+      static_cast<float*>(pool.shared(Pool::kPanels, size_t(blocks * pass_rows * kDepth) * sizeof(float)));
+  const auto lanes_of = [&](int64_t block) { return block + 1 < blocks ? kDepth : depth - block * kDepth; };
+
+  for (int64_t from = 0; from < problem.rows; from += pass_rows) {
+    const int64_t to = from + pass_rows < problem.rows ? from + pass_rows : problem.rows;
+    parallel(pool, (to - from) * blocks, 64, [&](int64_t i, int64_t end, int) {
+      for (; i < end; i++) {
+        const int64_t row = i / blocks, block = i % blocks;
+        problem.pack_a(from + row, block * kDepth, lanes_of(block), packed + (block * pass_rows + row) * kDepth);
+      }
+    });
+
+    parallel(pool, items * count, 1, [&](int64_t item, int64_t end, int thread) {
+      float *panel = static_cast<float*>(pool.own(thread)), *spare = panel + panel_floats, *sums = spare + panel_floats;
+      for (; item < end; item++) {
+        const int64_t p = item / items, j = item % items * width, panels_end = j + width < panels ? j + width : panels;
+        const int64_t first = problem.first(p) < from ? from : problem.first(p);
+        const int64_t last = problem.last(p) < to ? problem.last(p) : to, rows = last - first;
+        if (rows <= 0) continue;
+        const int64_t strips = ceil_div(rows, kStrip);
+        for (int64_t block = 0; block < blocks; block++) {
+          const int64_t n = lanes_of(block);
+          const float* a = packed + (block * pass_rows + first - from) * kDepth;
+          for (int64_t i = j; i < panels_end; i++) {
+            const int64_t column = i * kWide, columns = problem.N - column < kWide ? problem.N - column : int64_t(kWide);
+            problem.pack_b(p, column, columns, block * kDepth, n, panel, spare);
+            float* c = sums + (i - j) * pass_rows * kWide;
+            for (int64_t s = 0; s < strips; s++) {
+              const int64_t r = s * rows / strips, r_end = (s + 1) * rows / strips;
+              multiply_rows<P>(r_end - r, a + r * kDepth, panel, n, block == 0, c + r * kWide);
+              if (block + 1 == blocks)
+                for (int64_t row = r; row < r_end; row++) problem.write(p, first + row, column, columns, c + row * kWide);
+            }
+          }
+        }
+      }
+    });
+  }
+}
+
+}  // namespace LLAMA4_ISA
+}  // namespace llama4
