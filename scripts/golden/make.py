@@ -72,7 +72,17 @@ GOLDENS = {
              dict(dtype=torch.bfloat16), []),
     "f16": ({}, dict(dtype=torch.float16, style="old"), []),
     "nested": (dict(interleave_moe_layer_step=1), dict(style="nested"), []),
+    "fp8": ({}, dict(style="nested", dtype=torch.bfloat16, fp8=True), []),
 }
+
+# As the published Maverick-FP8's config.json has it.
+FP8 = {"quantization_config": {
+    "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+    "config_groups": {"group_0": {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel", "dynamic": False},
+        "input_activations": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True}}},
+    "ignore": ["lm_head"]}}
 
 
 def randomize(model, generator):
@@ -111,6 +121,33 @@ def run(model, ids):
     for hook in hooks:
         hook.remove()
     return [h[0] for h in out.hidden_states], out.logits[0], float(min(margins))
+
+
+def to_fp8(weight, scale_dtype):
+    """[out, in] as compressed-tensors stores it: 8-bit floats and, for each row, a factor that makes its largest 448; and what they stand for."""
+    scale = (weight.abs().amax(1, keepdim=True) / 448).to(scale_dtype)
+    codes = (weight / scale.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes, scale, (codes.to(scale_dtype) * scale).float()
+
+
+def quantize_fp8(model):
+    """Routed experts, and one matrix with float32 factors, become what their 8-bit floats stand for. Returns what is stored in their stead, by name."""
+    stored, gone = {}, []
+    for name, p in list(model.named_parameters()):
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):  # fused [E, in, out]; stored unfused, [out, in]
+            gone.append(name)
+            prefix, halves = name.rsplit(".", 1)[0], ["gate", "up"] if "gate_up" in name else ["down"]
+            for e in range(p.shape[0]):
+                parts = []
+                for half, w in zip(halves, p.data[e].T.chunk(len(halves), 0)):
+                    key = f"{prefix}.{e}.{half}_proj.weight"
+                    stored[key], stored[key + "_scale"], value = to_fp8(w, torch.bfloat16)
+                    parts.append(value)
+                p.data[e] = torch.cat(parts).T
+        elif name.endswith("1.self_attn.o_proj.weight"):
+            gone.append(name)
+            stored[name], stored[name + "_scale"], p.data = to_fp8(p.data, torch.float32)
+    return stored, gone
 
 
 def config_json(config, style, dtype):
@@ -174,6 +211,7 @@ def make(name):
         randomize(model, generator)
         for p in model.parameters():  # the truth is what float32 computes from the stored weights; buffers (frequencies) stay float32
             p.data = p.data.to(dtype).float()
+        quantized, gone = quantize_fp8(model) if files.get("fp8") else ({}, [])
         ids = torch.randint(2, 48, (files.get("tokens", 27),), generator=generator).tolist()
         hidden, logits, margin = run(model, ids)
         if margin > MARGIN:
@@ -185,13 +223,13 @@ def make(name):
 
     folder = OUT / name
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {k: v.to(dtype) for k, v in weights.items()}
+    stored = {**{k: v.to(dtype) for k, v in weights.items() if k not in gone}, **quantized}
     if config["tie_word_embeddings"]:
         del stored["lm_head.weight"]
     if style == "nested":
         stored = {"language_model." + k: v for k, v in stored.items()}
     write_weights(folder, stored, shards)
-    (folder / "config.json").write_text(json.dumps(config_json(config, style, dtype), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps({**config_json(config, style, dtype), **(FP8 if quantized else {})}, indent=2) + "\n")
     write_expected(folder, seed, ids, hidden, logits)
     print(f"{name:15} seed {seed:2} {len(ids)} tokens, logits std {logits.std():.2f}, router margin {margin:.4f}, mistakes move", [round(m, 3) for m in moved])
     if name == "bf16":

@@ -28,6 +28,7 @@ export function fromHuggingFace(json: Json, name = "config.json"): Llama4Config 
   const hasExperts = layers.some((kind) => kind.moe);
   const contextLength = text.count("max_position_embeddings", { absent: 131072 });
   refuseOtherModels(text);
+  refuseOtherQuantizations(top);
   const rope = ropeOf(text);
   const tied = text.raw("tie_word_embeddings") ?? top.raw("tie_word_embeddings") ?? false;
   const bos = tokenId(text, "bos_token_id") ?? tokenId(top, "bos_token_id");
@@ -101,6 +102,16 @@ function huggingFaceLayers(text: Fields, nLayers: number, chunks: boolean): Laye
     chunked: chunks && (Array.isArray(types) ? types[i] === "chunked_attention" : rope[i]!),
     moe: moe ? moe.has(i) : kind.moe,
   }));
+}
+
+/** 8-bit floats with factors for rows are read (fp8.ts); which tensors have them, the tensors say. */
+function refuseOtherQuantizations(top: Fields): void {
+  const quantization = top.object("quantization_config");
+  if (!quantization) return;
+  if (quantization.raw("quant_method") !== "compressed-tensors")
+    throw quantization.wrong("quant_method", '"compressed-tensors"; get the bf16 checkpoint or a GGUF');
+  if (quantization.raw("format") !== "float-quantized")
+    throw quantization.wrong("format", '"float-quantized"; get the bf16 checkpoint or a GGUF');
 }
 
 function refuseOtherModels(text: Fields): void {

@@ -96,7 +96,7 @@ export class Found {
     const scales = unknown.find((name) => /_scale$/.test(name));
     if (scales)
       throw new CheckpointError(
-        `${this.#file}: ${show(scales)} scales an 8-bit matrix; fp8 checkpoints are not read, get the bf16 one or a GGUF`,
+        `${this.#file}: ${show(scales)} belongs to a quantization that is not read (of folders only compressed-tensors' 8-bit floats are); get the bf16 checkpoint or a GGUF`,
       );
     throw new CheckpointError(
       `${this.#file}: ${show(unknown[0])} belongs to no tensor of this config (${unknown.length} such); expected the config of the same model`,

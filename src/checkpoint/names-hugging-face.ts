@@ -8,6 +8,7 @@ import { dtypes } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
 import { type Piece, type Shape, storedBytes, type TensorView } from "../tensor/tensor.ts";
 import { type Bound, blockShapes, Found, takeBlock } from "./found.ts";
+import { scaledRows } from "./fp8.ts";
 import { show } from "./json.ts";
 import { bindVision, huggingFaceVision, listVision, visionShapes } from "./names-vision.ts";
 import { sideBySide } from "./source.ts";
@@ -98,11 +99,30 @@ function withoutPrefix(name: string): string {
   return name;
 }
 
+/** The factors of an 8-bit float matrix. */
+const scaleOf = (weight: string) => `${weight}_scale`;
+
+/** The tensors with 8-bit float matrices as what they stand for, their factors gone into them. */
+function unscaled(tensors: readonly TensorView[], file: string): TensorView[] {
+  const scales = new Map(tensors.map((view) => [view.name, view]));
+  const dequantized = tensors.map((view) => {
+    if (view.dtype !== "f8_e4m3") return view;
+    const scale = scales.get(scaleOf(view.name));
+    if (!scale)
+      throw new CheckpointError(
+        `${file}: ${show(view.name)} is f8_e4m3; expected its factors as ${show(scaleOf(view.name))}; get the bf16 checkpoint or a GGUF`,
+      );
+    scales.delete(scale.name);
+    return scaledRows(view, scale);
+  });
+  return dequantized.filter(({ name }) => scales.has(name));
+}
+
 const isVision = /^(vision_model|multi_modal_projector)\./;
 
 /** The trees of a Hugging Face checkpoint. A config may describe a vision encoder whose tensors an exporter left out. */
 export function bindHuggingFace(c: Llama4Config, tensors: readonly TensorView[], file: string): Bound {
-  const found = new Found(tensors, file, withoutPrefix);
+  const found = new Found(unscaled(tensors, file), file, withoutPrefix);
   const { dim: D, nExperts: E, expertDim: F } = c;
   const matrix = ({ name, shape }: NamedShape) => found.take(name, shape);
   const swiglu = (names: FeedForward<string>, width: number): FeedForward<TensorView> => {

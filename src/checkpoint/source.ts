@@ -93,6 +93,27 @@ export function sideBySide(name: string, rows: number, pieces: readonly Piece[])
   };
 }
 
+/** Elements of `size` bytes that `make` computes when they are asked for: `n` of them from the one numbered `first`. */
+export function computed(
+  name: string,
+  size: number,
+  elements: number,
+  make: (first: number, n: number) => Promise<Uint8Array>,
+): ByteSource {
+  const byteLength = elements * size;
+  return {
+    name,
+    byteLength,
+    async read(offset, length) {
+      checkRange(name, offset, length, byteLength);
+      const first = Math.floor(offset / size);
+      const end = Math.ceil((offset + length) / size);
+      const bytes = await make(first, end - first);
+      return bytes.subarray(offset - first * size, offset - first * size + length);
+    },
+  };
+}
+
 const clamp = (x: number, low: number, high: number) => Math.min(high, Math.max(low, x));
 
 function checkRange(name: string, offset: number, length: number, byteLength: number): void {

@@ -6,7 +6,7 @@ import { isPlain, type Mix, type Place, storedType } from "../checkpoint/mix.ts"
 import type { Checkpoint } from "../checkpoint/open.ts";
 import type { Llama4Config } from "../model/config.ts";
 import { countParameters } from "../model/config.ts";
-import { mapParameters, type Parameters } from "../model/parameters.ts";
+import { mapParameters, mapVision, type Parameters } from "../model/parameters.ts";
 import { type KVDType, slotBytes } from "../tensor/backend.ts";
 import { storedBytes, type Tensor, type TensorView } from "../tensor/tensor.ts";
 
@@ -114,7 +114,10 @@ export function loadedBytesPerStep(
 }
 
 /** Bytes of each part as a checkpoint stores them. */
-export function storedPartBytes({ parameters: p, tensors, config }: Stored): Record<Part, number> {
+export function storedPartBytes({
+  parameters: p,
+  vision,
+}: Pick<Checkpoint, "parameters" | "vision">): Record<Part, number> {
   const parts = { embeddings: 0, attention: 0, dense: 0, shared: 0, routed: 0, norms: 0, routers: 0, vision: 0 };
   const add = (part: Part, ...weights: readonly TensorView[]) => {
     for (const w of weights) parts[part] += storedBytes(w);
@@ -131,9 +134,6 @@ export function storedPartBytes({ parameters: p, tensors, config }: Stored): Rec
       add("routed", ffn.experts.gate, ffn.experts.up, ffn.experts.down);
     }
   }
-  const text = Object.values(parts).reduce((sum, n) => sum + n);
-  if (config.vision) add("vision", ...tensors); // whatever is not text
-  return { ...parts, vision: Math.max(0, parts.vision - text) };
+  if (vision) mapVision(vision, (w) => add("vision", w));
+  return parts;
 }
-
-type Stored = Pick<Checkpoint, "parameters" | "tensors" | "config">;

@@ -109,6 +109,11 @@ describe("config.json", () => {
     [{ hidden_size: "32" }, /hidden_size is "32"; expected a whole number from 1/],
     [{ no_rope_layers: "all" }, /no_rope_layers is "all"; expected a list of whole numbers/],
     [{ rope_scaling: [] }, /rope_scaling is \[\]; expected an object/],
+    [{ quantization_config: { quant_method: "gptq" } }, /quant_method is "gptq"; expected "compressed-tensors"; get/],
+    [
+      { quantization_config: { quant_method: "compressed-tensors", format: "pack-quantized" } },
+      /format is "pack-quantized"; expected "float-quantized"; get the bf16 checkpoint or a GGUF/,
+    ],
     [{ model_type: "llama" }, /model_type is "llama"; expected "llama4"/],
     [{ hidden_size: -1 }, /hidden_size is -1; expected a whole number from 1/],
     [{ num_hidden_layers: 1e9 }, /num_hidden_layers is 1000000000; expected a whole number from 1 to 4096/],

@@ -185,11 +185,15 @@ describe("a safetensors file", () => {
     expect(await outcome(asSafetensors, bytes)).toMatch(/header has 2 names, some of them twice/);
   });
 
-  it("with a fp8 checkpoint's scales says that such are not read", async () => {
+  it("with scales of no 8-bit float matrix, or such a matrix without, says that they are not read", async () => {
     const bytes = withHeader((h) => {
       h["model.layers.0.self_attn.q_proj.weight_scale"] = { dtype: "F32", shape: [0], data_offsets: [0, 0] };
     });
-    expect(await outcome(asSafetensors, bytes)).toMatch(/fp8 checkpoints are not read/);
+    expect(await outcome(asSafetensors, bytes)).toMatch(/a quantization that is not read.*get the bf16/);
+    const unscaled = withHeader((h) => Object.assign(h[norm]!, { dtype: "F8_E4M3", shape: [4 * dense.dim] }));
+    expect(await outcome(asSafetensors, unscaled)).toMatch(
+      /is f8_e4m3; expected its factors as "model.norm.weight_scale"/,
+    );
   });
 
   it("whose index leads out of its folder", () => {

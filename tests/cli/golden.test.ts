@@ -9,7 +9,7 @@ const place = temporaryPlace();
 afterAll(() => place.remove());
 
 describe("llama4 logits", () => {
-  it.each(["scout", "maverick", "dense", "top-2", "tied", "chunk-16", "sharded", "meta-2"])(
+  it.each(["scout", "maverick", "dense", "top-2", "tied", "chunk-16", "sharded", "meta-2", "fp8"])(
     "of the golden model %s are Hugging Face's to 2e-4, without a tokenizer",
     async (name) => {
       const folder = new URL(`../golden/llama4/${name}`, import.meta.url).pathname;
