@@ -19,7 +19,7 @@ import {
   type ToMain,
   type ToWorker,
 } from "./protocol.ts";
-import { RequestError } from "./tensor/errors.ts";
+import { EngineError, RequestError } from "./tensor/errors.ts";
 import { startThread } from "./thread.ts";
 
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
@@ -28,7 +28,7 @@ export type { Sampling } from "./engine/sampler.ts";
 export type { ContentPart, Media, Message, Role, Tool, ToolCall } from "./prompt/chat-format.ts";
 export type { MediaOptions } from "./prompt/media.ts";
 export type { ModelInfo, Prompt } from "./protocol.ts";
-export { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
+export { CapacityError, CheckpointError, EngineError, RequestError } from "./tensor/errors.ts";
 export { startThread } from "./thread.ts";
 
 export interface LoadOptions extends Omit<Start, "path"> {
@@ -99,9 +99,13 @@ export async function load(path: string = shippedModel(), options: LoadOptions =
     calls.failAll(error);
   };
   worker.on("error", (error) =>
-    crashed(new Error(`the engine's thread has stopped: ${error.message}`, { cause: error })),
+    crashed(
+      new EngineError(`the engine's thread has stopped: ${error.message}; load the model again`, { cause: error }),
+    ),
   );
-  worker.on("exit", (code) => crashed(new Error(`the engine's thread has ended with status ${code}`)));
+  worker.on("exit", (code) =>
+    crashed(new EngineError(`the engine's thread has ended with status ${code}; load the model again`)),
+  );
   try {
     signal?.throwIfAborted();
     worker.ref();

@@ -4,7 +4,7 @@ import type { CompletionRequest } from "./engine/completion.ts";
 import type { ChatOptions, ContentPart, Message } from "./prompt/chat-format.ts";
 import type { Eyes, MediaOptions } from "./prompt/media.ts";
 import type { KVDType } from "./tensor/backend.ts";
-import { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
+import { CapacityError, CheckpointError, EngineError, RequestError } from "./tensor/errors.ts";
 
 /** What the worker is told first. */
 export interface Start {
@@ -110,6 +110,7 @@ const classes: Readonly<Record<string, new (message: string) => Error>> = {
   CheckpointError,
   RequestError,
   CapacityError,
+  EngineError,
   RangeError,
   TypeError,
 };

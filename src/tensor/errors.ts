@@ -1,4 +1,4 @@
-// Three classes, told apart by what the caller can do about the error.
+// Four classes, told apart by what the caller can do about the error.
 
 /** The checkpoint cannot be used as it stands: get another file. */
 export class CheckpointError extends Error {
@@ -13,4 +13,9 @@ export class RequestError extends Error {
 /** The machine has not enough room now: wait, or give more memory. */
 export class CapacityError extends Error {
   override readonly name = "CapacityError";
+}
+
+/** The engine cannot start here, or its thread has ended: mend the installation, or load the model again. */
+export class EngineError extends Error {
+  override readonly name = "EngineError";
 }

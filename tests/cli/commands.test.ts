@@ -11,6 +11,7 @@ import {
   truncateSync,
   writeFileSync,
 } from "node:fs";
+import { dirname, join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { llama4, main, objectOf } from "./llama4.ts";
@@ -422,6 +423,38 @@ describe("a bad checkpoint", () => {
   });
 });
 
+describe("without the native addon", () => {
+  const nowhere = { LLAMA4_ADDON: "/nowhere/llama4.node" };
+  const named = /\/nowhere\/llama4\.node: no such file.*install a C\+\+17 compiler/;
+  const generate = (...more: string[]) =>
+    llama4(["generate", "--model", model, "--prompt", "a", "--max-tokens", "3", "--json", ...more], "", nowhere);
+
+  it("generates with the reference in plain sight, naming what was tried and what to install", async () => {
+    const ended = await generate("--temperature", "0");
+    expect(ended.stderr).toMatch(named);
+    expect(ended.stderr).toMatch(/going on with the slow reference backend/);
+    expect(objectOf(ended)["tokens"]).toHaveLength(3);
+    expect(ended.status).toBe(0);
+  });
+
+  it("refuses where native was asked for by name", async () => {
+    const ended = await generate("--backend", "native");
+    expect(objectOf(ended)).toEqual({ error: { name: "EngineError", message: expect.stringMatching(named) } });
+    expect(ended.status).toBe(1);
+  });
+
+  it("converts in plain TypeScript to the same bytes, and says so", async () => {
+    const [slow, fast] = ["slow", "fast"].map((folder) => place.at(join(folder, "tiny.gguf"))) as [string, string];
+    for (const file of [slow, fast]) mkdirSync(dirname(file));
+    const convert = (out: string) => ["convert", model, out, "--type", "q8_0", "--allow-lossy"]; // chunks of 32
+    const ended = await llama4(convert(slow), "", nowhere);
+    expect(ended.stderr).toMatch(named);
+    expect(ended.stderr).toMatch(/going on in plain TypeScript, slowly/);
+    await llama4(convert(fast));
+    expect(readFileSync(slow).equals(readFileSync(fast))).toBe(true);
+  });
+});
+
 describe("a signal", () => {
   it.each([
     ["SIGINT", 130],
@@ -446,5 +479,24 @@ describe("a signal", () => {
     child.kill(signal);
     expect(await new Promise((resolve) => child.on("exit", resolve))).toBe(status);
     expect(isWriting()).toBe(false);
+  });
+
+  it.each(["stopped.gguf", "stopped"])("ends convert to %s with 130 and leaves no half file", async (name) => {
+    const wide = place.at(`wide-${name}`);
+    const sizes = ["--dim", "256", "--ffn", "512", "--expert-ffn", "512", "--vocab", "2048", "--dtype", "bf16"];
+    await initTiny(wide, ...sizes, "--layers", "4");
+    // Plain TypeScript needs long enough for a signal on its way.
+    const env = { ...process.env, LLAMA4_ADDON: "/nowhere/llama4.node" };
+    const type = name.endsWith(".gguf") ? "q4_k" : "f16";
+    const args = ["convert", wide, place.at(name), "--type", type, "--allow-lossy", "--json"];
+    const child = spawn(process.execPath, [main, ...args], { env });
+    const [stdout, ended] = [text(child.stdout), new Promise((resolve) => child.on("exit", resolve))];
+    const written = () =>
+      readdirSync(place.folder).filter((entry) => entry.includes("stopped") && !entry.startsWith("wide"));
+    while (written().length === 0 && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 5));
+    child.kill("SIGINT");
+    expect(await ended).toBe(130);
+    expect(JSON.parse(await stdout)).toEqual({ error: { name: "Interrupted", message: "stopped by Ctrl-C" } });
+    expect(written()).toEqual([]);
   });
 });

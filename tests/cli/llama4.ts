@@ -11,9 +11,10 @@ export interface Ended {
   readonly stderr: string;
 }
 
-export function llama4(args: readonly string[], input = ""): Promise<Ended> {
+export function llama4(args: readonly string[], input = "", env: NodeJS.ProcessEnv = {}): Promise<Ended> {
+  const options = { maxBuffer: 2 ** 26, env: { ...process.env, ...env } };
   return new Promise((resolve) => {
-    const child = execFile(process.execPath, [main, ...args], { maxBuffer: 2 ** 26 }, (error, stdout, stderr) => {
+    const child = execFile(process.execPath, [main, ...args], options, (error, stdout, stderr) => {
       resolve({ status: typeof error?.code === "number" ? error.code : error ? -1 : 0, stdout, stderr });
     });
     child.stdin?.on("error", () => {}); // a command that reads no input may be gone already

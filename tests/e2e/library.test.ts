@@ -137,6 +137,20 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
     expect(() => other.complete("a")).toThrow("the model was closed");
   });
 
+  it("tells every caller when its thread dies, and those who come after", async () => {
+    const thread = library.startThread();
+    const other = await library.load(folder, { backend: "reference", context: 256, thread });
+    const running = expect(all(other.complete("a", { temperature: 0 }))).rejects.toMatchObject({
+      name: "EngineError",
+      message: expect.stringMatching(/the engine's thread has stopped: .*; load the model again/),
+    });
+    thread.postMessage(undefined); // no message that the thread knows: it throws where nobody catches
+    await running;
+    expect(() => other.complete("a")).toThrow(library.EngineError);
+    await expect(other.encode("a")).rejects.toThrow(library.EngineError);
+    await other.close();
+  });
+
   it("computes nothing for a reply that nobody reads", async () => {
     const cancel = new AbortController();
     const unread = model.complete("a", { signal: cancel.signal });

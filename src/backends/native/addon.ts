@@ -7,6 +7,7 @@
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
+import { EngineError } from "../../tensor/errors.ts";
 
 export type Isa = "baseline" | "avx2" | "avx512";
 
@@ -227,7 +228,7 @@ export function loadAddon(): Addon {
       failures.push(`${path}: ${error instanceof Error ? error.message : error}`);
     }
   }
-  throw new Error(
+  throw new EngineError(
     `the native backend did not load (${failures.join("; ")}); ` +
       "install a C++17 compiler (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), then npm run build",
   );

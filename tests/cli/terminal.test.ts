@@ -1,0 +1,107 @@
+// `llama4 chat` in a terminal of its own: util-linux' `script` gives it one.
+
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { llama4, main } from "./llama4.ts";
+import { initTiny, temporaryPlace } from "./models.ts";
+
+function haveScript(): boolean {
+  try {
+    return execFileSync("script", ["--version"], { encoding: "utf8" }).includes("util-linux"); // others have other options
+  } catch {
+    return false;
+  }
+}
+
+/** A command in a terminal: what it has shown so far, and keys that are typed once it has shown something. */
+class Terminal {
+  readonly #child: ChildProcess;
+  readonly ended: Promise<number | null>;
+  #shown = "";
+  #seen = 0; // characters of it that were waited for
+
+  constructor(args: readonly string[]) {
+    const command = [process.execPath, main, ...args].map((word) => `'${word}'`).join(" ");
+    this.#child = spawn("script", ["-qec", command, "/dev/null"], { env: { ...process.env, TERM: "dumb" } });
+    this.#child.stdout!.setEncoding("utf8").on("data", (text: string) => {
+      this.#shown += text;
+    });
+    this.ended = new Promise((resolve) => this.#child.on("close", resolve));
+  }
+
+  /** Waits until `text` is shown after what was waited for before; returns what stands before it. */
+  async until(text: string): Promise<string> {
+    let gone = false;
+    void this.ended.then(() => {
+      gone = true;
+    });
+    for (;;) {
+      const at = this.#shown.indexOf(text, this.#seen);
+      if (at >= 0) {
+        const before = this.#shown.slice(this.#seen, at);
+        this.#seen = at + text.length;
+        return before;
+      }
+      if (gone) throw new Error(`ended before it showed ${JSON.stringify(text)}: ${JSON.stringify(this.#shown)}`);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
+  /** Hangs up, which ends the command too. */
+  close(): void {
+    this.#child.kill("SIGKILL");
+  }
+
+  type(keys: string): void {
+    this.#child.stdin!.write(keys);
+  }
+}
+
+describe.skipIf(!haveScript())("llama4 chat in a terminal (skipped without util-linux' script)", () => {
+  const place = temporaryPlace();
+  let model = "";
+  beforeAll(async () => {
+    model = await initTiny(place.at("tiny"));
+  });
+  afterAll(() => place.remove());
+
+  const terminals: Terminal[] = [];
+  const opened = (args: readonly string[]) => {
+    const terminal = new Terminal(args);
+    terminals.push(terminal);
+    return terminal;
+  };
+  afterEach(() => {
+    for (const terminal of terminals.splice(0)) terminal.close(); // what a failed test still waits for
+  });
+  const certain = () => ["chat", "--model", model, "--temperature", "0"];
+
+  it("answers what is typed, helps, and ends at /exit with status 0", async () => {
+    const terminal = opened([...certain(), "--max-tokens", "4"]);
+    await terminal.until("/help says what can be typed");
+    await terminal.until("> ");
+    terminal.type("/help\r");
+    await terminal.until("forgets the conversation");
+    await terminal.until("> ");
+    terminal.type("Why?\r");
+    await terminal.until("Why?");
+    const reply = (await terminal.until("> ")).replaceAll("\r", "").trim();
+    terminal.type("/exit\r");
+    expect(await terminal.ended).toBe(0);
+    const piped = await llama4([...certain(), "--max-tokens", "4"], "Why?\n");
+    expect(reply).toContain(piped.stdout.trim());
+  });
+
+  it("stops an answer at Ctrl-C and goes on; ends at another with status 130", async () => {
+    const terminal = opened([...certain(), "--context", "8192"]);
+    await terminal.until("> ");
+    terminal.type("Why?\r");
+    await terminal.until("Why?");
+    await new Promise((resolve) => setTimeout(resolve, 200)); // into the answer
+    terminal.type("\x03");
+    await terminal.until("> ");
+    terminal.type("\x03");
+    await terminal.until("Interrupted: stopped by Ctrl-C");
+    expect(await terminal.ended).toBe(130);
+  });
+});
