@@ -177,7 +177,8 @@ export const DEFAULT_CONTEXT = 32_768;
 
 /**
  * Beside weights and cache: activations of a step, what products pack of them (at most 16 MiB, native/gemm.h), JavaScript's
- * heap, and features of images where the model sees.
+ * heap, and features of images where the model sees. Each thread's own buffer is in it: 0.5 MiB of sums (linear-int8.cc),
+ * or 64 decoded rows of weights where products are exact (linear.cc; 4 MiB for rows of 16,384).
  */
 export const workingBytes = (c: Llama4Config): number => 300e6 + (c.vision ? IMAGE_CACHE_BYTES : 0);
 
