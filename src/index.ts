@@ -19,8 +19,8 @@ import {
   type ToMain,
   type ToWorker,
 } from "./protocol.ts";
-import { EngineError, RequestError } from "./tensor/errors.ts";
-import { startThread } from "./thread.ts";
+import { RequestError } from "./tensor/errors.ts";
+import { type EngineThread, startThread } from "./thread.ts";
 
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
 export type { LogitRows } from "./engine/engine.ts";
@@ -29,11 +29,11 @@ export type { ContentPart, Media, Message, Role, Tool, ToolCall } from "./prompt
 export type { MediaOptions } from "./prompt/media.ts";
 export type { ModelInfo, Prompt } from "./protocol.ts";
 export { CapacityError, CheckpointError, EngineError, RequestError } from "./tensor/errors.ts";
-export { startThread } from "./thread.ts";
+export { type EngineThread, startThread } from "./thread.ts";
 
 export interface LoadOptions extends Omit<Start, "path"> {
   /** One that `startThread` began earlier, to warm up meanwhile; it ends with the model. Default: a new one. */
-  readonly thread?: Worker | undefined;
+  readonly thread?: EngineThread | undefined;
   /** Bytes read so far and in all. */
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Hears what is not as asked, but goes on; default: printed on stderr. */
@@ -82,7 +82,8 @@ export interface Llama4 extends AsyncDisposable {
 
 /** Loads a checkpoint: a folder or a .gguf file; without a path, the model that ships. */
 export async function load(path: string = shippedModel(), options: LoadOptions = {}): Promise<Llama4> {
-  const { onProgress, onWarning = console.warn, signal, thread: worker = startThread(), ...start } = options;
+  const { onProgress, onWarning = console.warn, signal, thread = startThread(), ...start } = options;
+  const { worker, ended } = thread;
   const calls = new Calls(worker);
   const { promise, resolve, reject } = settlement<ModelInfo>();
   const abort = () => reject(signal?.reason);
@@ -94,18 +95,10 @@ export async function load(path: string = shippedModel(), options: LoadOptions =
     else if (message.type === "failed") reject(revive(message.error));
     else calls.hear(message);
   });
-  const crashed = (error: Error) => {
+  ended.then((error) => {
     reject(error);
     calls.failAll(error);
-  };
-  worker.on("error", (error) =>
-    crashed(
-      new EngineError(`the engine's thread has stopped: ${error.message}; load the model again`, { cause: error }),
-    ),
-  );
-  worker.on("exit", (code) =>
-    crashed(new EngineError(`the engine's thread has ended with status ${code}; load the model again`)),
-  );
+  });
   try {
     signal?.throwIfAborted();
     worker.ref();

@@ -1,10 +1,10 @@
 // How a command speaks: its answer on stdout, everything else on stderr, and how it ended as its exit status.
 
 import { createRequire } from "node:module";
-import type { Worker } from "node:worker_threads";
 import type { SingleBar } from "cli-progress";
 import { CommanderError } from "commander";
 import { RequestError } from "../tensor/errors.ts";
+import type { EngineThread } from "../thread.ts";
 
 /** What a command hands back: an object for programs, a text for people; without a text it has shown that already. */
 export interface Answer {
@@ -18,7 +18,7 @@ export interface Session {
   /** Aborted by Ctrl-C, SIGTERM and SIGHUP. */
   readonly signal: AbortSignal;
   /** The engine's, begun before the command line was read. */
-  readonly thread: Worker | undefined;
+  readonly thread: EngineThread | undefined;
 }
 
 /** Turns a command's work into what commander calls. */

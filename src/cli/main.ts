@@ -5,6 +5,6 @@ import { startThread } from "../thread.ts";
 
 const [, , command = ""] = process.argv;
 const thread = ["chat", "generate", "logits"].includes(command) ? startThread() : undefined;
-thread?.unref(); // it keeps no command from ending
+thread?.worker.unref(); // it keeps no command from ending
 const { runCommand } = await import("./program.ts");
 await runCommand(thread);

@@ -2,8 +2,8 @@
 
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
-import type { Worker } from "node:worker_threads";
 import { Command, CommanderError } from "commander";
+import type { EngineThread } from "../thread.ts";
 import { fail, Interrupted, print, type Run, status } from "./answer.ts";
 
 // Only what is asked for is loaded; all of them for --help, or for a name that is none.
@@ -21,7 +21,7 @@ const commands: Readonly<Record<string, () => Promise<(program: Command, run: Ru
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));
 
 /** Does what the command line says, with `thread` for a model, and sets the exit status. */
-export async function runCommand(thread: Worker | undefined): Promise<void> {
+export async function runCommand(thread: EngineThread | undefined): Promise<void> {
   const json = process.argv.includes("--json"); // known before commander reads it, for its own errors
   const signal = interrupted();
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {

@@ -41,10 +41,15 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
 
   it("loads into a thread that was begun earlier, which ends with the model", async () => {
     const thread = library.startThread();
-    const ended = new Promise((resolve) => thread.once("exit", resolve));
     const inThread = await library.load(folder, { backend: "reference", context: 64, thread });
     await inThread.close();
-    await ended;
+    await thread.ended;
+  });
+
+  it("says so when the thread that it is given has ended before", async () => {
+    const thread = library.startThread();
+    await thread.worker.terminate();
+    await expect(library.load(folder, { thread })).rejects.toMatchObject({ name: "EngineError" });
   });
 
   it("chats: text, tokens, usage and timings", async () => {
@@ -144,7 +149,7 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
       name: "EngineError",
       message: expect.stringMatching(/the engine's thread has stopped: .*; load the model again/),
     });
-    thread.postMessage(undefined); // no message that the thread knows: it throws where nobody catches
+    thread.worker.postMessage(undefined); // no message that the thread knows: it throws where nobody catches
     await running;
     expect(() => other.complete("a")).toThrow(library.EngineError);
     await expect(other.encode("a")).rejects.toThrow(library.EngineError);
