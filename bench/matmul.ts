@@ -29,7 +29,7 @@ const numbers = (list: string) => list.split(",").filter(Boolean).map(Number);
 const threads = Number(options.threads ?? availableParallelism());
 const runs = Number(options.runs);
 
-/** Weights of small numbers: words below 0x3000 are finite as any of these types. */
+/** Weights of small numbers: words below 0x3000 are finite in f32, bf16, f16 and as scales of q4_k. */
 function viewOf(dtype: DType, O: number, I: number): TensorView {
   const bytes = storedBytes({ dtype, shape: [O, I] });
   const read = async (_: number, length: number) => {

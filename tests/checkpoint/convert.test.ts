@@ -5,9 +5,8 @@ import { join } from "node:path";
 import { gguf as readOracle } from "@huggingface/gguf";
 import { afterAll, describe, expect, it } from "vitest";
 import { openReference } from "../../src/backends/reference/reference.ts";
-import { type ConvertOptions, convert } from "../../src/checkpoint/convert.ts";
 import { fileTypes, type Mix, mixes, type Place, storedType, usesMoreBits } from "../../src/checkpoint/mix.ts";
-import { type Checkpoint, openCheckpoint } from "../../src/checkpoint/open.ts";
+import type { Checkpoint } from "../../src/checkpoint/open.ts";
 import { recoded, referenceQuantizer } from "../../src/checkpoint/recode.ts";
 import { type Llama4Config, presets } from "../../src/model/config.ts";
 import { mapParameters, type Parameters } from "../../src/model/parameters.ts";
@@ -17,26 +16,13 @@ import { dequantize } from "../../src/tensor/block-formats.ts";
 import { dtypes } from "../../src/tensor/dtype.ts";
 import { isQuantizable, quantize } from "../../src/tensor/quantize.ts";
 import { elementCount, storedBytes, type TensorView } from "../../src/tensor/tensor.ts";
+import { converted, using } from "./converted.ts";
 
 const golden = join(import.meta.dirname, "../golden/llama4");
 const folder = mkdtempSync(join(tmpdir(), "llama4-convert-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 let next = 0;
 const fresh = (end = "") => join(folder, `${next++}${end}`);
-
-async function using<T>(path: string, body: (checkpoint: Checkpoint) => Promise<T>): Promise<T> {
-  const checkpoint = await openCheckpoint(path);
-  try {
-    return await body(checkpoint);
-  } finally {
-    await checkpoint.close();
-  }
-}
-
-async function converted(from: string, out: string, options: ConvertOptions = {}): Promise<string> {
-  await using(from, (checkpoint) => convert(checkpoint, out, { allowLossy: true, ...options }));
-  return out;
-}
 
 function views(parameters: Parameters<TensorView>): TensorView[] {
   const list: TensorView[] = [];

@@ -4,14 +4,14 @@ import { copyFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { type ConvertOptions, convert } from "../../src/checkpoint/convert.ts";
 import { bindMmproj } from "../../src/checkpoint/names-gguf.ts";
 import { bindHuggingFace } from "../../src/checkpoint/names-hugging-face.ts";
 import { bindMeta } from "../../src/checkpoint/names-meta.ts";
 import { ggufVision, huggingFaceVision, legacyPositions, listVision } from "../../src/checkpoint/names-vision.ts";
-import { type Checkpoint, type CheckpointOptions, openCheckpoint } from "../../src/checkpoint/open.ts";
+import { type Checkpoint, openCheckpoint } from "../../src/checkpoint/open.ts";
 import { recoded, referenceQuantizer } from "../../src/checkpoint/recode.ts";
 import type { TensorView } from "../../src/tensor/tensor.ts";
+import { converted, using } from "./converted.ts";
 
 const golden = join(import.meta.dirname, "../golden");
 const hugging = join(golden, "vision/maverick");
@@ -19,20 +19,6 @@ const folder = mkdtempSync(join(tmpdir(), "llama4-vision-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 let next = 0;
 const fresh = (end = "") => join(folder, `${next++}${end}`);
-
-async function using<T>(path: string, body: (c: Checkpoint) => Promise<T>, options?: CheckpointOptions): Promise<T> {
-  const checkpoint = await openCheckpoint(path, options);
-  try {
-    return await body(checkpoint);
-  } finally {
-    await checkpoint.close();
-  }
-}
-
-async function converted(from: string, out: string, options: ConvertOptions = {}): Promise<string> {
-  await using(from, (checkpoint) => convert(checkpoint, out, { allowLossy: true, ...options }));
-  return out;
-}
 
 const mmprojOf = (path: string) => join(dirname(path), `mmproj-${basename(path)}`);
 

@@ -1,7 +1,6 @@
 // On the native kernels, which compute many rows by other loops than one, a reply with guesses is the reply without.
 
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Isa, loadAddon } from "../../src/backends/native/addon.ts";
 import { openNative } from "../../src/backends/native/backend.ts";
 import { type Draft, DraftModel } from "../../src/engine/draft-model.ts";
 import { Engine } from "../../src/engine/engine.ts";
@@ -13,21 +12,11 @@ import { forward } from "../../src/model/transformer.ts";
 import { dtypes } from "../../src/tensor/dtype.ts";
 import { quantize } from "../../src/tensor/quantize.ts";
 import type { Tensor, TensorView } from "../../src/tensor/tensor.ts";
+import { onEachIsa } from "../addon.ts";
 import { prompt, randomParameters, backend as reference, config as small } from "./random-model.ts";
 
 const config = { ...small, dim: 256, nHeads: 8, headDim: 32, ffnDim: 512, expertDim: 256, attentionChunk: 24 };
 const parameters = randomParameters(config);
-
-// Without a compiler there is no addon; the build has said so, and the program runs on the reference.
-function availableIsas(): Isa[] {
-  try {
-    return loadAddon().isas();
-  } catch {
-    return [];
-  }
-}
-
-const isas = availableIsas();
 
 /** The model's matrices in a type, its vectors as they are. */
 async function viewsOf(dtype: "f32" | "q8_0" | "q4_0" | "q4_k"): Promise<TensorView[]> {
@@ -102,43 +91,44 @@ const cases = [
   ["q4_k", "int8", "q8_0"],
 ] as const;
 
-describe.each(isas)("on %s, with guesses,", (isa) => {
-  describe.each(cases)("%s weights, %s activations, %s keys and values:", (dtype, activations, kvDtype) => {
-    const backend = openNative({ threads: 2, activations, isa });
-    let model: Model;
-    beforeAll(async () => {
-      const tensors = await backend.load(await viewsOf(dtype));
-      model = { backend, parameters: mapParameters(parameters, () => tensors.shift()!), context: 256, kvDtype };
-    });
-    afterAll(() => backend.close());
+onEachIsa(
+  (isa) => `on ${isa}, with guesses,`,
+  (isa) => {
+    describe.each(cases)("%s weights, %s activations, %s keys and values:", (dtype, activations, kvDtype) => {
+      const backend = openNative({ threads: 2, activations, isa });
+      let model: Model;
+      beforeAll(async () => {
+        const tensors = await backend.load(await viewsOf(dtype));
+        model = { backend, parameters: mapParameters(parameters, () => tensors.shift()!), context: 256, kvDtype };
+      });
+      afterAll(() => backend.close());
 
-    it("the model drafts for itself what it says, every token", async () => {
-      for (const request of wandering) {
-        const draft = new DraftModel({ ...model, config }, { vocabSize: config.vocabSize, stepTokens: 512 });
-        const { tokens, guessed, accepted } = await reply(model, request, draft);
-        expect(tokens).toEqual((await reply(model, request)).tokens);
-        expect(accepted).toBe(guessed);
-        expect(accepted).toBeGreaterThan(60);
-      }
-    });
+      it("the model drafts for itself what it says, every token", async () => {
+        for (const request of wandering) {
+          const draft = new DraftModel({ ...model, config }, { vocabSize: config.vocabSize, stepTokens: 512 });
+          const { tokens, guessed, accepted } = await reply(model, request, draft);
+          expect(tokens).toEqual((await reply(model, request)).tokens);
+          expect(accepted).toBe(guessed);
+          expect(accepted).toBeGreaterThan(60);
+        }
+      });
 
-    it("text that repeats itself is the same", async () => {
-      for (const request of repeating) {
-        const { tokens, guessed, accepted } = await reply(model, request, new PromptLookup());
-        expect(tokens).toEqual((await reply(model, request)).tokens);
-        expect(accepted).toBeGreaterThan(40);
-        expect(guessed).toBeGreaterThan(accepted); // some guesses are wrong
-      }
-    });
+      it("text that repeats itself is the same", async () => {
+        for (const request of repeating) {
+          const { tokens, guessed, accepted } = await reply(model, request, new PromptLookup());
+          expect(tokens).toEqual((await reply(model, request)).tokens);
+          expect(accepted).toBeGreaterThan(40);
+          expect(guessed).toBeGreaterThan(accepted); // some guesses are wrong
+        }
+      });
 
-    it("text that does not is the same", async () => {
-      for (const request of wandering) {
-        const { tokens, guessed, accepted } = await reply(model, request, new PromptLookup());
-        expect(tokens).toEqual((await reply(model, request)).tokens);
-        expect(guessed).toBeGreaterThan(accepted);
-      }
+      it("text that does not is the same", async () => {
+        for (const request of wandering) {
+          const { tokens, guessed, accepted } = await reply(model, request, new PromptLookup());
+          expect(tokens).toEqual((await reply(model, request)).tokens);
+          expect(guessed).toBeGreaterThan(accepted);
+        }
+      });
     });
-  });
-});
-
-if (isas.length === 0) it.skip("the native backend is not built", () => {});
+  },
+);

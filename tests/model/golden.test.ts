@@ -4,7 +4,6 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { loadAddon } from "../../src/backends/native/addon.ts";
 import { openNative } from "../../src/backends/native/backend.ts";
 import { openReference } from "../../src/backends/reference/reference.ts";
 import { type Checkpoint, openCheckpoint } from "../../src/checkpoint/open.ts";
@@ -14,6 +13,7 @@ import { forward } from "../../src/model/transformer.ts";
 import { encodeImage } from "../../src/model/vision.ts";
 import type { Backend, LayerCache, Segment } from "../../src/tensor/backend.ts";
 import type { TensorView } from "../../src/tensor/tensor.ts";
+import { haveAddon } from "../addon.ts";
 
 const root = join(import.meta.dirname, "../golden/llama4");
 const names = readdirSync(root).filter((name) => existsSync(join(root, name, "expected.json")));
@@ -69,19 +69,10 @@ function worst(got: ArrayLike<number>, expected: readonly number[]): number {
 const oneSegment = (length: number): Segment[] => [{ row: 0, length, position: 0, sequence: 0 }];
 const all = (n: number) => Int32Array.from({ length: n }, (_, i) => i);
 
-// Without a compiler there is no addon: the build has said so, and the reference alone is tested.
-function haveAddon(): boolean {
-  try {
-    return loadAddon().isas().length > 0;
-  } catch {
-    return false;
-  }
-}
-
 const backends = {
   reference: () => openReference(),
   // Exact mode: f32 activations. What int8 activations cost is measured by the conformance suite.
-  ...(haveAddon() && { native: () => openNative({ activations: "f32", threads: 2 }) }),
+  ...(haveAddon && { native: () => openNative({ activations: "f32", threads: 2 }) }),
 };
 
 const report: Record<string, Record<string, string>> = {};

@@ -4,7 +4,6 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { loadAddon } from "../../src/backends/native/addon.ts";
 import { openNative } from "../../src/backends/native/backend.ts";
 import { openReference } from "../../src/backends/reference/reference.ts";
 import { openCheckpoint } from "../../src/checkpoint/open.ts";
@@ -14,6 +13,7 @@ import { forward, type Step } from "../../src/model/transformer.ts";
 import { encodeImage } from "../../src/model/vision.ts";
 import type { Backend } from "../../src/tensor/backend.ts";
 import type { Tensor, TensorView } from "../../src/tensor/tensor.ts";
+import { haveAddon } from "../addon.ts";
 
 const root = join(import.meta.dirname, "../golden/vision");
 const names = readdirSync(root).filter((name) => existsSync(join(root, name, "expected.json")));
@@ -31,17 +31,9 @@ interface Case {
   readonly parts?: number[][][];
 }
 
-function haveAddon(): boolean {
-  try {
-    return loadAddon().isas().length > 0;
-  } catch {
-    return false;
-  }
-}
-
 const backends = {
   reference: () => openReference(),
-  ...(haveAddon() && { native: () => openNative({ activations: "f32", threads: 2 }) }),
+  ...(haveAddon && { native: () => openNative({ activations: "f32", threads: 2 }) }),
 };
 
 /** The formula of scripts/golden/vision.py: bytes of a linear congruential generator as [−1, 1]. */

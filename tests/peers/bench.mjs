@@ -2,19 +2,12 @@
 // usage: node bench.mjs MODEL.gguf PROMPT_TOKENS REPLY_TOKENS SEQUENCES THREADS REPEAT
 //
 // {release, prefill, decode}: tokens a second of all sequences together, one for each repetition after a warm-up.
-import { getLlama, LlamaLogLevel } from "node-llama-cpp";
+import { openModel } from "./model.mjs";
 
 const [modelPath, ...counts] = process.argv.slice(2);
 const [prompt, reply, sequences, threads, repeat] = counts.map(Number);
 
-const llama = await getLlama({
-  gpu: false,
-  build: "never",
-  skipDownload: true,
-  maxThreads: threads,
-  logLevel: LlamaLogLevel.error,
-});
-const model = await llama.loadModel({ modelPath });
+const { llama, model } = await openModel(modelPath, threads);
 const context = await model.createContext({
   contextSize: prompt + reply + 1,
   batchSize: Math.max(512, sequences),

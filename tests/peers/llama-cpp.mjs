@@ -7,7 +7,7 @@
 // Nothing is rounded that need not be: KV cache in F32, no flash attention (it accumulates values in F16).
 import { appendFileSync, readFileSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { getLlama, LlamaLogLevel } from "node-llama-cpp";
+import { openModel } from "./model.mjs";
 
 const { positionals, values } = parseArgs({
   allowPositionals: true,
@@ -23,14 +23,7 @@ const [modelPath, tokensPath] = positionals;
 const prompt = JSON.parse(readFileSync(tokensPath, "utf8"));
 const [generate, threads] = [Number(values.generate), Number(values.threads)];
 
-const llama = await getLlama({
-  gpu: false,
-  build: "never",
-  skipDownload: true,
-  maxThreads: threads,
-  logLevel: LlamaLogLevel.error,
-});
-const model = await llama.loadModel({ modelPath });
+const { llama, model } = await openModel(modelPath, threads);
 const context = await model.createContext({
   contextSize: prompt.length + generate + 1, // llama.cpp rounds up; nothing is ever shifted out
   batchSize: 512,
