@@ -4,18 +4,9 @@ import { readFile, stat } from "node:fs/promises";
 import type Sharp from "sharp";
 import { RequestError } from "../tensor/errors.ts";
 import type { Media } from "./chat-format.ts";
+import type { ImageLimits } from "./media.ts";
 import type { Pixels } from "./resize.ts";
 import { shown } from "./shown.ts";
-
-/** What an image may be; more is refused before it is decoded. */
-export interface ImageLimits {
-  /** Pixels of the image; default 50 million. */
-  readonly maxPixels?: number | undefined;
-  /** Pixels along a side; default 32,767. */
-  readonly maxSide?: number | undefined;
-  /** Bytes of the file; default 100 million. */
-  readonly maxBytes?: number | undefined;
-}
 
 export interface DecodeOptions extends ImageLimits {
   /** Turns photographs as their EXIF orientation says. Default: yes. */
@@ -24,15 +15,13 @@ export interface DecodeOptions extends ImageLimits {
   readonly page?: number | undefined;
 }
 
-const MAX_BYTES = 100e6;
-
 const FORMATS = "PNG, JPEG, WebP, GIF, AVIF or TIFF";
 
 /** The image in a file: as sRGB bytes, what is transparent over white, embedded colour profiles left aside as in training. */
 export async function decodeImage(file: Uint8Array, options: DecodeOptions = {}): Promise<Pixels> {
-  const { maxPixels = 50e6, maxSide = 32_767, maxBytes = MAX_BYTES, orient = true, page = 0 } = options;
+  const { orient = true, page = 0 } = options;
   const format = formatOf(file);
-  if (file.byteLength > maxBytes) throw tooLarge(file.byteLength, maxBytes);
+  checkBytes(file.byteLength, options);
   const sharp = await loadSharp();
   const open = () =>
     sharp(file, {
@@ -42,35 +31,57 @@ export async function decodeImage(file: Uint8Array, options: DecodeOptions = {})
       autoOrient: orient,
     });
   const { width = 0, height = 0, pageHeight = height } = await readable(format, open().metadata());
-  const size = `${width.toLocaleString("en")} × ${pageHeight.toLocaleString("en")} pixels`;
-  if (width * pageHeight < 1) throw new RequestError(`image: it has ${size}; expected some`);
-  if (width * pageHeight > maxPixels)
-    throw new RequestError(`image: it has ${size}; expected at most ${maxPixels.toLocaleString("en")} (\`maxPixels\`)`);
-  if (Math.max(width, pageHeight) > maxSide)
-    throw new RequestError(
-      `image: it has ${size}; expected at most ${maxSide.toLocaleString("en")} along a side (\`maxSide\`)`,
-    );
+  checkSize("image", width, pageHeight, options);
   const pipeline = open().flatten({ background: "#ffffff" }).toColourspace("srgb").raw({ depth: "uchar" });
   const { data, info } = await readable(format, pipeline.toBuffer({ resolveWithObject: true }));
   if (info.channels !== 3) throw new Error(`image: decoded to ${info.channels} channels; expected 3`);
   return { data, width: info.width, height: info.height };
 }
 
-const tooLarge = (bytes: number, most: number) =>
-  new RequestError(
-    `image: the file has ${bytes.toLocaleString("en")} bytes; expected at most ${most.toLocaleString("en")} (\`maxBytes\`)`,
-  );
+/** Refuses a file of too many bytes. */
+export function checkBytes(bytes: number, { maxBytes = 100e6 }: ImageLimits): void {
+  if (bytes > maxBytes)
+    throw new RequestError(
+      `image: the file has ${bytes.toLocaleString("en")} bytes; expected at most ${maxBytes.toLocaleString("en")} (\`maxBytes\`)`,
+    );
+}
+
+/** Refuses an image, or a video's frames, of no pixels or of too many. */
+export function checkSize(
+  what: "image" | "video",
+  width: number,
+  height: number,
+  { maxPixels = 50e6, maxSide = 32_767 }: ImageLimits,
+): void {
+  const size = `${width.toLocaleString("en")} × ${height.toLocaleString("en")} pixels`;
+  if (width * height < 1) throw new RequestError(`${what}: it has ${size}; expected some`);
+  if (width * height > maxPixels)
+    throw new RequestError(
+      `${what}: it has ${size}; expected at most ${maxPixels.toLocaleString("en")} (\`maxPixels\`)`,
+    );
+  if (Math.max(width, height) > maxSide)
+    throw new RequestError(
+      `${what}: it has ${size}; expected at most ${maxSide.toLocaleString("en")} along a side (\`maxSide\`)`,
+    );
+}
 
 /** The pixels of an image part. */
 export async function openImage(media: Media, options: DecodeOptions = {}): Promise<Pixels> {
   if (media.data !== undefined) return decodeImage(bytesOf(media.data), options);
-  const { maxBytes = MAX_BYTES } = options;
-  const { size } = await existing("image", media.path);
-  if (size > maxBytes) throw tooLarge(size, maxBytes);
+  const { path } = media;
+  const { size } = await existing("image", path);
+  return named(path, async () => {
+    checkBytes(size, options);
+    return decodeImage(await readFile(path), options);
+  });
+}
+
+/** What is wrong with a file says which file it is. */
+export async function named<T>(path: string, work: () => Promise<T>): Promise<T> {
   try {
-    return await decodeImage(await readFile(media.path), options);
+    return await work();
   } catch (error) {
-    throw error instanceof RequestError ? new RequestError(`${media.path}: ${error.message}`, { cause: error }) : error;
+    throw error instanceof RequestError ? new RequestError(`${path}: ${error.message}`, { cause: error }) : error;
   }
 }
 
@@ -86,19 +97,24 @@ export async function existing(what: string, path: string) {
   const found = await stat(path).catch((error: unknown) => {
     throw new RequestError(`${what}: there is no ${path} that can be read; check the path`, { cause: error });
   });
-  if (!found.isFile()) throw new RequestError(`${what}: ${path} is no file; expected one`);
+  if (!found.isFile())
+    throw new RequestError(`${what}: ${path} is ${found.isDirectory() ? "a folder" : "no file"}; expected a file`);
   return found;
 }
 
 /** When each picture of an animated GIF or WebP is shown, in seconds, and until when the last one is. */
 export async function animationTimes(file: Uint8Array): Promise<{ starts: number[]; duration: number }> {
   const sharp = await loadSharp();
-  const { pages = 1, delay = [] } = await readable(formatOf(file), sharp(file, { pages: -1 }).metadata());
+  const { pages = 1, delay = [] } = await readable(
+    formatOf(file),
+    sharp(file, { pages: -1, limitInputPixels: false }).metadata(), // each frame has its own limit when it is decoded
+  );
   const starts: number[] = [];
   let duration = 0;
   for (let page = 0; page < pages; page++) {
     starts.push(duration);
-    duration += (delay[page] ?? 100) / 1000;
+    const ms = delay[page] ?? 0;
+    duration += (ms <= 10 ? 100 : ms) / 1000; // no delay, or next to none, is a tenth of a second, as in browsers
   }
   return { starts, duration };
 }

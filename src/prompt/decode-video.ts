@@ -6,27 +6,60 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { RequestError } from "../tensor/errors.ts";
 import type { Media } from "./chat-format.ts";
-import { animationTimes, bytesOf, decodeImage, existing, formatOf } from "./decode-image.ts";
+import {
+  animationTimes,
+  bytesOf,
+  checkBytes,
+  checkSize,
+  decodeImage,
+  existing,
+  formatOf,
+  named,
+} from "./decode-image.ts";
 import type { MediaOptions, OpenVideo } from "./media.ts";
-import type { FramePlan } from "./video.ts";
+import type { Pixels } from "./resize.ts";
+import type { FramePlan, VideoLength } from "./video.ts";
 
 /** A video part: its file stays open until it is closed. */
 export async function openVideo(media: Media, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo> {
-  const given = media.data === undefined ? undefined : bytesOf(media.data);
-  if (media.path !== undefined) await existing("video", media.path);
-  const head = given ?? (await firstBytes(media.path!));
-  if (isAnimation(head)) return openAnimation(given ?? (await readFile(media.path!)), options);
-  if (media.path !== undefined) return openFile(resolve(media.path), signal);
+  if (media.data !== undefined) return openBytes(bytesOf(media.data), options, signal);
+  const { path } = media;
+  const { size } = await existing("video", path);
+  return named(path, async () => {
+    if (!isAnimation(await firstBytes(path))) {
+      const video = await openFile(resolve(path), options, signal);
+      return { ...video, frames: (plan) => namedFrames(path, video.frames(plan)) };
+    }
+    checkBytes(size, options);
+    return openAnimation(await readFile(path), options);
+  });
+}
+
+async function openBytes(bytes: Uint8Array, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo> {
+  if (isAnimation(bytes)) {
+    checkBytes(bytes.byteLength, options);
+    return openAnimation(bytes, options);
+  }
   const folder = await mkdtemp(join(tmpdir(), "llama4-video-"));
   const remove = () => rm(folder, { recursive: true, force: true });
   try {
     const path = join(folder, "video");
-    await writeFile(path, given!, { signal });
-    const video = await openFile(path, signal);
+    await writeFile(path, bytes, { signal });
+    const video = await openFile(path, options, signal);
     return { ...video, close: remove };
   } catch (error) {
     await remove();
     throw error;
+  }
+}
+
+async function* namedFrames<T>(path: string, frames: AsyncIterable<T>): AsyncGenerator<T> {
+  const all = frames[Symbol.asyncIterator]();
+  try {
+    for (let next = await named(path, () => all.next()); !next.done; next = await named(path, () => all.next()))
+      yield next.value;
+  } finally {
+    await all.return?.();
   }
 }
 
@@ -74,10 +107,11 @@ const DEMUXERS = [
 const SAFE_INPUT = ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS.join(",")];
 
 /** Between frames that lie farther apart than this, ffmpeg jumps; nearer ones it reaches by decoding on. */
-const JUMP_SECONDS = 4;
+const JUMP_SECONDS = 4; // a jump costs a start of ffmpeg and the frames since a key frame, some tenths of a second
 
-async function openFile(path: string, signal?: AbortSignal): Promise<OpenVideo> {
-  const fields = "stream=width,height,avg_frame_rate,duration:stream_disposition=attached_pic:format=duration";
+async function openFile(path: string, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo> {
+  const fields =
+    "stream=width,height,avg_frame_rate,duration:stream_disposition=attached_pic:stream_side_data=rotation:format=duration";
   const probe = ["-v", "error", ...SAFE_INPUT, "-select_streams", "v", "-show_entries", fields, "-of", "json"];
   const chunks: Uint8Array[] = [];
   for await (const chunk of run("ffprobe", [...probe, `file:${path}`], signal)) chunks.push(chunk);
@@ -88,65 +122,82 @@ async function openFile(path: string, signal?: AbortSignal): Promise<OpenVideo> 
       avg_frame_rate?: string;
       duration?: string;
       disposition?: { attached_pic?: number };
+      side_data_list?: { rotation?: number }[];
     }[];
     format?: { duration?: string };
   };
   const stream = found.streams?.find(({ width, disposition }) => width && disposition?.attached_pic !== 1);
   if (!stream?.width || !stream.height) throw new RequestError("video: the file has no video stream; expected one");
+  checkSize("video", stream.width, stream.height, options);
   const positive = (value: number) => (value > 0 && Number.isFinite(value) ? value : undefined);
   const [frames = 0, seconds = 1] = (stream.avg_frame_rate ?? "0/1").split("/").map(Number);
+  const rate = positive(frames / seconds);
+  const duration = positive(Number(stream.duration)) ?? positive(Number(found.format?.duration));
+  const isOnItsSide = stream.side_data_list?.some(({ rotation = 0 }) => rotation % 180 !== 0);
   return {
     length: {
-      width: stream.width,
-      height: stream.height,
-      duration: positive(Number(stream.duration)) ?? positive(Number(found.format?.duration)),
-      rate: positive(frames / seconds),
+      width: isOnItsSide ? stream.height : stream.width,
+      height: isOnItsSide ? stream.width : stream.height,
+      ...{ duration, rate },
     },
-    frames: (plan) => (plan.step > JUMP_SECONDS ? jumping(path, plan, signal) : straightOn(path, plan, signal)),
+    async *frames({ times, step }) {
+      const isFar = step > JUMP_SECONDS;
+      for (const part of isFar ? times.map((time) => [time]) : [times]) {
+        let i = 0;
+        for await (const pixels of framesAt(path, { times: part, step }, { duration, rate }, signal))
+          yield { seconds: part[i++]!, pixels };
+      }
+    },
     close: async () => {},
   };
 }
 
-async function* straightOn(path: string, { times, step }: FramePlan, signal?: AbortSignal) {
-  const start = times[0]!;
-  // up: at each time the frame that is on the screen then, not one that will be
-  const filter = `setpts=PTS-STARTPTS,fps=${1 / step}:round=up:start_time=0`;
-  let i = 0;
-  for await (const pixels of images(path, start, ["-vf", filter, "-frames:v", String(times.length)], signal))
-    yield { seconds: times[i++] ?? start + i * step, pixels };
+/** For each of some times, `step` seconds apart, the frame that is on the screen then: upright, in RGB. */
+function framesAt(
+  path: string,
+  { times, step }: Pick<FramePlan, "times" | "step">,
+  { duration, rate }: Pick<VideoLength, "duration" | "rate">,
+  signal?: AbortSignal,
+): AsyncGenerator<Pixels> {
+  // ffmpeg drops what began before the place it jumps to, so it jumps to where the frame before has begun too.
+  const from = Math.max(0, times[0]! - (rate ? 2 / rate : 2));
+  const filters = [
+    `setpts=PTS-${(times[0]! - from).toFixed(6)}/TB`, // the first of the times is 0
+    ...(duration ? [`tpad=stop_mode=clone:stop_duration=${step}`] : []), // the last frame stays until the end that the file names
+    `fps=${1 / step}:round=up:start_time=0`, // at each time the last frame that has begun
+  ];
+  const jump = from > 0 ? ["-ss", from.toFixed(6)] : []; // even a jump to 0 loses a frame without a time
+  const input = ["-v", "error", "-nostdin", ...SAFE_INPUT, ...jump, "-i", `file:${path}`];
+  const output = ["-map", "0:V:0", "-vf", filters.join(","), "-frames:v", String(times.length)];
+  return ppmFrames(
+    run("ffmpeg", [...input, ...output, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"], signal),
+  );
 }
 
-async function* jumping(path: string, { times }: FramePlan, signal?: AbortSignal) {
-  for (const seconds of times)
-    for await (const pixels of images(path, seconds, ["-frames:v", "1"], signal)) yield { seconds, pixels };
-}
+const PPM_HEADER_BYTES = 32; // "P6\n", two numbers, "255\n": never more
 
-/** What ffmpeg gives from a time on, upright and in RGB. */
-async function* images(path: string, from: number, args: readonly string[], signal?: AbortSignal) {
-  const input = ["-v", "error", "-nostdin", ...SAFE_INPUT, "-ss", from.toFixed(3), "-i", `file:${path}`];
-  const output = ["-map", "0:V:0", ...args, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"];
-  let held: Uint8Array = new Uint8Array();
+/** The images in a stream of binary PPM files, one behind the other, in chunks of any size. */
+export async function* ppmFrames(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Pixels> {
   const parts: Uint8Array[] = [];
-  let length = 0;
-  let needed = 32; // of a header, then of a picture
-  for await (const chunk of run("ffmpeg", [...input, ...output], signal)) {
+  let held = 0; // bytes of the parts
+  let needed = 1; // before it is worth to look again
+  for await (const chunk of chunks) {
     parts.push(chunk);
-    length += chunk.length;
-    while (length >= needed) {
-      held = parts.length === 1 ? parts[0]! : Buffer.concat(parts);
-      const header = /^P6\n(\d+) (\d+)\n255\n/.exec(Buffer.from(held.buffer, held.byteOffset, 32).toString("latin1"));
-      if (!header) throw new Error("ffmpeg wrote something else than the PPM that it was asked for");
-      const [width, height] = [Number(header[1]), Number(header[2])];
-      const end = header[0].length + width * height * 3;
-      parts.splice(0, parts.length, held);
-      if (length < end) {
-        needed = end;
-        break;
-      }
-      yield { data: held.subarray(header[0].length, end), width, height };
-      parts.splice(0, parts.length, held.subarray(end));
-      length -= end;
-      needed = 32;
+    held += chunk.length;
+    while (held >= needed) {
+      const bytes = parts.length === 1 ? parts[0]! : Buffer.concat(parts);
+      parts.splice(0, parts.length, bytes);
+      const head = Buffer.from(bytes.subarray(0, PPM_HEADER_BYTES)).toString("latin1");
+      const header = /^P6\n(\d+) (\d+)\n255\n/.exec(head);
+      if (!header && held >= PPM_HEADER_BYTES)
+        throw new Error("ffmpeg wrote something else than the PPM that it was asked for");
+      const [width, height] = [Number(header?.[1]), Number(header?.[2])];
+      needed = header ? header[0].length + width * height * 3 : held + 1;
+      if (!header || held < needed) break;
+      yield { data: bytes.subarray(header[0].length, needed), width, height };
+      parts.splice(0, parts.length, bytes.subarray(needed));
+      held -= needed;
+      needed = 1;
     }
   }
 }

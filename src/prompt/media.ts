@@ -7,18 +7,24 @@ import type { Pixels } from "./resize.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { type FramePlan, planFrames, timestamp, type VideoLength } from "./video.ts";
 
+/** What an image may be; more is refused before it is decoded. */
+export interface ImageLimits {
+  /** Pixels of the image or of a video's frame; default 50 million, 150 MB as RGB. */
+  readonly maxPixels?: number | undefined;
+  /** Pixels along a side; default 32,767. */
+  readonly maxSide?: number | undefined;
+  /** Bytes of an image's file; default 100 million. */
+  readonly maxBytes?: number | undefined;
+}
+
 /** How pictures become tokens. */
-export interface MediaOptions {
+export interface MediaOptions extends ImageLimits {
   /** Most tiles of an image, the global one not counted; fewer cost fewer tokens. Default: 16. */
   readonly maxTiles?: number | undefined;
   /** Enlarges images to the largest canvas that fits them. */
   readonly toMaxCanvas?: boolean | undefined;
   /** Turns photographs as their EXIF orientation says. Default: yes. */
   readonly orient?: boolean | undefined;
-  /** Most pixels of an image or a video's frame, pixels along a side, and bytes of an image's file. */
-  readonly maxPixels?: number | undefined;
-  readonly maxSide?: number | undefined;
-  readonly maxBytes?: number | undefined;
   /** Tokens that a video may take; default 8,000. */
   readonly videoTokens?: number | undefined;
 }

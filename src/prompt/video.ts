@@ -36,7 +36,7 @@ export function planFrames(
     return imageTokens(layout, tokensPerTile).reduce((sum, [, count]) => sum + count, TIMESTAMP_TOKENS);
   };
   const most = Math.floor(videoTokens / tokens(1));
-  if (!(most >= 1))
+  if (!(most >= 1) || most === Infinity)
     throw new RequestError(`videoTokens is ${videoTokens}; expected at least ${tokens(1)}, which is one frame`);
   const wanted = duration === undefined ? most : Math.max(1, Math.ceil(duration * Math.min(MAX_RATE, rate)));
   const count = Math.min(wanted, most);

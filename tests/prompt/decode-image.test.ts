@@ -117,7 +117,7 @@ describe("openImage", () => {
     writeFileSync(at("text.png"), "Hello");
     await expect(openImage({ path: at("text.png") })).rejects.toThrow(/text\.png: image: the file is no image/);
     await expect(openImage({ path: at("none.png") })).rejects.toThrow(/there is no .*none\.png/);
-    await expect(openImage({ path: folder })).rejects.toThrow(/is no file/);
+    await expect(openImage({ path: folder })).rejects.toThrow(/is a folder; expected a file/);
     await expect(openImage({ path: at("red.png") }, { maxBytes: 10 })).rejects.toThrow(/at most 10/);
   });
 });

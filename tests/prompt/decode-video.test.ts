@@ -5,7 +5,8 @@ import { delimiter, join } from "node:path";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Media } from "../../src/prompt/chat-format.ts";
-import { openVideo } from "../../src/prompt/decode-video.ts";
+import { openVideo, ppmFrames } from "../../src/prompt/decode-video.ts";
+import type { MediaOptions } from "../../src/prompt/media.ts";
 import { planFrames } from "../../src/prompt/video.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
 
@@ -67,6 +68,42 @@ it("an animated GIF or WebP is a video, its frames at their times", async () => 
   }
 });
 
+it("a GIF without delays shows each frame for a tenth of a second, and one that is too large is not read", async () => {
+  const frames = Buffer.concat([0, 80, 160, 240].map((grey) => Buffer.alloc(16 * 8 * 3, grey)));
+  const raw = { width: 16, height: 32, channels: 3, pageHeight: 8 } as const;
+  const file = await sharp(frames, { raw }).gif({ delay: 0 }).toBuffer();
+  const { length } = await openVideo({ data: file }, {});
+  expect(length).toMatchObject({ duration: 0.4, rate: 10 });
+  writeFileSync(at("large.gif"), "GIF89a");
+  truncateSync(at("large.gif"), 2 ** 31); // a hole: nothing of it may be read
+  await expect(openVideo({ path: at("large.gif") }, {})).rejects.toThrow(
+    "large.gif: image: the file has 2,147,483,648",
+  );
+});
+
+it("PPM images come apart in chunks of any size", async () => {
+  const image = (width: number, height: number, byte: number) =>
+    Buffer.concat([Buffer.from(`P6\n${width} ${height}\n255\n`), Buffer.alloc(width * height * 3, byte)]);
+  const bytes = Buffer.concat([image(1, 1, 1), image(13, 7, 2), image(2, 2, 3)]);
+  for (const size of [1, 2, 11, 30, 1000]) {
+    const chunks = Array.from({ length: Math.ceil(bytes.length / size) }, (_, i) =>
+      bytes.subarray(i * size, (i + 1) * size),
+    );
+    const sizes: number[][] = [];
+    for await (const { width, height, data } of ppmFrames(
+      (async function* () {
+        yield* chunks;
+      })(),
+    ))
+      sizes.push([width, height, data.length, data[0]!]);
+    expect(sizes).toEqual([
+      [1, 1, 3, 1],
+      [13, 7, 273, 2],
+      [2, 2, 12, 3],
+    ]);
+  }
+});
+
 it("without ffmpeg, the error says how to install it", async () => {
   writeFileSync(at("some.mp4"), "no video");
   const path = process.env["PATH"];
@@ -110,6 +147,30 @@ describe.skipIf(!hasFfmpeg)("openVideo (skipped where ffmpeg is not installed)",
     }
   });
 
+  it("shows at each time what is on the screen then, of slides too, and of a single frame", async () => {
+    for (const [rate, tokens] of [
+      [1, 8000],
+      [0.1, 8000], // ten seconds a slide: it jumps
+    ] as const) {
+      const slides = `nullsrc=size=64x48:rate=${rate}:duration=${3 / rate},geq=lum=16+80*N:cb=128:cr=128,format=yuv420p`;
+      ffmpeg("-f", "lavfi", "-i", slides, "-c:v", "mpeg4", "-q:v", "2", at(`slides${rate}.mp4`));
+      const frames = await look({ path: at(`slides${rate}.mp4`) }, tokens);
+      expect(frames.map(({ seconds }) => seconds * rate)).toEqual([0.5, 1.5, 2.5]);
+      expect(frames.map(({ grey }) => Math.round(grey / (80 * (255 / 219))))).toEqual([0, 1, 2]);
+    }
+    for (const name of ["one.mp4", "one.webm", "one.ts"]) {
+      const codec = name.endsWith("webm") ? "vp8" : "mpeg2video";
+      ffmpeg("-f", "lavfi", "-i", "color=white:size=32x32:rate=10", "-frames:v", "1", "-c:v", codec, at(name));
+      expect((await look({ path: at(name) })).map(({ grey }) => grey > 240)).toEqual([true]);
+    }
+  });
+
+  it("has the limits of images", async () => {
+    const open = (limits: MediaOptions) => openVideo({ path: at("brighter.mp4") }, limits);
+    await expect(open({ maxPixels: 100 })).rejects.toThrow("it has 64 × 48 pixels; expected at most 100 (`maxPixels`)");
+    await expect(open({ maxSide: 63 })).rejects.toThrow("expected at most 63 along a side (`maxSide`)");
+  });
+
   it("jumps where frames lie far apart", async () => {
     ffmpeg("-stream_loop", "9", "-i", at("brighter.mp4"), "-c", "copy", at("long.mp4")); // 80 seconds
     const frames = await look({ path: at("long.mp4") }, 700);
@@ -142,6 +203,7 @@ describe.skipIf(!hasFfmpeg)("openVideo (skipped where ffmpeg is not installed)",
       ffmpeg(...input, "-metadata:s:v", "rotate=90", at("turned.mp4")); // before version 6
     }
     expect((await look({ path: at("turned.mp4") }, 200))[0]!.size).toBe("48x64");
+    expect((await openVideo({ path: at("turned.mp4") }, {})).length).toMatchObject({ width: 48, height: 64 });
   });
 
   it("ends ffmpeg at once when it is cancelled", async () => {
@@ -156,7 +218,9 @@ describe.skipIf(!hasFfmpeg)("openVideo (skipped where ffmpeg is not installed)",
   });
 
   it("refuses what has no video in it, is broken, or names other files", async () => {
-    expect(await refusal({ path: at("sound.mp4") })).toBe("video: the file has no video stream; expected one");
+    expect(await refusal({ path: at("sound.mp4") })).toBe(
+      `${at("sound.mp4")}: video: the file has no video stream; expected one`,
+    );
     writeFileSync(at("broken.mp4"), readFileSync(at("brighter.mp4")));
     truncateSync(at("broken.mp4"), statSync(at("broken.mp4")).size >> 1);
     expect(await refusal({ path: at("broken.mp4") })).toMatch(/ffprobe cannot read it \(.*\); expected a whole file/);
