@@ -1,6 +1,7 @@
 // One checkpoint into another: GGUF in one of the mixes, or a folder in Hugging Face's layout. Nothing is held but the
 // blocks that are being recoded (recode.ts), so a checkpoint may have any size.
 
+import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import type { Llama4Config, VisionConfig } from "../model/config.ts";
 import { type Block, mapParameters, type Parameters } from "../model/parameters.ts";
@@ -92,10 +93,19 @@ async function convertToGguf(input: Checkpoint, out: string, type: Mix, options:
     ...(options.signal && { signal: options.signal }),
     onProgress: (done) => options.onProgress?.(before + done, textBytes + visionBytes),
   });
-  await writeGguf(out, textMetadata(input, out, type, options), text, part(0));
-  if (!config.vision) return { type, paths: [out], bytes: textBytes };
+  const writeText = () => writeGguf(out, textMetadata(input, out, type, options), text, part(visionBytes));
   const beside = join(dirname(out), mmprojName(basename(out)));
-  await writeGguf(beside, visionMetadata(config, config.vision, out, visionType(input, type)), vision, part(textBytes));
+  if (!config.vision) {
+    if (existsSync(beside))
+      throw new RequestError(
+        `${beside} would be taken for the vision part of ${out}, which has none; move it, or choose another name`,
+      );
+    await writeText();
+    return { type, paths: [out], bytes: textBytes };
+  }
+  // Both are whole before either takes its place: half a model would pass for a text model.
+  const metadata = visionMetadata(config, config.vision, out, visionType(input, type));
+  await writeGguf(beside, metadata, vision, { ...part(0), whenWhole: writeText });
   return { type, paths: [out, beside], bytes: textBytes + visionBytes };
 }
 

@@ -102,7 +102,7 @@ async function openByKind(path: string, mmproj: string | undefined, open: Open):
   if (!found.isDirectory()) throw new CheckpointError(`${path} is a device; expected a folder or a .gguf file`);
   if (mmproj !== undefined)
     throw new RequestError(
-      `--mmproj is ${mmproj}, and ${path} is a folder with a vision part of its own; leave it out`,
+      `--mmproj is ${mmproj}, and ${path} is a folder, where a vision part has its place among the weights; leave it out`,
     );
   if (existsSync(join(path, "config.json"))) return openHuggingFace(path, open);
   if (existsSync(join(path, "params.json"))) return openMeta(path, open);

@@ -97,23 +97,24 @@ export async function writeSafetensorsFile(
   await beside(path, tensors, (draft) => writeSafetensors(draft, tensors, counter(tensors, options)));
 }
 
-/** Writes one GGUF file, version 3. */
+/** Writes one GGUF file, version 3. `whenWhole` runs once it is whole and before it takes its place: for another that belongs to it. */
 export async function writeGguf(
   path: string,
   metadata: ReadonlyMap<string, GgufValue>,
   parts: readonly (OutTensor | OutTensors)[],
-  options: WriteOptions = {},
+  { whenWhole, ...options }: WriteOptions & { readonly whenWhole?: () => Promise<void> } = {},
 ): Promise<void> {
   const tensors = parts.flatMap(shapesOf);
-  await beside(path, tensors, (draft) =>
-    writing(draft, async (file) => {
+  await beside(path, tensors, async (draft) => {
+    await writing(draft, async (file) => {
       const header = ggufHeader(metadata, tensors);
       const count = counter(tensors, options);
       await file.write(header, 0);
       let at = header.length;
       for (const part of parts) at = await writePart(file, part, at, count, ggufPadding);
-    }),
-  );
+    });
+    await whenWhole?.();
+  });
 }
 
 /** Runs `write` on a path beside `target` and renames it into place once it is whole. */

@@ -24,8 +24,8 @@ interface ConvertOptions {
 
 export function convertCommand(program: Command, run: Run): void {
   define(program, "convert", "A checkpoint in another format or with fewer bits, streamed expert by expert.", [
-    "convert ./scout scout.gguf --type q4_k_m",
-    "convert scout.gguf ./scout-bf16 --type bf16",
+    "llama4 convert ./scout scout.gguf --type q4_k_m",
+    "llama4 convert scout.gguf ./scout-bf16 --type bf16",
   ])
     .argument("<in>", "a Hugging Face folder, a Meta folder or a .gguf file")
     .argument("<out>", "a name that ends in .gguf, else a folder; vision goes to mmproj-<out> beside a .gguf")

@@ -1,6 +1,6 @@
 // The vision encoder's tensors: the same tree from every format, and a plain word where there is none.
 
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -57,6 +57,26 @@ describe("the vision encoder", () => {
     await using(alone, async ({ vision }) => expect(listVision(vision!)).toHaveLength(2 * 16 + 10), { mmproj: vision });
   });
 
+  it("and the text model are in their places both, or neither", async () => {
+    const out = fresh(".gguf");
+    const cancel = new AbortController();
+    await expect(
+      converted(hugging, out, {
+        signal: cancel.signal,
+        onProgress: (done, total) => done < 0.8 * total || cancel.abort(new Error("stopped late")),
+      }),
+    ).rejects.toThrow("stopped late");
+    expect(readdirSync(folder).filter((name) => name.includes(basename(out)))).toEqual([]);
+  });
+
+  it("of another model is not left beside a text model that is written now", async () => {
+    const out = await converted(hugging, fresh(".gguf"));
+    const text = join(golden, "llama4/dense");
+    await expect(converted(text, out)).rejects.toThrow(`${mmprojOf(out)} would be taken for the vision part`);
+    rmSync(mmprojOf(out));
+    await converted(text, out);
+  });
+
   it("has the other names that writers of mmproj files use", async () => {
     const out = await converted(hugging, fresh(".gguf"));
     await using(out, async ({ config, vision }) => {
@@ -97,7 +117,9 @@ describe("a vision part that does not fit", () => {
     await expect(openCheckpoint(out, { mmproj: "none" })).rejects.toThrow(
       /^none: no such file; expected the vision part/,
     );
-    await expect(openCheckpoint(hugging, { mmproj: mmprojOf(out) })).rejects.toThrow(/is a folder with a vision part/);
+    await expect(openCheckpoint(hugging, { mmproj: mmprojOf(out) })).rejects.toThrow(
+      /is a folder, where a vision part has its place among the weights/,
+    );
     const moved = join(folder, "moved");
     mkdirSync(moved);
     copyFileSync(mmprojOf(out), join(moved, "vision.gguf"));
