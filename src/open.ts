@@ -32,6 +32,10 @@ export interface OpenOptions {
   readonly kvDtype?: KVDType | undefined;
   /** The vision part of a GGUF model; default: `mmproj-<name>` beside it, if it is there. */
   readonly mmproj?: string | undefined;
+  /** Most bytes of images' features that are kept for when an image comes again. */
+  readonly imageCacheBytes?: number | undefined;
+  /** Leaves the vision encoder out: for a model that is never given an image. Default: it is loaded where there is one. */
+  readonly seesImages?: boolean | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Hears what is not as asked, but goes on. */
   readonly onWarning?: ((message: string) => void) | undefined;
@@ -66,7 +70,8 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   signal?.throwIfAborted();
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
     throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
-  const checkpoint = await openCheckpoint(path, { mmproj, signal });
+  const opened = await openCheckpoint(path, { mmproj, signal });
+  const checkpoint = options.seesImages === false ? withoutVision(opened) : opened;
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;
     const tokenizer = openTokenizer(checkpoint);
@@ -97,7 +102,10 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
 /** Opens a smaller model that is to guess what another will say. Throws RequestError where their vocabularies differ. */
 export async function openDraft(path: string, model: OpenModel, options: OpenOptions): Promise<OpenModel> {
   const { backend, threads, activations, kvDtype, onWarning, signal } = options;
-  const draft = await openModel(path, { backend, threads, activations, kvDtype, onWarning, signal });
+  const draft = await openModel(path, {
+    ...{ backend, threads, activations, kvDtype, onWarning, signal },
+    seesImages: false,
+  });
   try {
     const [size, expected] = [draft.config.vocabSize, model.config.vocabSize];
     if (size !== expected)
@@ -115,6 +123,10 @@ export async function openDraft(path: string, model: OpenModel, options: OpenOpt
     draft.close();
     throw error;
   }
+}
+
+function withoutVision({ vision: _, config: { vision: __, ...config }, ...text }: Checkpoint): Checkpoint {
+  return { ...text, config };
 }
 
 /** The checkpoint's tokenizer, if it has one. A tokenizer of another size than the model's vocabulary is refused. */
@@ -180,13 +192,14 @@ export const DEFAULT_CONTEXT = 32_768;
  * heap, and features of images where the model sees. Each thread's own buffer is in it: 0.5 MiB of sums (linear-int8.cc),
  * or 64 decoded rows of weights where products are exact (linear.cc; 4 MiB for rows of 16,384).
  */
-export const workingBytes = (c: Llama4Config): number => 300e6 + (c.vision ? IMAGE_CACHE_BYTES : 0);
+export const workingBytes = (c: Llama4Config, imageCacheBytes = IMAGE_CACHE_BYTES): number =>
+  300e6 + (c.vision ? imageCacheBytes : 0);
 
 /** What weights and cache take, or a CapacityError where `available` bytes are less. */
 export function roomFor(
   views: Iterable<TensorView>,
   c: Llama4Config,
-  { context, kvDtype }: Pick<OpenOptions, "context" | "kvDtype">,
+  { context, kvDtype, imageCacheBytes }: Pick<OpenOptions, "context" | "kvDtype" | "imageCacheBytes">,
   isReference: boolean,
   available: number,
 ): Room {
@@ -200,7 +213,7 @@ export function roomFor(
   const kept = isReference ? "f32" : dtype; // the reference rounds numbers and does not pack them
   if (context !== undefined && (!Number.isInteger(context) || context < 1 || context > c.contextLength))
     throw new RequestError(`context is ${context}; expected a whole number from 1 to the model's ${c.contextLength}`);
-  const working = workingBytes(c);
+  const working = workingBytes(c, imageCacheBytes);
   const left = available - weightBytes - working;
   const size = (tokens: number) => cacheSizes(c, { context: tokens, dtype: kept }).bytes;
   let tokens = context ?? Math.min(c.contextLength, DEFAULT_CONTEXT);

@@ -44,21 +44,25 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
     ...(sequences !== undefined && { sequences }),
     ...(stepTokens !== undefined && { stepTokens }),
   });
-  const running = new Map<number, AbortController>();
+  const running = new Map<number, { cancel: AbortController; ended: Promise<void> }>();
   port.on("message", async (message: ToWorker) => {
-    if (message.type === "cancel") return running.get(message.id)?.abort();
+    if (message.type === "cancel") return running.get(message.id)?.cancel.abort();
     if (message.type === "close") {
+      for (const { cancel } of running.values()) cancel.abort(new Error("the model was closed"));
+      await Promise.all([...running.values()].map(({ ended }) => ended)); // they close what they opened
       await engine.close();
       model.close();
       if (typeof speculation !== "string") speculation.close();
       say({ type: "closed" });
       return port.close();
     }
-    const { id, call } = message;
     const cancel = new AbortController();
-    running.set(id, cancel);
+    const ended = serveCall(message, cancel.signal).finally(() => running.delete(message.id));
+    running.set(message.id, { cancel, ended });
+  });
+  async function serveCall({ id, call }: Extract<ToWorker, { type: "call" }>, signal: AbortSignal): Promise<void> {
     try {
-      for await (const value of answer(call, model, engine, cancel.signal))
+      for await (const value of answer(call, model, engine, signal))
         say(
           { type: "value", id, value },
           call.method === "logits" ? [(value as LogitRows).logits.buffer as ArrayBuffer] : [],
@@ -66,10 +70,8 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
       say({ type: "end", id });
     } catch (error) {
       say({ type: "error", id, error: flatten(error) });
-    } finally {
-      running.delete(id);
     }
-  });
+  }
   say({ type: "opened", info: infoOf(model) });
 }
 

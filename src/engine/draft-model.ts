@@ -22,6 +22,8 @@ export interface Draft {
 
 export interface Sampled extends Decoding {
   readonly sampler: Sampler;
+  /** The draft model sees none, and would read their patches as words: a sequence with images is not guessed. */
+  readonly images?: unknown;
 }
 
 /** How far the draft model has read a sequence. */
@@ -69,14 +71,17 @@ export class DraftModel implements Guesser<Sampled> {
 
   /** One slice of the beginnings that are not read yet. */
   async follow(batch: readonly Sampled[]): Promise<void> {
-    const readers = batch.map((of) => {
-      const reading = this.#reading(of);
-      return { ...reader(of, reading, 0), length: reading.beginning - 1 };
-    });
+    const readers = batch
+      .filter(({ images }) => !images)
+      .map((of) => {
+        const reading = this.#reading(of);
+        return { ...reader(of, reading, 0), length: reading.beginning - 1 };
+      });
     await this.#step(readers.filter(({ reading, length }) => !reading.isOut && reading.position < length));
   }
 
   look(of: Sampled): { kind: number; most: number } | undefined {
+    if (of.images) return undefined;
     const { isOut, position, beginning } = this.#reading(of);
     if (isOut || position < beginning - 1) return undefined;
     // Guesses are written behind the last token; in the local layers that may overwrite nothing of the chunk before.

@@ -217,9 +217,14 @@ export class Engine {
   }
 
   #checkImages(tokens: readonly number[], images: readonly PromptImage[] = []): PromptImages | undefined {
-    if (images.length === 0) return undefined;
-    const { vision: _, ...text } = this.#options.config;
-    return new PromptImages(tokens, images, this.#encoder ? this.#options.config : text);
+    const { config } = this.#options;
+    if (this.#encoder && (images.length > 0 || tokens.some((id) => id === config.tokens.patch)))
+      return new PromptImages(tokens, images, config);
+    if (images.length > 0)
+      throw new RequestError(
+        "an image for a model that reads text only; expected a checkpoint with a vision encoder (a GGUF model's is in its mmproj file), or no images",
+      );
+    return undefined;
   }
 
   #submit(job: Job, signal: AbortSignal | undefined): void {

@@ -32,9 +32,7 @@ export class PromptImages {
   constructor(tokens: ArrayLike<number>, images: readonly PromptImage[], c: Llama4Config) {
     const { vision, tokens: ids } = c;
     if (!vision || ids.patch === undefined)
-      throw new RequestError(
-        "an image for a model that reads text only; expected a checkpoint with a vision encoder (a GGUF model's is in its mmproj file), or no images",
-      );
+      throw new RequestError("images need a vision encoder and a token <|patch|>; expected a config that has both");
     this.#rowsPerTile = tokensPerTile(vision);
     const tileBytes = vision.nChannels * vision.imageSize ** 2;
     for (const { tiles, nTiles } of images)
@@ -86,7 +84,7 @@ export class PromptImages {
 /** Bytes of features that are kept unless the caller says otherwise: five photographs of 17 tiles, 5,120 wide. */
 export const IMAGE_CACHE_BYTES = 256e6;
 
-/** Tiles encoded at once: enough rows for full speed, few enough that others' tokens do not wait long. */
+/** Tiles encoded between two steps, while others' tokens wait: 2,308 rows of the published encoder. */
 const TILES_AT_ONCE = 4;
 
 /** Turns tiles into features, and keeps those of the pictures used last. */
@@ -108,6 +106,8 @@ export class ImageEncoder {
     this.#config = config;
     this.#vision = config.vision;
     this.#tileBytes = config.vision.nChannels * config.vision.imageSize ** 2;
+    if (!(mostBytes >= 0))
+      throw new RequestError(`imageCacheBytes is ${mostBytes}; expected bytes for images' features, from 0`);
     this.#mostBytes = mostBytes;
   }
 
@@ -182,6 +182,7 @@ export class ImageEncoder {
   }
 
   #keep(key: string, features: Float32Array): void {
+    if (features.byteLength > this.#mostBytes) return; // it would push out all others, and then itself
     this.#kept.set(key, features);
     this.#bytes += features.byteLength;
     for (const [oldest, { byteLength }] of this.#kept) {

@@ -37,7 +37,7 @@ export async function encodeImage(
     }
     const patches = norm(rows(h, place.patches), p.normPost, v); // [N·G², Dv]; the class token has done its work
     const { fc1, fc2 } = p.adapter;
-    const adapted = gelu(linear(gelu(linear(shuffled(patches, v, N), fc1)), fc2)); // [N·G²/s², O]
+    const adapted = gelu(linear(gelu(linear(pixelShuffle(patches, v, N), fc1)), fc2)); // [N·G²/s², O]
     await observe?.(p.layers.length + 1, adapted);
     return linear(adapted, p.projector); // [N·G²/s², D]
   });
@@ -71,13 +71,13 @@ const affine = (x: Tensor, { weight, bias }: Affine): Tensor => linear(x, weight
 const norm = (x: Tensor, { weight, bias }: Affine, v: VisionConfig): Tensor => layerNorm(x, weight, bias, v.normEps);
 
 /** Pixel shuffle: each square of s × s patches becomes one row, its patches side by side, row by row. */
-function shuffled(x: Tensor, v: VisionConfig, N: number): Tensor {
+function pixelShuffle(x: Tensor, v: VisionConfig, N: number): Tensor {
   const { dim, shuffle: s } = v;
   const g = v.imageSize / v.patchSize / s;
-  return reshape(permute(reshape(x, [N, g, s, g, s, dim]), [0, 1, 3, 2, 4, 5]), [N * g * g, s * s * dim]);
+  return reshape(permute(reshape(x, [N, g, s, g, s, dim]), [0, 1, 3, 2, 4, 5]), [N * g * g, s * s * dim]); // [N·G²/s², s²·Dv]
 }
 
-/** Where the tokens of all tiles stand, worked out once. */
+/** Where the tokens of the tiles stand, worked out once for all layers. */
 interface Place {
   readonly N: number;
   readonly T: number;

@@ -101,6 +101,8 @@ export class Viewer {
     const plain: PlainPart[] = [];
     for (const part of parts) {
       signal?.throwIfAborted();
+      if (typeof part !== "object" || part === null)
+        throw new RequestError(`a part of the content is ${part}; expected { type: "text" | "image" | "video", … }`);
       if (part.type === "image") {
         images.push(await this.#look(part, options));
         plain.push({ type: "image" });

@@ -1,6 +1,6 @@
 // Images and videos through the built command line and library, with a small random model that sees.
 
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import sharp from "sharp";
@@ -73,6 +73,35 @@ describe.skipIf(!existsSync(main))("a model that sees (skipped before `npm run b
     expect(turns[2].cachedTokens).toBeGreaterThan(0);
     expect(stderr).toContain("wide.jpg: 100 × 50, 3 tiles, 17 tokens");
     expect(stderr).toContain("small.png: 56 × 56, 1 tile, 7 tokens");
+  });
+
+  it("refuses what is no image before it loads a model for it", async () => {
+    const wrong = await llama4([
+      "generate",
+      "--model",
+      at("no-model"),
+      "--json",
+      "--prompt",
+      "?",
+      "--image",
+      import.meta.filename,
+    ]);
+    expect(wrong.status).toBe(2);
+    expect(objectOf(wrong)).toMatchObject({ error: { message: expect.stringContaining("no image that is known") } });
+  });
+
+  it("ends what decodes when it is closed", async () => {
+    const { load } = (await import("llama4" as string)) as typeof import("../../src/index.ts");
+    const loaded = await load(model, { backend: "reference", context: 512 });
+    const copies = () => readdirSync(tmpdir()).filter((name) => name.startsWith("llama4-video-")).length;
+    const before = copies();
+    const data = new Uint8Array(2e8); // no video: writing it down for ffprobe takes a while
+    const reply = loaded.encode([{ type: "video", data }]);
+    const ended = expect(reply).rejects.toThrow();
+    await new Promise((resolve) => setTimeout(resolve, 150));
+    await loaded.close();
+    await ended;
+    expect(copies()).toBe(before);
   });
 
   it("takes bytes from TypeScript", async () => {

@@ -131,6 +131,22 @@ describe("an engine with a vision encoder", () => {
     expect([await tiles(1), await tiles(1), await tiles(2), await tiles(2), await tiles(1)]).toEqual([3, 0, 3, 0, 3]);
   });
 
+  it("does not push out what it keeps for a picture that has no room", async () => {
+    const engine = open({ sharePrefixes: false, imageCacheBytes: 4 * tokensPerTile * model.config.dim * 4 });
+    const large = { ...picture(9), tiles: new Uint8Array(5 * 3 * tileSize ** 2), nTiles: 5, rows: 4 };
+    const tiles = async (of: ReturnType<typeof picture>) => (await reply(engine, prompt(of, "Why?"))).end.encodedTiles;
+    expect([await tiles(picture(1)), await tiles(large), await tiles(picture(1))]).toEqual([3, 5, 0]);
+  });
+
+  it("has nothing guessed by a draft model, which sees no pictures", async () => {
+    const { backend, parameters, config } = model;
+    const speculation = { backend, parameters, config, context: 512, kvDtype: "f32" } as const;
+    const seen = await reply(open({ speculation }), prompt("Look: ", picture(1)));
+    expect(seen.end.guessedTokens).toBe(0);
+    expect(seen.tokens).toEqual((await reply(open(), prompt("Look: ", picture(1)))).tokens);
+    expect((await reply(open({ speculation }), prompt("Hello"))).end.guessedTokens).toBeGreaterThan(0);
+  });
+
   it("lets a request without pictures go first while others' are encoded", async () => {
     const engine = open();
     const order: string[] = [];
@@ -166,6 +182,8 @@ describe("an engine with a vision encoder", () => {
         engine.generate({ tokens, images });
     expect(generate([...images, picture(2)])).toThrow("has 12 patches and its 2 images have 24; expected as many");
     expect(generate([{ ...picture(1), nTiles: 2 }])).toThrow(RequestError);
+    expect(generate([])).toThrow("has 12 patches and its 0 images have 0; expected as many");
     expect(generate(images, open({ vision: undefined }))).toThrow("reads text only");
+    expect(() => open({ imageCacheBytes: Number.NaN })).toThrow("imageCacheBytes is NaN");
   });
 });

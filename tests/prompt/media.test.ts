@@ -78,6 +78,11 @@ describe("a prompt with pictures", () => {
     expect(imageTokenCount({ width: 4000, height: 3000 }, full, { maxTiles: 1 })).toBe(147);
   });
 
+  it("refuses what is no part", async () => {
+    for (const part of [null, "text", 3])
+      await expect(viewer.parts([part as unknown as ContentPart], [], {})).rejects.toThrow("a part of the content is");
+  });
+
   it("ends when it is cancelled", async () => {
     const signal = AbortSignal.abort(new Error("enough"));
     await expect(viewer.parts([image("4x4:1")], [], {}, signal)).rejects.toThrow("enough");
