@@ -24,9 +24,9 @@ interface BenchOptions extends ModelOptions {
 
 export function bench(program: Command, run: Run): void {
   const command = define(program, "bench", "Prefill and decode speed, beside what this machine can do at most.", [
-    "bench --model scout.gguf",
-    "bench --model scout.gguf --batch 16 --prompt-tokens 32",
-    "bench --model ./small --prompt-tokens 128 --gen-tokens 32 --runs 3 --json",
+    "llama4 bench --model scout.gguf",
+    "llama4 bench --model scout.gguf --batch 16 --prompt-tokens 32",
+    "llama4 bench --model ./small --prompt-tokens 128 --gen-tokens 32 --runs 3 --json",
   ]);
   withModel(command)
     .option("--prompt-tokens <n>", "random tokens of the prompt", whole(1), 512)

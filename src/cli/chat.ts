@@ -26,10 +26,14 @@ interface ChatOptions extends ModelOptions, ImageOptions, SamplingOptions, Specu
 
 export function chat(program: Command, run: Run): void {
   const command = define(program, "chat", "A conversation in the terminal.", [
-    'chat --model ./scout --system "You answer in one sentence."',
+    'llama4 chat --model ./scout --system "You answer in one sentence."',
     'echo "Why is the sky blue?" | llama4 chat --model scout.gguf --json',
   ]);
   withSpeculation(withSampling(withImages(withModel(command))))
+    .addHelpText(
+      "after",
+      "\nWithout a terminal every line of the input is a turn; without any line a greeting is answered.",
+    )
     .option("--system <text>", "what the assistant is told first")
     .addOption(new Option("--greet", "answers a greeting instead of reading input: for `npm start`").hideHelp())
     .action(run((session, options: ChatOptions) => talk(session, options)));

@@ -26,9 +26,9 @@ export interface PromptOptions extends ModelOptions, ImageOptions {
 
 export function generate(program: Command, run: Run): void {
   const command = define(program, "generate", "One completion of a prompt.", [
-    'generate --model ./scout --prompt "Why is the sky blue?" --max-tokens 200',
-    'generate --model ./scout --image cat.jpg --image dog.png --prompt "Which of them is larger?"',
-    'generate --model scout.gguf --raw --bos --prompt "Once upon a time" --temperature 0 --json',
+    'llama4 generate --model ./scout --prompt "Why is the sky blue?" --max-tokens 200',
+    'llama4 generate --model ./scout --image cat.jpg --image dog.png --prompt "Which of them is larger?"',
+    'llama4 generate --model scout.gguf --raw --bos --prompt "Once upon a time" --temperature 0 --json',
   ]);
   withSpeculation(withSampling(withImages(withPrompt(withModel(command))))).action(
     run((session, options: PromptOptions & SamplingOptions & SpeculationOptions) => generated(session, options)),

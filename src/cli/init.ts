@@ -29,8 +29,8 @@ const presetNames = Object.keys(presets) as (keyof typeof presets)[];
 
 export function init(program: Command, run: Run): void {
   define(program, "init", "A randomly initialised checkpoint: for tests, benchmarks and training from scratch.", [
-    "init scout ./small --layers 4 --dim 256 --heads 4 --kv-heads 2 --experts 4 --vocab 512 --vision off",
-    "init maverick ./mine --layers 12 --dim 768 --tokenizer tokenizer.model --vocab 32768 --seed 1",
+    "llama4 init scout ./small --layers 4 --dim 256 --heads 4 --kv-heads 2 --experts 4 --vocab 512 --vision off",
+    "llama4 init maverick ./mine --layers 12 --dim 768 --tokenizer tokenizer.model --vocab 32768 --seed 1",
   ])
     .argument("<preset>", presetNames.join(", "))
     .argument("<out>", "the folder to write")

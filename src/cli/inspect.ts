@@ -11,8 +11,8 @@ import { define, type ModelOptions, mmprojHelp, named } from "./options.ts";
 
 export function inspect(program: Command, run: Run): void {
   define(program, "inspect", "What a checkpoint holds: configuration, tensors, tokenizer, template.", [
-    "inspect ./scout",
-    "inspect scout.gguf --json",
+    "llama4 inspect ./scout",
+    "llama4 inspect scout.gguf --json",
   ])
     .argument("[model]", "a Hugging Face folder, a Meta folder or a .gguf file")
     .option("-m, --model <path>", "the same, as an option")

@@ -25,8 +25,8 @@ interface LogitsOptions extends PromptOptions {
 
 export function logits(program: Command, run: Run): void {
   const command = define(program, "logits", "The logits of a prompt's positions, as a safetensors file.", [
-    "logits --model ./scout --tokens 200000,19,42 --out logits.safetensors",
-    'logits --model scout.gguf --prompt "Hello" --last --out last.safetensors --json',
+    "llama4 logits --model ./scout --tokens 200000,19,42 --out logits.safetensors",
+    'llama4 logits --model scout.gguf --prompt "Hello" --last --out last.safetensors --json',
   ]);
   withImages(withPrompt(withModel(command)))
     .option("--tokens <ids>", "token ids with commas between, in place of a prompt", tokenIds)

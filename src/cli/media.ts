@@ -1,9 +1,9 @@
 // Images and videos on the command line: which the options name, where they stand, and what they look like.
 
-import { existsSync } from "node:fs";
+import { closeSync, existsSync, openSync, readSync } from "node:fs";
 import { type Command, Option } from "commander";
 import type { ContentPart, Llama4, MediaOptions } from "../index.ts";
-import { openImage } from "../prompt/decode-image.ts";
+import { formatOf, openImage } from "../prompt/decode-image.ts";
 import { openVideo } from "../prompt/decode-video.ts";
 import { layoutOf } from "../prompt/image.ts";
 import { imageTokenCount, VIDEO_TOKENS } from "../prompt/media.ts";
@@ -26,7 +26,7 @@ export function withImages(command: Command): Command {
   return command
     .option("--image <file>", "an image before the text; may stand several times", collect)
     .option("--video <file>", "a video before the text, as frames with their times")
-    .option("--max-tiles <n>", "most tiles of an image, 1 to 16: fewer take fewer tokens (default: 16)", whole(1))
+    .option("--max-tiles <n>", "most tiles of an image, 1 to 16: fewer take fewer tokens (default: 16)", whole(1, 16))
     .option("--max-canvas", "enlarges images to the largest canvas that fits them")
     .option("--no-orient", "leaves photographs as they are stored, whatever their EXIF orientation says")
     .addOption(
@@ -39,14 +39,32 @@ export const mediaOf = ({ maxTiles, maxCanvas, orient, videoTokens }: ImageOptio
   toMaxCanvas: maxCanvas,
 });
 
-/** The images and then the video that the options name. Throws RequestError where a file is not there. */
+/** The images and then the video that the options name. Throws RequestError where a file is not there, or an image is none. */
 export function partsOf({ image = [], video }: ImageOptions): ContentPart[] {
   const part = (type: "image" | "video", path: string) => {
-    if (!existsSync(path) || !isFile(path))
-      throw new RequestError(`--${type}: there is no file ${path}; check the path`);
+    if (!existsSync(path)) throw new RequestError(`--${type}: there is no file ${path}; check the path`);
+    if (!isFile(path)) throw new RequestError(`--${type}: ${path} is no file; expected one`);
     return { type, path };
   };
+  for (const path of image) {
+    part("image", path);
+    checkKind(path); // before a model is loaded for it
+  }
   return [...image.map((path) => part("image", path)), ...(video === undefined ? [] : [part("video", video)])];
+}
+
+/** Refuses what does not begin as an image does. */
+function checkKind(path: string): void {
+  const head = new Uint8Array(512);
+  const file = openSync(path, "r");
+  try {
+    const length = readSync(file, head);
+    formatOf(head.subarray(0, length));
+  } catch (error) {
+    throw error instanceof RequestError ? new RequestError(`${path}: ${error.message}`, { cause: error }) : error;
+  } finally {
+    closeSync(file);
+  }
 }
 
 /** A prompt as it stands: each `<|image|>` is the next image; without any, images come first. A video stands before all. */

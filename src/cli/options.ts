@@ -7,11 +7,13 @@ import { type KVDType, kvDtypes } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 
 /** A whole number from `least`. */
-export function whole(least = 0): (text: string) => number {
+export function whole(least = 0, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (!/^-?\d+$/.test(text) || !Number.isSafeInteger(value) || value < least)
-      throw new InvalidArgumentError(`Expected a whole number from ${least}.`);
+    if (!/^-?\d+$/.test(text) || !Number.isSafeInteger(value) || value < least || value > most)
+      throw new InvalidArgumentError(
+        `Expected a whole number from ${least}${most < Number.MAX_SAFE_INTEGER ? ` to ${most}` : ""}.`,
+      );
     return value;
   };
 }
@@ -113,10 +115,10 @@ export function samplingOf({ temperature, topP, topK, minP, seed }: SamplingOpti
 
 /** A command with what all have: `--json`, and examples under its help. */
 export function define(program: Command, usage: string, description: string, examples: readonly string[]): Command {
-  const shown = examples.map((line) => `  $ llama4 ${line}`).join("\n");
+  const shown = examples.map((line) => `  $ ${line}`).join("\n");
   return program
     .command(usage)
     .description(description)
-    .option("--json", "one object on stdout and nothing else there")
+    .option("--json", "one object on stdout (chat: one a turn) and nothing else there")
     .addHelpText("after", `\n${examples.length > 1 ? "Examples" : "Example"}:\n${shown}`);
 }

@@ -25,9 +25,9 @@ interface PlanOptions {
 
 export function plan(program: Command, run: Run): void {
   define(program, "plan", "What will fit, where every byte goes, and how fast it will be.", [
-    "plan scout --quant q4_k_m --context 131072",
-    "plan maverick --ram 512 --ranks 4 --json",
-    "plan ./my-model",
+    "llama4 plan scout --quant q4_k_m --context 131072",
+    "llama4 plan maverick --ram 512 --ranks 4 --json",
+    "llama4 plan ./my-model",
   ])
     .argument("[model]", `${Object.keys(presets).join(", ")}, or a checkpoint's path`)
     .option("-m, --model <model>", "the same, as an option")

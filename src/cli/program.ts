@@ -23,9 +23,11 @@ const { version } = JSON.parse(readFileSync(new URL("../../package.json", import
 /** Does what the command line says, with `thread` for a model, and sets the exit status. */
 export async function runCommand(thread: EngineThread | undefined): Promise<void> {
   const json = process.argv.includes("--json"); // known before commander reads it, for its own errors
-  const signal = interrupted();
+  const signal = interrupted(json);
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    process.exit(error.code === "EPIPE" ? status.done : status.failed); // a reader like `head` has seen enough
+    if (error.code === "EPIPE") process.exit(status.done); // a reader like `head` has seen enough
+    process.stderr.write(`the answer cannot be written: ${error.message}\n`);
+    process.exit(status.failed);
   });
   const run: Run =
     (work) =>
@@ -49,14 +51,15 @@ export async function runCommand(thread: EngineThread | undefined): Promise<void
 }
 
 /** Aborted by the first signal that asks to stop; the second ends the process. */
-function interrupted(): AbortSignal {
+function interrupted(json: boolean): AbortSignal {
   const interrupt = new AbortController();
   for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     process.on(name, () => {
       const code = 128 + constants.signals[name]; // as shells count
       if (interrupt.signal.aborted) process.exit(code);
       interrupt.abort(new Interrupted(`stopped by ${name === "SIGINT" ? "Ctrl-C" : name}`, code));
-      setTimeout(() => process.exit(code), 2000).unref(); // whatever still computes
+      // Whatever still computes after two seconds is left alone; the answer says what happened.
+      setTimeout(() => process.exit(fail(interrupt.signal.reason, json)), 2000).unref();
     });
   }
   return interrupt.signal;
