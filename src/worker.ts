@@ -22,12 +22,14 @@ if (!parentPort) throw new Error("worker.js is the engine's thread; expected to 
 const port = parentPort;
 const say = (message: ToMain, given: ArrayBuffer[] = []) => port.postMessage(message, given);
 
+const onWarning = (message: string) => say({ type: "warning", message });
+
 const start = await new Promise<Start>((resolve) => port.once("message", resolve)); // what load() says first
 try {
   const model = await openModel(start.path, {
     ...start,
     onProgress: throttled((done, total) => say({ type: "progress", done, total })),
-    onWarning: (message) => say({ type: "warning", message }),
+    onWarning,
   });
   const { speculation = "off" } = start;
   if (typeof speculation === "string") serve(model, speculation);
@@ -40,7 +42,7 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
   const { backend, parameters, vision, config, context, kvDtype } = model;
   const { sequences, stepTokens, imageCacheBytes } = start;
   const engine = new Engine({
-    ...{ backend, parameters, vision, config, context, kvDtype, speculation, imageCacheBytes },
+    ...{ backend, parameters, vision, config, context, kvDtype, speculation, imageCacheBytes, onWarning },
     ...(sequences !== undefined && { sequences }),
     ...(stepTokens !== undefined && { stepTokens }),
   });

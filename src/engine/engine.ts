@@ -36,6 +36,8 @@ export interface EngineOptions {
   readonly sharePrefixes?: boolean;
   /** Guesses tokens ahead, from the sequence's own or by a smaller model with the same vocabulary; changes no reply. */
   readonly speculation?: "off" | "lookup" | Draft | Speculation<Sampled> | undefined;
+  /** Hears what is not as asked, but goes on; default: printed on stderr. */
+  readonly onWarning?: ((message: string) => void) | undefined;
   /** Computes the logits of a step; the model's, but for tests of the loop. */
   readonly forward?: (p: Parameters, c: Llama4Config, step: Step) => Promise<Tensor>;
 }
@@ -95,9 +97,11 @@ export interface LogitRows {
 /** Runs many requests at once. Close it to free the cache; backend and parameters belong to the caller. */
 export class Engine {
   readonly context: number;
-  readonly #options: EngineOptions & Required<Pick<EngineOptions, "stepTokens" | "sequences" | "forward">>;
+  readonly #options: EngineOptions &
+    Required<Pick<EngineOptions, "stepTokens" | "sequences" | "forward">> & { onWarning(message: string): void };
   readonly #pages: Pages;
-  readonly #speculation: Speculation<Sampled> | undefined;
+  /** Undefined after it has failed, too. */
+  #speculation: Speculation<Sampled> | undefined;
   readonly #encoder: ImageEncoder | undefined;
   readonly #waiting: Job[] = [];
   readonly #running: Job[] = [];
@@ -108,8 +112,9 @@ export class Engine {
 
   constructor(options: EngineOptions) {
     const { stepTokens = 512, sequences = 256, forward = modelForward, sharePrefixes = true } = options;
+    const { onWarning = console.warn } = options;
     const { backend, config, context, kvDtype = "f32", localTokens, speculation = "off" } = options;
-    this.#options = { ...options, stepTokens, sequences, forward };
+    this.#options = { ...options, stepTokens, sequences, forward, onWarning };
     this.context = context;
     if (speculation instanceof Speculation) this.#speculation = speculation;
     else if (speculation === "lookup") this.#speculation = new Speculation(new PromptLookup());
@@ -298,9 +303,23 @@ export class Engine {
     for (const job of batch) job.guesses = undefined;
     if (!this.#speculation || batch.length === 0 || batch.length < this.#running.length || room < 0) return undefined;
     if (batch.some((job) => job.length - job.position > 1)) return undefined;
-    const guesses = await this.#speculation.propose(batch, room);
-    for (const job of batch) job.guesses = guesses.get(job.sequence);
-    return this.#speculation;
+    try {
+      const guesses = await this.#speculation.propose(batch, room);
+      for (const job of batch) job.guesses = guesses.get(job.sequence);
+      return this.#speculation;
+    } catch (error) {
+      this.#endSpeculation(error);
+      return undefined;
+    }
+  }
+
+  /** Replies do not depend on guesses, so they go on, one token a step. */
+  #endSpeculation(error: unknown): void {
+    this.#options.onWarning(
+      `guessing tokens ahead has failed (${error instanceof Error ? error.message : error}); going on without it`,
+    );
+    this.#speculation?.close();
+    this.#speculation = undefined;
   }
 
   /** Computes a step and hands out what it gave. Says of the sequences that needed one token what came of their guesses. */

@@ -110,6 +110,44 @@ describe.each(Object.entries(guessers))("with %s", (_, guesser) => {
   });
 });
 
+/** Throws after some calls of each kind. */
+class Failing extends Random {
+  readonly #where: "follow" | "guess";
+  #calls = 3;
+  closed = 0;
+  constructor(where: "follow" | "guess") {
+    super();
+    this.#where = where;
+    const { guess } = this;
+    this.guess = async (wanted) => {
+      this.#fail("guess");
+      return guess(wanted);
+    };
+  }
+  #fail(where: string) {
+    if (where === this.#where && --this.#calls === 0) throw new Error("the draft is broken");
+  }
+  override async follow() {
+    this.#fail("follow");
+  }
+  override close() {
+    this.closed++;
+  }
+}
+
+// It ended every request with its error.
+it.each(["follow", "guess"] as const)("a draft that throws in %s ends guessing, with one warning", async (where) => {
+  const warnings: string[] = [];
+  const guesser = new Failing(where);
+  const engine = guessing(guesser, { onWarning: (message) => warnings.push(message) });
+  const requests = [3, 4, 5].map((n) => ({ tokens: prompt(n, n), maxTokens: 30, sampling: { temperature: 0 } }));
+  const together = await Promise.all(requests.map((request) => said(engine, request)));
+  for (const [i, request] of requests.entries()) expect(together[i]).toEqual(await said(open(), request));
+  expect(warnings).toEqual(["guessing tokens ahead has failed (the draft is broken); going on without it"]);
+  await engine.close();
+  expect(guesser.closed).toBe(1);
+});
+
 describe("the steps of a reply", () => {
   it("are few where the model drafts for itself, and timed", async () => {
     const engine = guessing(new DraftModel(drafts["its own model"], draftOptions) as Guesser<never> as Guesser);
