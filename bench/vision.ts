@@ -1,8 +1,8 @@
 // How fast is the vision encoder: beside this machine's bf16 multiply-adds, and, with a Python that has torch and
 // transformers, beside Hugging Face's model in bf16 and f32, run by turns in the same minutes?
 //
-//   llama4 init scout ./seeing --layers 1 --dim 64 --vision on --experts 1 --vocab 512
-//   node --import ./scripts/ts.mjs bench/vision.ts --model ./seeing [--tiles 17] [--at-once 17] [--layers 34] [--threads 2]
+//   llama4 init scout ./vision --layers 1 --dim 64 --vision on --experts 1 --vocab 512
+//   node --import ./scripts/ts.mjs bench/vision.ts --model ./vision [--tiles 17] [--at-once 17] [--layers 34] [--threads 2]
 //     [--runs 3] [--python PATH] [--dtypes bf16,f32] [--out record.json]
 
 import { spawn } from "node:child_process";

@@ -35,7 +35,7 @@ export interface OpenOptions {
   /** Most bytes of images' features that are kept for when an image comes again. */
   readonly imageCacheBytes?: number | undefined;
   /** Leaves the vision encoder out: for a model that is never given an image. Default: it is loaded where there is one. */
-  readonly seesImages?: boolean | undefined;
+  readonly vision?: boolean | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   /** Hears what is not as asked, but goes on. */
   readonly onWarning?: ((message: string) => void) | undefined;
@@ -71,7 +71,7 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
     throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
   const opened = await openCheckpoint(path, { mmproj, signal });
-  const checkpoint = options.seesImages === false ? withoutVision(opened) : opened;
+  const checkpoint = options.vision === false ? withoutVision(opened) : opened;
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;
     const tokenizer = openTokenizer(checkpoint);
@@ -104,7 +104,7 @@ export async function openDraft(path: string, model: OpenModel, options: OpenOpt
   const { backend, threads, activations, kvDtype, onWarning, signal } = options;
   const draft = await openModel(path, {
     ...{ backend, threads, activations, kvDtype, onWarning, signal },
-    seesImages: false,
+    vision: false,
   });
   try {
     const [size, expected] = [draft.config.vocabSize, model.config.vocabSize];

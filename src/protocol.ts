@@ -2,7 +2,7 @@
 
 import type { CompletionRequest } from "./engine/completion.ts";
 import type { ChatOptions, ContentPart, Message } from "./prompt/chat-format.ts";
-import type { Eyes, MediaOptions } from "./prompt/media.ts";
+import type { ImageProcessorConfig, MediaOptions } from "./prompt/media.ts";
 import type { KVDType } from "./tensor/backend.ts";
 import { CapacityError, CheckpointError, EngineError, RequestError } from "./tensor/errors.ts";
 
@@ -24,7 +24,7 @@ export interface Start {
    * model of the same vocabulary says (`draft`: its path). Default "off".
    */
   readonly speculation?: "off" | "lookup" | { readonly draft: string } | undefined;
-  /** Bytes of image features that are kept for pictures that come again; default 256 MB. */
+  /** Bytes of image features that are kept for images that come again; default 256 MB. */
   readonly imageCacheBytes?: number | undefined;
 }
 
@@ -41,7 +41,7 @@ export interface ModelInfo {
   readonly loadMs: number;
   readonly hasTokenizer: boolean;
   /** What its vision encoder asks of images; absent where it reads text only. */
-  readonly vision?: Eyes | undefined;
+  readonly vision?: ImageProcessorConfig | undefined;
 }
 
 /** Text, ids, or parts one behind the other, without chat format. */

@@ -6,17 +6,8 @@ import { Engine, type LogitRows } from "./engine/engine.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
 import { type OpenModel, openDraft, openModel } from "./open.ts";
-import { eyesOf, needTokenizer, type PromptOptions, seeChat, seePrompt } from "./prompts.ts";
-import {
-  type Call,
-  type Chat,
-  flatten,
-  type ModelInfo,
-  type Prompt,
-  type Start,
-  type ToMain,
-  type ToWorker,
-} from "./protocol.ts";
+import { imageProcessorConfig, needTokenizer, Processor } from "./processor.ts";
+import { type Call, flatten, type ModelInfo, type Start, type ToMain, type ToWorker } from "./protocol.ts";
 
 if (!parentPort) throw new Error("worker.js is the engine's thread; expected to be started by load()");
 const port = parentPort;
@@ -46,6 +37,7 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
     ...(sequences !== undefined && { sequences }),
     ...(stepTokens !== undefined && { stepTokens }),
   });
+  const processor = new Processor(model);
   const running = new Map<number, { cancel: AbortController; ended: Promise<void> }>();
   port.on("message", async (message: ToWorker) => {
     if (message.type === "cancel") return running.get(message.id)?.cancel.abort();
@@ -64,7 +56,7 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
   });
   async function serveCall({ id, call }: Extract<ToWorker, { type: "call" }>, signal: AbortSignal): Promise<void> {
     try {
-      for await (const value of answer(call, model, engine, signal))
+      for await (const value of answer(call, { model, engine, processor }, signal))
         say(
           { type: "value", id, value },
           call.method === "logits" ? [(value as LogitRows).logits.buffer as ArrayBuffer] : [],
@@ -81,7 +73,7 @@ function infoOf(model: OpenModel): ModelInfo {
   const { path, backend, config, context, weightBytes, kvBytes, kvDtype, loadMs, tokenizer } = model;
   return {
     path,
-    vision: eyesOf(model),
+    vision: imageProcessorConfig(model),
     backend: backend.name,
     vocabSize: config.vocabSize,
     parameters: countParameters(config),
@@ -90,26 +82,32 @@ function infoOf(model: OpenModel): ModelInfo {
   };
 }
 
-async function* answer(call: Call, model: OpenModel, engine: Engine, signal: AbortSignal): AsyncGenerator<unknown> {
+interface Served {
+  readonly model: OpenModel;
+  readonly engine: Engine;
+  readonly processor: Processor;
+}
+
+async function* answer(call: Call, { model, engine, processor }: Served, signal: AbortSignal): AsyncGenerator<unknown> {
   const stopTokens = model.tokenizer?.stop ?? new Set(model.config.tokens.eos);
   switch (call.method) {
     case "chat": {
-      const { ids: tokens, images } = await seeChat(model, call, { ...call.options, signal });
+      const { ids: tokens, images } = await processor.process(call, { ...call.options, signal });
       const tools = call.options.tools?.map((tool) => tool.name);
       const options = { ...call.options, sampling: samplingOf(model, call) };
       return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, images, tools, signal });
     }
     case "complete": {
-      const { ids: tokens, images } = await seePrompt(model, call.prompt, { ...call.options, signal });
+      const { ids: tokens, images } = await processor.process(call.prompt, { ...call.options, signal });
       const options = { ...call.options, sampling: samplingOf(model, call) };
       return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, images, signal });
     }
     case "logits": {
-      const { ids, images } = await seeAny(model, call, { ...call, signal });
+      const { ids, images } = await processor.process(call.prompt, { ...call, signal });
       return yield* engine.logits(ids, { last: call.last, images, signal });
     }
     case "encode":
-      return yield (await seeAny(model, call, { ...call, signal })).ids;
+      return yield (await processor.process(call.prompt, { ...call, signal })).ids;
     case "decode":
       return yield needTokenizer(model).decode(Array.from(call.tokens));
     default:
@@ -122,11 +120,6 @@ function samplingOf(model: OpenModel, { options }: Extract<Call, { method: "chat
   const asked = Object.entries(options.sampling ?? {}).filter(([, value]) => value !== undefined);
   return { ...model.sampling, ...Object.fromEntries(asked) };
 }
-
-const seeAny = (model: OpenModel, { prompt }: Extract<Call, { prompt: unknown }>, options: PromptOptions) =>
-  isChat(prompt) ? seeChat(model, prompt, options) : seePrompt(model, prompt, options);
-
-const isChat = (prompt: Prompt | Chat): prompt is Chat => typeof prompt === "object" && "messages" in prompt;
 
 /** Calls at most every 50 ms, and once at the end. */
 function throttled(f: (done: number, total: number) => void): (done: number, total: number) => void {

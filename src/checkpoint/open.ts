@@ -250,13 +250,13 @@ async function openGguf(path: string, mmproj: string | undefined, open: Open): P
   const tokenizer = ggufTokenizer(metadata);
   const template = metadata.get("tokenizer.chat_template");
   const beside = mmproj ?? [join(dirname(path), mmprojName(file))].find(existsSync);
-  const seeing = beside === undefined ? undefined : await openMmproj(beside, config, open);
+  const mmprojFile = beside === undefined ? undefined : await openMmproj(beside, config, open);
   return {
     format: "gguf",
-    config: seeing?.config ?? config,
+    config: mmprojFile?.config ?? config,
     parameters,
-    ...(seeing && { vision: seeing.vision }),
-    tensors: [...tensors, ...(seeing?.tensors ?? [])],
+    ...(mmprojFile && { vision: mmprojFile.vision }),
+    tensors: [...tensors, ...(mmprojFile?.tensors ?? [])],
     ...(tokenizer && { tokenizer }),
     ...(template?.type === "string" && { chatTemplate: String(template.value) }),
     defaults: {},

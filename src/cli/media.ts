@@ -80,7 +80,7 @@ export function rawParts(prompt: string, parts: readonly ContentPart[]): Content
   return [...video, ...texts.flatMap((text, i) => (i === 0 ? [text] : [images[i - 1]!, text]))];
 }
 
-/** Says what the model sees: size, tiles and tokens, with a small picture where the terminal shows colours. */
+/** Says what the model sees: size, tiles and tokens, with a small preview where the terminal shows colours. */
 export async function show(
   part: ContentPart,
   model: Llama4,

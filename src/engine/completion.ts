@@ -10,7 +10,7 @@ import type { Logprob, Sampling } from "./sampler.ts";
 
 export interface CompletionRequest {
   readonly tokens: ArrayLike<number>;
-  /** The pictures of its `<|patch|>` tokens, in order. */
+  /** The images of its `<|patch|>` tokens, in order. */
   readonly images?: readonly PromptImage[] | undefined;
   readonly maxTokens?: number | undefined;
   readonly sampling?: Sampling | undefined;
@@ -45,7 +45,7 @@ export interface Timings {
   /** Tokens guessed ahead, and how many of them were right: as many steps were saved. */
   readonly guessedTokens: number;
   readonly acceptedTokens: number;
-  /** Tiles of images that had to be encoded, and how long that took; known pictures cost nothing. */
+  /** Tiles of images that had to be encoded, and how long that took; known images cost nothing. */
   readonly encodedTiles: number;
   readonly encodeMs: number;
 }

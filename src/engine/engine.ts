@@ -21,7 +21,7 @@ export interface EngineOptions {
   readonly config: Llama4Config;
   /** Without it, requests have no images. */
   readonly vision?: VisionParameters | undefined;
-  /** Bytes of features that are kept for pictures that come again; default 256 MB. */
+  /** Bytes of features that are kept for images that come again; default 256 MB. */
   readonly imageCacheBytes?: number | undefined;
   /** Tokens that the cache holds, and the longest that prompt and reply can be together. */
   readonly context: number;
@@ -44,7 +44,7 @@ export interface EngineOptions {
 
 export interface GenerateRequest {
   readonly tokens: ArrayLike<number>;
-  /** The pictures of its `<|patch|>` tokens, in order. */
+  /** The images of its `<|patch|>` tokens, in order. */
   readonly images?: readonly PromptImage[] | undefined;
   /** Default: until the context is full. */
   readonly maxTokens?: number | undefined;
@@ -259,11 +259,11 @@ export class Engine {
       try {
         const { stepTokens, sequences } = this.#options;
         const { tables } = this.#pages;
-        await this.#see();
+        await this.#encodeImages();
         const speculation = await this.#guess();
         const budget = { tokens: stepTokens, chunk: tables.sizes.chunk, sequences };
         segments = schedule({ waiting: this.#waiting, running: this.#running }, tables, budget);
-        if (segments.length === 0) continue; // all wait for pictures
+        if (segments.length === 0) continue; // all wait for images
         const judged = await this.#step(segments);
         if (judged.length === segments.length) speculation?.learn(judged); // with a prompt in it, a step tells nothing
       } catch (error) {
@@ -276,20 +276,20 @@ export class Engine {
   }
 
   /** Encodes some tiles of what the longest unserved wait for. */
-  async #see(): Promise<void> {
+  async #encodeImages(): Promise<void> {
     for (const job of this.#running)
-      for (const { key } of job.unseen()) {
+      for (const { key } of job.unencoded()) {
         const features = this.#encoder?.find(key);
-        if (features) job.images?.saw(key, features);
+        if (features) job.images?.setFeatures(key, features);
       }
-    const job = this.#running.find((job) => job.unseen().length > 0);
+    const job = this.#running.find((job) => job.unencoded().length > 0);
     if (!job || !this.#encoder) return;
     const start = performance.now();
     job.startedAt ??= start;
     try {
-      const { tiles, whole } = await this.#encoder.encodeSome(job.unseen());
+      const { tiles, whole } = await this.#encoder.encodeSome(job.unencoded());
       job.encodedTiles += tiles;
-      for (const [key, features] of whole) for (const { images } of this.#running) images?.saw(key, features);
+      for (const [key, features] of whole) for (const { images } of this.#running) images?.setFeatures(key, features);
     } catch (error) {
       this.#cancel(job, error);
     }
@@ -484,13 +484,13 @@ class Job implements Schedulable {
     return this.tokens.length;
   }
 
-  /** Its pictures that are needed next and have not been encoded. */
-  unseen(): readonly PromptImage[] {
-    return this.images?.unseen(this.position) ?? [];
+  /** Its images that are needed next and have not been encoded. */
+  unencoded(): readonly PromptImage[] {
+    return this.images?.unencoded(this.position) ?? [];
   }
 
   get readable(): number | undefined {
-    return this.images?.unseen(this.position)[0]?.from;
+    return this.images?.unencoded(this.position)[0]?.from;
   }
 
   /** A step brings one token more than are guessed. */

@@ -1,4 +1,4 @@
-// What the engine knows of pictures: where they stand in a prompt, and their features, computed once for each picture.
+// What the engine knows of images: where they stand in a prompt, and their features, computed once for each image.
 //
 // N tiles · R rows of a tile · D width of the text model
 
@@ -8,25 +8,25 @@ import { encodeImage } from "../model/vision.ts";
 import { normalise, type TiledImage } from "../prompt/image.ts";
 import { RequestError } from "../tensor/errors.ts";
 
-/** A picture in a prompt; its rows replace the embeddings of its `<|patch|>` tokens. */
+/** An image in a prompt; its rows replace the embeddings of its `<|patch|>` tokens. */
 export interface PromptImage extends Pick<TiledImage, "tiles" | "nTiles"> {
-  /** The digest of its tiles: the same for the same picture, and for no other. */
+  /** The digest of its tiles: the same for the same image, and for no other. */
   readonly key: string;
 }
 
-/** Where a picture stands: its patches are among the positions from `from` to before `to`. */
+/** Where an image stands: its patches are among the positions from `from` to before `to`. */
 export interface PlacedImage extends PromptImage {
   readonly from: number;
   readonly to: number;
 }
 
-/** The pictures of a prompt, once their number of patches is known to be right. */
+/** The images of a prompt, once their number of patches is known to be right. */
 export class PromptImages {
   readonly placed: readonly PlacedImage[];
   /** Positions of all patches. */
   readonly #patches: Int32Array;
   readonly #rowsPerTile: number;
-  /** `[N · R, D]` of the pictures that have been encoded. */
+  /** `[N · R, D]` of the images that have been encoded. */
   readonly #features: (Float32Array | undefined)[];
 
   constructor(tokens: ArrayLike<number>, images: readonly PromptImage[], c: Llama4Config) {
@@ -55,18 +55,19 @@ export class PromptImages {
     this.#features = images.map(() => undefined);
   }
 
-  /** The pictures that are needed from a position on and have not been encoded. */
-  unseen(position: number): PlacedImage[] {
+  /** The images that are needed from a position on and have not been encoded. */
+  unencoded(position: number): PlacedImage[] {
     return this.placed.filter(({ to }, i) => to > position && !this.#features[i]);
   }
 
-  saw(key: string, features: Float32Array): void {
+  /** Takes the features of an image, wherever it stands. */
+  setFeatures(key: string, features: Float32Array): void {
     for (const [i, image] of this.placed.entries()) if (image.key === key) this.#features[i] = features;
   }
 
   /** The patches among the positions from `position` to before `end`: appends their features and their places. */
   collect(position: number, end: number, D: number, rows: Float32Array[], places: number[]): void {
-    let patch = 0; // of the picture's first one
+    let patch = 0; // of the image's first one
     for (const [i, { from, to, nTiles }] of this.placed.entries()) {
       const count = nTiles * this.#rowsPerTile;
       if (from < end && to > position)
@@ -87,7 +88,7 @@ export const IMAGE_CACHE_BYTES = 256e6;
 /** Tiles encoded between two steps, while others' tokens wait: 2,308 rows of the published encoder. */
 const TILES_AT_ONCE = 4;
 
-/** Turns tiles into features, and keeps those of the pictures used last. */
+/** Turns tiles into features, and keeps those of the images used last. */
 export class ImageEncoder {
   readonly #parameters: VisionParameters;
   readonly #config: Llama4Config;
@@ -97,7 +98,7 @@ export class ImageEncoder {
   /** The longest unused first. */
   readonly #kept = new Map<string, Float32Array>();
   #bytes = 0;
-  /** Pictures of which some tiles are done. */
+  /** Images of which some tiles are done. */
   readonly #begun = new Map<string, { readonly features: Float32Array; tiles: number }>();
 
   constructor(parameters: VisionParameters, config: Llama4Config, mostBytes: number) {
@@ -111,7 +112,7 @@ export class ImageEncoder {
     this.#mostBytes = mostBytes;
   }
 
-  /** The features of a picture that was encoded not long ago. */
+  /** The features of an image that was encoded not long ago. */
   find(key: string): Float32Array | undefined {
     const features = this.#kept.get(key);
     if (features) {
@@ -121,7 +122,7 @@ export class ImageEncoder {
     return features;
   }
 
-  /** Encodes some tiles of these pictures, the first ones first. How many, and the pictures that are whole now. */
+  /** Encodes some tiles of these images, the first ones first. How many, and the images that are whole now. */
   async encodeSome(images: readonly PromptImage[]): Promise<{ tiles: number; whole: Map<string, Float32Array> }> {
     const parts = this.#nextTiles(images);
     const rows = await this.#encode(
@@ -145,7 +146,7 @@ export class ImageEncoder {
     return { tiles, whole };
   }
 
-  /** What is to be encoded next: tiles `from` to before `to` of each picture. */
+  /** What is to be encoded next: tiles `from` to before `to` of each image. */
   #nextTiles(images: readonly PromptImage[]): { image: PromptImage; from: number; to: number }[] {
     const parts: { image: PromptImage; from: number; to: number }[] = [];
     let room = TILES_AT_ONCE;
@@ -176,7 +177,7 @@ export class ImageEncoder {
     return rows;
   }
 
-  /** Forgets half-encoded pictures that nobody waits for any more. */
+  /** Forgets half-encoded images that nobody waits for any more. */
   forgetBegun(isWanted: (key: string) => boolean): void {
     for (const key of [...this.#begun.keys()]) if (!isWanted(key)) this.#begun.delete(key);
   }

@@ -25,7 +25,7 @@ type Kind = (typeof kinds)[number];
 /** A full block of tokens after a certain beginning, and the blocks that hold its keys and values. */
 interface PrefixNode {
   readonly parent: PrefixNode | undefined;
-  /** The block's tokens, two code units each; behind them the keys of the pictures that reach into it. */
+  /** The block's tokens, two code units each; behind them the keys of the images that reach into it. */
   readonly key: string;
   readonly next: Map<string, PrefixNode>;
   readonly block: Record<Kind, number | undefined>;
@@ -45,7 +45,7 @@ interface Sequence {
   readonly images: readonly ImageSpan[];
 }
 
-/** Positions from `from` to before `to` that a picture fills: the same tokens with another picture are another text. */
+/** Positions from `from` to before `to` that an image fills: the same tokens with another image are another text. */
 export interface ImageSpan {
   readonly key: string;
   readonly from: number;

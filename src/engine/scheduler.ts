@@ -10,7 +10,7 @@ export interface Running {
   readonly length: number;
   /** How many of them have been computed; always fewer than `length`. */
   readonly position: number;
-  /** Positions from here on wait for a picture that is still being encoded. */
+  /** Positions from here on wait for an image that is still being encoded. */
   readonly readable?: number | undefined;
   /** Tokens guessed to follow, for a sequence that needs one token. */
   readonly guesses?: ArrayLike<number> | undefined;

@@ -11,7 +11,7 @@ import { shown } from "./shown.ts";
 export interface DecodeOptions extends ImageLimits {
   /** Turns photographs as their EXIF orientation says. Default: yes. */
   readonly orient?: boolean | undefined;
-  /** Which picture of an animation; default the first. */
+  /** Which frame of an animation; default the first. */
   readonly page?: number | undefined;
 }
 
@@ -102,7 +102,7 @@ export async function existing(what: string, path: string) {
   return found;
 }
 
-/** When each picture of an animated GIF or WebP is shown, in seconds, and until when the last one is. */
+/** When each frame of an animated GIF or WebP is shown, in seconds, and until when the last one is. */
 export async function animationTimes(file: Uint8Array): Promise<{ starts: number[]; duration: number }> {
   const sharp = await loadSharp();
   const { pages = 1, delay = [] } = await readable(

@@ -1,4 +1,4 @@
-// Messages with pictures and videos to ids and tiles. How files are decoded is handed in, so that this runs anywhere.
+// Messages with images and videos to ids and tiles. How files are decoded is handed in, so that this runs anywhere.
 
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import type { ChatPrompt, ContentPart, ImagePart, Media, Message, PlainPart, VideoPart } from "./chat-format.ts";
@@ -17,7 +17,7 @@ export interface ImageLimits {
   readonly maxBytes?: number | undefined;
 }
 
-/** How pictures become tokens. */
+/** How images become tokens. */
 export interface MediaOptions extends ImageLimits {
   /** Most tiles of an image, the global one not counted; fewer cost fewer tokens. Default: 16. */
   readonly maxTiles?: number | undefined;
@@ -30,7 +30,7 @@ export interface MediaOptions extends ImageLimits {
 }
 
 /** An image as the engine takes it. */
-export interface SeenImage extends TiledImage {
+export interface ProcessedImage extends TiledImage {
   /** The digest of its tiles. */
   readonly key: string;
 }
@@ -48,32 +48,32 @@ export interface Decoders {
 }
 
 /** What a model's vision encoder asks of images. */
-export interface Eyes {
+export interface ImageProcessorConfig {
   /** Pixels along a tile's side. */
   readonly tileSize: number;
   readonly tokensPerTile: number;
 }
 
-/** A prompt with pictures, ready for the engine. */
-export interface SeenPrompt {
+/** A prompt with images, ready for the engine. */
+export interface ProcessedPrompt {
   readonly ids: Int32Array;
-  readonly images: readonly SeenImage[];
+  readonly images: readonly ProcessedImage[];
 }
 
 export const VIDEO_TOKENS = 8000;
 
-/** Reads the pictures and videos of messages: a video becomes its frames, each behind its time. */
-export class Viewer {
-  readonly #given: Eyes | undefined;
+/** Reads the images and videos of messages: a video becomes its frames, each behind its time. */
+export class ImageProcessor {
+  readonly #given: ImageProcessorConfig | undefined;
   readonly #decoders: Decoders;
 
-  /** Without eyes, pictures are refused. */
-  constructor(eyes: Eyes | undefined, decoders: Decoders) {
-    this.#given = eyes;
+  /** Without a config, images are refused. */
+  constructor(config: ImageProcessorConfig | undefined, decoders: Decoders) {
+    this.#given = config;
     this.#decoders = decoders;
   }
 
-  get #eyes(): Eyes {
+  get #config(): ImageProcessorConfig {
     if (this.#given) return this.#given;
     throw new RequestError(
       "an image or a video for a model that reads text only; expected a checkpoint with a vision encoder (a GGUF model's is in its mmproj file, `mmproj`), or no images",
@@ -81,7 +81,7 @@ export class Viewer {
   }
 
   async messages(messages: readonly Message[], options: MediaOptions, signal?: AbortSignal) {
-    const images: SeenImage[] = [];
+    const images: ProcessedImage[] = [];
     const plain: Message<PlainPart>[] = [];
     for (const message of messages) {
       if (typeof message.content === "string" || !Array.isArray(message.content))
@@ -94,7 +94,7 @@ export class Viewer {
   /** Parts without videos; their images are added to `images`, in order. */
   async parts(
     parts: readonly ContentPart[],
-    images: SeenImage[],
+    images: ProcessedImage[],
     options: MediaOptions,
     signal?: AbortSignal,
   ): Promise<PlainPart[]> {
@@ -104,30 +104,30 @@ export class Viewer {
       if (typeof part !== "object" || part === null)
         throw new RequestError(`a part of the content is ${part}; expected { type: "text" | "image" | "video", … }`);
       if (part.type === "image") {
-        images.push(await this.#look(part, options));
+        images.push(await this.#image(part, options));
         plain.push({ type: "image" });
-      } else if (part.type === "video") plain.push(...(await this.#watch(part, images, options, signal)));
+      } else if (part.type === "video") plain.push(...(await this.#video(part, images, options, signal)));
       else plain.push(part);
     }
     return plain;
   }
 
-  async #watch(
+  async #video(
     part: VideoPart,
-    images: SeenImage[],
+    images: ProcessedImage[],
     options: MediaOptions,
     signal?: AbortSignal,
   ): Promise<PlainPart[]> {
-    const eyes = this.#eyes;
+    const config = this.#config;
     const { videoTokens = VIDEO_TOKENS, maxTiles, toMaxCanvas } = options;
     const video = await this.#decoders.video(part, options, signal);
     try {
-      const plan = planFrames(video.length, { ...eyes, maxTiles, toMaxCanvas, videoTokens });
+      const plan = planFrames(video.length, { ...config, maxTiles, toMaxCanvas, videoTokens });
       const parts: PlainPart[] = [];
       for await (const { seconds, pixels } of video.frames(plan)) {
         signal?.throwIfAborted();
         parts.push({ type: "text", text: timestamp(seconds) }, { type: "image" });
-        images.push(await tiled(pixels, { ...eyes, toMaxCanvas, maxTiles: plan.maxTiles }));
+        images.push(await tiled(pixels, { ...config, toMaxCanvas, maxTiles: plan.maxTiles }));
       }
       if (parts.length === 0) throw new RequestError("video: no frame of it can be read; expected a whole file");
       return parts;
@@ -136,14 +136,14 @@ export class Viewer {
     }
   }
 
-  async #look(part: ImagePart, options: MediaOptions): Promise<SeenImage> {
-    const { tileSize } = this.#eyes;
+  async #image(part: ImagePart, options: MediaOptions): Promise<ProcessedImage> {
+    const { tileSize } = this.#config;
     const { maxTiles, toMaxCanvas } = options;
     return tiled(await this.#decoders.image(part, options), { tileSize, maxTiles, toMaxCanvas });
   }
 }
 
-async function tiled(pixels: Pixels, options: TileOptions): Promise<SeenImage> {
+async function tiled(pixels: Pixels, options: TileOptions): Promise<ProcessedImage> {
   const image = tileImage(pixels, options);
   const bytes = await crypto.subtle.digest("SHA-256", image.tiles as Uint8Array<ArrayBuffer>); // our own, not shared memory
   const key = Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -153,23 +153,23 @@ async function tiled(pixels: Pixels, options: TileOptions): Promise<SeenImage> {
 /** How many tokens an image of this size takes. */
 export function imageTokenCount(
   size: Pick<Pixels, "width" | "height">,
-  eyes: Eyes,
+  config: ImageProcessorConfig,
   options: MediaOptions = {},
 ): number {
-  return tokenCount(layoutOf(size, { ...options, tileSize: eyes.tileSize }), eyes.tokensPerTile);
+  return tokenCount(layoutOf(size, { ...options, tileSize: config.tileSize }), config.tokensPerTile);
 }
 
 const tokenCount = (canvas: Canvas, tokensPerTile: number) =>
   imageTokens(canvas, tokensPerTile).reduce((sum, [, count]) => sum + count, 0);
 
 /** The prompt with each `<|image|>` replaced by all tokens of its image. */
-export function withImages(
+export function expandImages(
   { ids, images: places }: ChatPrompt,
-  images: readonly SeenImage[],
+  images: readonly ProcessedImage[],
   tokenizer: Tokenizer,
-  eyes: Eyes | undefined,
-): SeenPrompt {
-  const { tokensPerTile = 0 } = eyes ?? {};
+  config: ImageProcessorConfig | undefined,
+): ProcessedPrompt {
+  const { tokensPerTile = 0 } = config ?? {};
   if (places.length !== images.length)
     throw new CheckpointError(`chat format: ${places.length} places for ${images.length} images; expected as many`);
   const added = images.reduce((sum, image) => sum + tokenCount(image, tokensPerTile) - 1, 0);

@@ -10,7 +10,7 @@ export interface VideoLength {
   readonly height: number;
   /** Seconds; absent where the file does not say. */
   readonly duration?: number | undefined;
-  /** Pictures a second; absent where the file does not say. */
+  /** Frames a second; absent where the file does not say. */
   readonly rate?: number | undefined;
 }
 

@@ -7,7 +7,7 @@ import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { llama4, main, objectOf } from "../cli/llama4.ts";
 import { safetensors } from "../cli/models.ts";
-import { writeSeeingModel } from "../seeing-model.ts";
+import { writeVisionModel } from "../vision-model.ts";
 
 describe.skipIf(!existsSync(main))("a model that sees (skipped before `npm run build`)", () => {
   const folder = mkdtempSync(join(tmpdir(), "llama4-see-"));
@@ -16,11 +16,11 @@ describe.skipIf(!existsSync(main))("a model that sees (skipped before `npm run b
   const use = ["--model", model, "--backend", "reference"];
 
   beforeAll(async () => {
-    await writeSeeingModel(model);
-    const picture = (width: number, height: number, background: string) =>
+    await writeVisionModel(model);
+    const drawn = (width: number, height: number, background: string) =>
       sharp({ create: { width, height, channels: 3, background } });
-    await picture(56, 56, "#c08040").png().toFile(at("small.png"));
-    await picture(100, 50, "#20a040").jpeg().toFile(at("wide.jpg"));
+    await drawn(56, 56, "#c08040").png().toFile(at("small.png"));
+    await drawn(100, 50, "#20a040").jpeg().toFile(at("wide.jpg"));
     const frames = Buffer.concat([10, 200].map((grey) => Buffer.alloc(56 * 56 * 3, grey)));
     await sharp(frames, { raw: { width: 56, height: 112, channels: 3, pageHeight: 56 } })
       .gif({ delay: [500, 500] })
@@ -59,7 +59,7 @@ describe.skipIf(!existsSync(main))("a model that sees (skipped before `npm run b
     expect([...new Int32Array(safetensors(out).bytes("tokens"))]).toEqual(tokens);
   });
 
-  it("remembers a picture through a conversation, and says what it sees", async () => {
+  it("remembers an image through a conversation, and says what it sees", async () => {
     const lines = `What?\n/image ${at("small.png")}\nAnd this?\nWhich?\n`;
     const { stdout, stderr } = await llama4(
       ["chat", ...use, "--image", at("wide.jpg"), "--max-tokens", "2", "--json"],

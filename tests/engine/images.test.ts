@@ -1,4 +1,4 @@
-// Prompts with pictures through the engine, on the reference backend: equalities hold to the bit.
+// Prompts with images through the engine, on the reference backend: equalities hold to the bit.
 
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -11,14 +11,14 @@ import { encodeImage } from "../../src/model/vision.ts";
 import { type OpenModel, openModel } from "../../src/open.ts";
 import { imageTokens, normalise } from "../../src/prompt/image.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
-import { seeing, writeSeeingModel } from "../seeing-model.ts";
+import { visionModel, writeVisionModel } from "../vision-model.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "llama4-images-"));
 let model: OpenModel;
 const engines: Engine[] = [];
 
 beforeAll(async () => {
-  await writeSeeingModel(join(folder, "model"));
+  await writeVisionModel(join(folder, "model"));
   model = await openModel(join(folder, "model"), { backend: "reference", context: 512 });
 });
 afterAll(async () => {
@@ -34,19 +34,19 @@ function open(options: Partial<EngineOptions> = {}): Engine {
   return engine;
 }
 
-const { tileSize, tokensPerTile } = seeing;
+const { tileSize, tokensPerTile } = visionModel;
 
-/** A picture of 2 × 1 tiles and its global one. */
-function picture(seed: number): PromptImage & { rows: number; cols: number } {
+/** An image of 2 × 1 tiles and its global one. */
+function image(seed: number): PromptImage & { rows: number; cols: number } {
   const tiles = Uint8Array.from(
     { length: 3 * 3 * tileSize ** 2 },
     (_, i) => Math.imul(i + 1, 2654435761 + 77 * seed) >>> 24,
   );
-  return { tiles, nTiles: 3, rows: 2, cols: 1, key: `picture ${seed}` };
+  return { tiles, nTiles: 3, rows: 2, cols: 1, key: `image ${seed}` };
 }
 
-/** Text, a picture, text, a picture, …: ids and the pictures. */
-function prompt(...parts: (string | ReturnType<typeof picture>)[]) {
+/** Text, an image, text, an image, …: ids and the images. */
+function prompt(...parts: (string | ReturnType<typeof image>)[]) {
   const tokenizer = model.tokenizer!;
   const tokens = parts.flatMap((part) =>
     typeof part === "string"
@@ -92,21 +92,21 @@ async function reply(engine: Engine, request: ReturnType<typeof prompt>): Promis
 
 describe("an engine with a vision encoder", () => {
   it.each([1, 7, 512])("in slices of %i computes what encoder and model compute in one pass", async (stepTokens) => {
-    const request = prompt("Look: ", picture(1), " and ", picture(2), picture(1), " What is it?");
+    const request = prompt("Look: ", image(1), " and ", image(2), image(1), " What is it?");
     expect(await logits(open({ stepTokens }), request)).toEqual(await onePass(request));
   });
 
-  it("gives two requests with different pictures in one batch what each gets alone", async () => {
-    const requests = [1, 2, 3].map((n) => prompt("Look: ", picture(n), " What is it?"));
+  it("gives two requests with different images in one batch what each gets alone", async () => {
+    const requests = [1, 2, 3].map((n) => prompt("Look: ", image(n), " What is it?"));
     const engine = open();
     const together = await Promise.all(requests.map((request) => logits(engine, request)));
     for (const [i, request] of requests.entries()) expect(together[i]).toEqual(await onePass(request));
     expect(together[0]).not.toEqual(together[1]);
   });
 
-  it("takes the same tokens with another picture for another text", async () => {
+  it("takes the same tokens with another image for another text", async () => {
     const engine = open();
-    const ask = (n: number) => prompt("Look: ", picture(n), ` ${"What is it? ".repeat(8)}`);
+    const ask = (n: number) => prompt("Look: ", image(n), ` ${"What is it? ".repeat(8)}`);
     const first = await reply(engine, ask(1));
     expect(first.end).toMatchObject({ encodedTiles: 3, cachedTokens: 0 });
     expect(first.end.encodeMs).toBeGreaterThan(0);
@@ -119,47 +119,47 @@ describe("an engine with a vision encoder", () => {
     expect(again.tokens).toEqual(first.tokens);
   });
 
-  it("encodes a picture once for several questions, also in one prompt", async () => {
+  it("encodes an image once for several questions, also in one prompt", async () => {
     const engine = open({ sharePrefixes: false });
-    expect((await reply(engine, prompt(picture(1), "Why?", picture(1)))).end.encodedTiles).toBe(3);
-    expect((await reply(engine, prompt("Who is this? ", picture(1)))).end.encodedTiles).toBe(0);
+    expect((await reply(engine, prompt(image(1), "Why?", image(1)))).end.encodedTiles).toBe(3);
+    expect((await reply(engine, prompt("Who is this? ", image(1)))).end.encodedTiles).toBe(0);
   });
 
   it("keeps features only as long as there is room for them", async () => {
     const engine = open({ sharePrefixes: false, imageCacheBytes: 3 * tokensPerTile * model.config.dim * 4 });
-    const tiles = async (n: number) => (await reply(engine, prompt(picture(n), "Why?"))).end.encodedTiles;
+    const tiles = async (n: number) => (await reply(engine, prompt(image(n), "Why?"))).end.encodedTiles;
     expect([await tiles(1), await tiles(1), await tiles(2), await tiles(2), await tiles(1)]).toEqual([3, 0, 3, 0, 3]);
   });
 
-  it("does not push out what it keeps for a picture that has no room", async () => {
+  it("does not push out what it keeps for an image that has no room", async () => {
     const engine = open({ sharePrefixes: false, imageCacheBytes: 4 * tokensPerTile * model.config.dim * 4 });
-    const large = { ...picture(9), tiles: new Uint8Array(5 * 3 * tileSize ** 2), nTiles: 5, rows: 4 };
-    const tiles = async (of: ReturnType<typeof picture>) => (await reply(engine, prompt(of, "Why?"))).end.encodedTiles;
-    expect([await tiles(picture(1)), await tiles(large), await tiles(picture(1))]).toEqual([3, 5, 0]);
+    const large = { ...image(9), tiles: new Uint8Array(5 * 3 * tileSize ** 2), nTiles: 5, rows: 4 };
+    const tiles = async (of: ReturnType<typeof image>) => (await reply(engine, prompt(of, "Why?"))).end.encodedTiles;
+    expect([await tiles(image(1)), await tiles(large), await tiles(image(1))]).toEqual([3, 5, 0]);
   });
 
-  it("has nothing guessed by a draft model, which sees no pictures", async () => {
+  it("has nothing guessed by a draft model, which sees no images", async () => {
     const { backend, parameters, config } = model;
     const speculation = { backend, parameters, config, context: 512, kvDtype: "f32" } as const;
-    const seen = await reply(open({ speculation }), prompt("Look: ", picture(1)));
+    const seen = await reply(open({ speculation }), prompt("Look: ", image(1)));
     expect(seen.end.guessedTokens).toBe(0);
-    expect(seen.tokens).toEqual((await reply(open(), prompt("Look: ", picture(1)))).tokens);
+    expect(seen.tokens).toEqual((await reply(open(), prompt("Look: ", image(1)))).tokens);
     expect((await reply(open({ speculation }), prompt("Hello"))).end.guessedTokens).toBeGreaterThan(0);
   });
 
-  it("lets a request without pictures go first while others' are encoded", async () => {
+  it("lets a request without images go first while others' are encoded", async () => {
     const engine = open();
     const order: string[] = [];
-    const many = prompt("Look: ", ...[1, 2, 3, 4].map(picture));
+    const many = prompt("Look: ", ...[1, 2, 3, 4].map(image));
     await Promise.all([
-      reply(engine, many).then(() => order.push("pictures")),
+      reply(engine, many).then(() => order.push("images")),
       reply(engine, prompt("Hello")).then(() => order.push("text")),
     ]);
-    expect(order).toEqual(["text", "pictures"]);
+    expect(order).toEqual(["text", "images"]);
   });
 
-  it("guesses ahead behind pictures, and replies the same", async () => {
-    const request = prompt("abcabcabc ", picture(1), " abcabcabc");
+  it("guesses ahead behind images, and replies the same", async () => {
+    const request = prompt("abcabcabc ", image(1), " abcabcabc");
     const { tokens } = await reply(open({ speculation: "lookup" }), request);
     expect(tokens).toEqual((await reply(open(), request)).tokens);
   });
@@ -167,21 +167,21 @@ describe("an engine with a vision encoder", () => {
   it("stops encoding when the request is cancelled", async () => {
     const engine = open();
     const cancel = new AbortController();
-    const { tokens, images } = prompt(...[1, 2, 3, 4, 5].map(picture));
+    const { tokens, images } = prompt(...[1, 2, 3, 4, 5].map(image));
     const running = engine.generate({ tokens, images, signal: cancel.signal }).next();
     setTimeout(() => cancel.abort(new Error("enough")));
     await expect(running).rejects.toThrow("enough");
     expect((await reply(engine, prompt("Hello"))).tokens).toHaveLength(6);
   });
 
-  it("refuses pictures that do not fit their patches, and all where there is no encoder", () => {
-    const { tokens, images } = prompt("Look: ", picture(1));
+  it("refuses images that do not fit their patches, and all where there is no encoder", () => {
+    const { tokens, images } = prompt("Look: ", image(1));
     const generate =
       (images: readonly PromptImage[], engine = open()) =>
       () =>
         engine.generate({ tokens, images });
-    expect(generate([...images, picture(2)])).toThrow("has 12 patches and its 2 images have 24; expected as many");
-    expect(generate([{ ...picture(1), nTiles: 2 }])).toThrow(RequestError);
+    expect(generate([...images, image(2)])).toThrow("has 12 patches and its 2 images have 24; expected as many");
+    expect(generate([{ ...image(1), nTiles: 2 }])).toThrow(RequestError);
     expect(generate([])).toThrow("has 12 patches and its 0 images have 0; expected as many");
     expect(generate(images, open({ vision: undefined }))).toThrow("reads text only");
     expect(() => open({ imageCacheBytes: Number.NaN })).toThrow("imageCacheBytes is NaN");

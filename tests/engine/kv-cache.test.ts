@@ -57,7 +57,7 @@ describe("the key-value cache", () => {
     expect(run(cache, 4, tokens(14, 1))).toBe(0);
   });
 
-  it("takes the same tokens with another picture for another beginning, from the picture on", () => {
+  it("takes the same tokens with another image for another beginning, from the image on", () => {
     const cache = new KVCache(sizes);
     const open = (sequence: number, key: string) => {
       const reused = cache.open(sequence, tokens(14), [{ key, from: 6, to: 9 }]);

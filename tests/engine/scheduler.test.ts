@@ -14,7 +14,7 @@ const budget = fc.record({
 });
 
 describe("a planned step", () => {
-  it("reads a prompt up to the picture that is still being encoded, and leaves out who waits for one", () => {
+  it("reads a prompt up to the image that is still being encoded, and leaves out who waits for one", () => {
     const prompt = { sequence: 0, position: 0, length: 50, readable: 10 };
     const waiting = { sequence: 1, position: 20, length: 50, readable: 20 };
     const last = { sequence: 2, position: 30, length: 31, readable: 25 };

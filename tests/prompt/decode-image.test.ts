@@ -89,7 +89,7 @@ describe("decodeImage", () => {
     expect(difference(asStored.data, rgb)).toBe(0);
   });
 
-  it("takes the first picture of a GIF, or the page that is asked for", async () => {
+  it("takes the first frame of a GIF, or the page that is asked for", async () => {
     const frames = Buffer.concat([rgb, rgb.map((v) => 255 - v)]);
     const gif = await sharp(frames, { raw: { width: W, height: 2 * H, channels: 3, pageHeight: H } })
       .gif({ delay: [100, 400] })

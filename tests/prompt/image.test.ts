@@ -37,14 +37,14 @@ interface Hashed {
 const tileSize = 336;
 const tileBytes = 3 * tileSize ** 2;
 
-function picture(width: number, height: number, pixel: (x: number, y: number, c: number) => number): Pixels {
+function drawn(width: number, height: number, pixel: (x: number, y: number, c: number) => number): Pixels {
   const data = new Uint8Array(width * height * 3);
   for (let y = 0, i = 0; y < height; y++)
     for (let x = 0; x < width; x++) for (let c = 0; c < 3; c++) data[i++] = pixel(x, y, c);
   return { data, width, height };
 }
 
-/** The picture of scripts/golden/preprocess.py: half noise, half slopes. */
+/** The image of scripts/golden/preprocess.py: half noise, half slopes. */
 function noisy(x: number, y: number, c: number): number {
   if (((x >> 5) + (y >> 5)) % 2 === 1) return 3 * x + y * (c + 1);
   const h = (Math.imul(x, 374761393) + Math.imul(y, 668265263) + Math.imul(c, 2246822519)) >>> 0;
@@ -58,7 +58,7 @@ describe("an image's tiles", () => {
   it.each((golden("preprocess_golden.json") as { cases: Sampled[] }).cases)(
     "are those of Meta's pipeline: $width × $height",
     ({ width, height, rows, cols, resized_w, resized_h, num_tiles, byte_sums, samples }) => {
-      const image = tileImage(picture(width, height, smooth), { tileSize });
+      const image = tileImage(drawn(width, height, smooth), { tileSize });
       const { tiles, ...layout } = image;
       expect(layout).toEqual({ rows, cols, nTiles: num_tiles, width: resized_w, height: resized_h });
       const sums = byte_sums.map((_, n) =>
@@ -74,7 +74,7 @@ describe("an image's tiles", () => {
   it.each(sizes)(
     "are Pillow's to the byte, the tokens Hugging Face's: $width × $height, toMaxCanvas $toMaxCanvas",
     ({ width, height, toMaxCanvas, rows, cols, resized, ids, sha256 }) => {
-      const image = tileImage(picture(width, height, noisy), { tileSize, toMaxCanvas });
+      const image = tileImage(drawn(width, height, noisy), { tileSize, toMaxCanvas });
       expect(image).toMatchObject({ rows, cols, nTiles: sha256.length, width: resized[0], height: resized[1] });
       const digests = sha256.map((_, n) =>
         createHash("sha256")
@@ -123,7 +123,7 @@ describe("the layout of an image", () => {
 describe("resize", () => {
   it("of one colour is that colour", () => {
     const { data } = resize(
-      picture(97, 31, (_x, _y, c) => 80 * c + 7),
+      drawn(97, 31, (_x, _y, c) => 80 * c + 7),
       13,
       200,
     );
@@ -131,7 +131,7 @@ describe("resize", () => {
   });
 
   it("to the same size is the same image", () => {
-    const image = picture(5, 4, noisy);
+    const image = drawn(5, 4, noisy);
     expect(resize(image, 5, 4)).toBe(image);
   });
 });

@@ -14,10 +14,10 @@ const vision = {
   ...{ ropeTheta: 10000, shuffle: 2, adapterDim: 24, outputDim: 24 },
 };
 
-export const seeing = { tileSize: 56, tokensPerTile: 4 };
+export const visionModel = { tileSize: 56, tokensPerTile: 4 };
 
 /** Writes it, with chunks of 32. */
-export async function writeSeeingModel(folder: string): Promise<Llama4Config> {
+export async function writeVisionModel(folder: string): Promise<Llama4Config> {
   const sizes = { layers: 4, dim: 32, heads: 4, kvHeads: 2, headDim: 8, ffn: 32, expertFfn: 16, experts: 2, chunk: 32 };
   const shape = overridePreset("scout", { ...sizes, vocab: 512, vision: true });
   const tokenizer = byteLevel(shape);
