@@ -1,6 +1,6 @@
 // Random initialisation: every model that tests and benchmarks run comes from here, and training starts here.
 
-import { type Llama4Config, layerKinds, presets } from "../model/config.ts";
+import { type Llama4Config, layerKinds, presets, type VisionConfig } from "../model/config.ts";
 import { type DType, dtypes, f32ToBf16, f32ToF16 } from "../tensor/dtype.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { elementCount, type Shape } from "../tensor/tensor.ts";
@@ -22,6 +22,12 @@ export interface Overrides {
   readonly chunk?: number;
   readonly vocab?: number;
   readonly vision?: boolean;
+  /** Of the vision encoder, which any of these asks for. */
+  readonly visionLayers?: number;
+  readonly visionDim?: number;
+  readonly visionHeads?: number;
+  /** Pixels along a tile's side. */
+  readonly visionTile?: number;
 }
 
 /** A preset with overrides. Throws RequestError for sizes that make no model. */
@@ -42,6 +48,9 @@ export function overridePreset(name: keyof typeof presets, overrides: Overrides)
   const moeStep = nExperts === 0 ? 0 : (overrides.moeStep ?? presetStep);
   const nopeInterval = preset.layers.findIndex((kind) => !kind.rope) + 1;
   const { vision, ...text } = preset;
+  const { visionLayers, visionDim, visionHeads, visionTile } = overrides;
+  const isSized = [visionLayers, visionDim, visionHeads, visionTile].some((size) => size !== undefined);
+  const wantsVision = overrides.vision ?? isSized;
   const config: Llama4Config = {
     ...text,
     dim,
@@ -55,7 +64,7 @@ export function overridePreset(name: keyof typeof presets, overrides: Overrides)
     layers: layerKinds(overrides.layers ?? preset.layers.length, nopeInterval, moeStep),
     attentionChunk: overrides.chunk ?? preset.attentionChunk,
     vocabSize: overrides.vocab ?? preset.vocabSize,
-    ...(overrides.vision && vision && { vision }),
+    ...(wantsVision && vision && { vision: overrideVision(vision, overrides) }),
   };
   if (config.headDim % 2)
     throw new RequestError(`init: head-dim is ${config.headDim}; expected an even number (rotary pairs)`);
@@ -65,9 +74,34 @@ export function overridePreset(name: keyof typeof presets, overrides: Overrides)
     );
   if (config.nExperts > 0 && config.topK > config.nExperts)
     throw new RequestError(`init: top-k is ${config.topK} of ${config.nExperts} experts`);
-  if (overrides.vision && !vision)
+  if (wantsVision && !vision)
     throw new RequestError(`init: the preset ${name} has no vision encoder; leave out --vision on`);
+  if (isSized && !wantsVision) throw new RequestError("init: sizes of a vision encoder with --vision off");
   return config;
+}
+
+/** The encoder at another width keeps the proportions of the published one: heads near 88, adapter and feed-forward to scale. */
+function overrideVision(published: VisionConfig, overrides: Overrides): VisionConfig {
+  const { visionLayers: nLayers = published.nLayers, visionDim: dim = published.dim } = overrides;
+  const { visionTile: imageSize = published.imageSize } = overrides;
+  const cell = published.patchSize * published.shuffle; // pixels along a side of what becomes one token
+  if (dim % 4)
+    throw new RequestError(`init: vision-dim is ${dim}; expected a multiple of 4 (rotary pairs of two axes)`);
+  if (imageSize % cell) throw new RequestError(`init: vision-tile is ${imageSize}; expected a multiple of ${cell}`);
+  const nHeads =
+    overrides.visionHeads ?? largestDivisor(dim / 4, Math.max(1, Math.round((published.nHeads * dim) / published.dim)));
+  if (dim % (4 * nHeads))
+    throw new RequestError(
+      `init: vision-heads is ${nHeads}; expected a divisor of ${dim / 4}, a quarter of the width (rotary pairs of two axes)`,
+    );
+  const scaled = (width: number) => Math.max(32, Math.round((width * dim) / published.dim / 32) * 32);
+  return {
+    ...published,
+    ...{ nLayers, dim, nHeads, imageSize },
+    ffnDim: dim * published.shuffle ** 2, // as the adapter's input is wide: Hugging Face's config has one word for both
+    adapterDim: scaled(published.adapterDim),
+    outputDim: scaled(published.outputDim),
+  };
 }
 
 function largestDivisor(n: number, most: number): number {

@@ -29,7 +29,8 @@ const presetNames = Object.keys(presets) as (keyof typeof presets)[];
 
 export function init(program: Command, run: Run): void {
   define(program, "init", "A randomly initialised checkpoint: for tests, benchmarks and training from scratch.", [
-    "llama4 init scout ./small --layers 4 --dim 256 --heads 4 --kv-heads 2 --experts 4 --vocab 512 --vision off",
+    "llama4 init scout ./small --layers 4 --dim 256 --heads 4 --kv-heads 2 --experts 4 --vocab 512",
+    "llama4 init scout ./vision --layers 2 --dim 128 --experts 2 --vocab 512 --vision-layers 2 --vision-dim 64",
     "llama4 init maverick ./mine --layers 12 --dim 768 --tokenizer tokenizer.model --vocab 32768 --seed 1",
   ])
     .argument("<preset>", presetNames.join(", "))
@@ -46,7 +47,16 @@ export function init(program: Command, run: Run): void {
     .option("--moe-step <n>", "every n-th layer has experts; 0 = none", whole())
     .option("--chunk <n>", "positions of an attention chunk", whole())
     .option("--vocab <n>", "tokens", whole())
-    .addOption(new Option("--vision <on|off>", "the vision encoder (default: off)").choices(["on", "off"]))
+    .addOption(
+      new Option("--vision <on|off>", "the vision encoder (default: off; on with any size of it)").choices([
+        "on",
+        "off",
+      ]),
+    )
+    .option("--vision-layers <n>", "its blocks (default: 34)", whole(1))
+    .option("--vision-dim <n>", "its width (default: 1408: 1.7 GB in bf16)", whole(1))
+    .option("--vision-heads <n>", "its heads (default: in proportion to its width)", whole(1))
+    .option("--vision-tile <n>", "pixels along a tile's side (default: 336)", whole(1))
     .option("--tokenizer <file>", "a tokenizer.model, cut to the vocabulary (default: one token a byte)")
     .addOption(new Option("--dtype <type>", "of the weights").choices(["bf16", "f16", "f32"]).default("bf16"))
     .option("--seed <n>", "the same seed gives the same bytes", whole(), 0)

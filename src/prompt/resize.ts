@@ -1,4 +1,6 @@
-// Bilinear resize with antialiasing, byte for byte as Pillow's, which the model was trained with (specification §8.3).
+// Bilinear resize with antialiasing, byte for byte as Pillow's, which the model was trained with (specification §8.3): the
+// rule of ImagingResample (Pillow 12.3.0, src/libImaging/Resample.c), with which tests/golden/llama4/preprocess_sizes.json is
+// made.
 //
 // n samples of an axis before · m after
 
@@ -16,7 +18,7 @@ export function resize(image: Pixels, width: number, height: number): Pixels {
   return isTall ? toWidth(toHeight(image, height), width) : toHeight(toWidth(image, width), height);
 }
 
-/** Fractions are kept in 22 bits, so that a sum of weighted bytes fits 31. */
+/** Fractions are kept in 22 bits, so that a sum of weighted bytes fits 31: Pillow's PRECISION_BITS. */
 const PRECISION = 22;
 const HALF = 1 << (PRECISION - 1);
 

@@ -23,7 +23,9 @@ export interface FramePlan {
   readonly maxTiles: number;
 }
 
-const MAX_RATE = 2; // frames a second that are looked at: more show little that is new
+// Frames a second that are looked at, as Qwen2-VL samples videos (Wang et al. 2024, arXiv:2409.12191, §2.1). Of Llama 4
+// only is published that it was trained with stills of videos (specification §8.6).
+const MAX_RATE = 2;
 const TIMESTAMP_TOKENS = 12; // of "[11:02:03.4]" where every character is a token; in Llama 4's vocabulary it takes 9
 
 /** As many frames as the budget pays for with one tile each, at most two a second; what is left over buys tiles. */

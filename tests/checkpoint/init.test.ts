@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { overridePreset, randomTensors } from "../../src/checkpoint/init.ts";
+import { presets } from "../../src/model/config.ts";
 import { dequantize } from "../../src/tensor/block-formats.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
 
@@ -64,7 +65,21 @@ describe("overrides of a preset", () => {
     expect(overridePreset("maverick", { experts: 0, layers: 4 }).layers.some((kind) => kind.moe)).toBe(false);
   });
 
+  it("any size of a vision encoder asks for one, in the published one's proportions", () => {
+    expect(overridePreset("scout", { vision: true }).vision).toEqual(presets.scout.vision);
+    expect(overridePreset("scout", { visionLayers: 2, visionDim: 176, visionTile: 112 }).vision).toMatchObject({
+      ...{ dim: 176, nLayers: 2, nHeads: 2, ffnDim: 704, imageSize: 112, patchSize: 14 },
+      ...{ adapterDim: 512, outputDim: 512 },
+    });
+    expect(overridePreset("scout", { visionDim: 48, visionHeads: 3 }).vision).toMatchObject({ dim: 48, nHeads: 3 });
+    expect(overridePreset("scout", {}).vision).toBeUndefined();
+  });
+
   it.each([
+    [{ visionDim: 66 }, /vision-dim is 66; expected a multiple of 4/],
+    [{ visionDim: 64, visionHeads: 3 }, /vision-heads is 3; expected a divisor of 16/],
+    [{ visionTile: 100 }, /vision-tile is 100; expected a multiple of 28/],
+    [{ vision: false, visionLayers: 2 }, /sizes of a vision encoder with --vision off/],
     [{ layers: 0 }, /layers is 0; expected a whole number of at least 1/],
     [{ heads: 6, kvHeads: 4 }, /6 heads cannot share 4/],
     [{ headDim: 7 }, /head-dim is 7/],
