@@ -16,6 +16,7 @@ const allowed: Record<string, readonly string[]> = {
   "backends/reference": ["tensor"],
   "backends/native": ["tensor"],
   engine: ["tensor", "model", "prompt"],
+  train: ["tensor", "model", "prompt"],
 };
 const doors = ["cli"];
 // Where the machine may be touched: files, threads, native code. The rest runs in a browser unchanged.

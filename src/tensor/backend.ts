@@ -1,3 +1,4 @@
+import type { Backward } from "./backward.ts";
 import { dtypes, rowBytes } from "./dtype.ts";
 import { RequestError } from "./errors.ts";
 import type { Shape, Tensor, TensorView } from "./tensor.ts";
@@ -135,6 +136,8 @@ export interface LoadOptions {
 
 export interface Backend extends Ops {
   readonly name: string;
+  /** The way back, where the backend can be trained on. */
+  readonly backward?: Backward;
   /** Copies numbers in. */
   from(data: Float32Array | Float64Array | Int32Array, shape: Shape): Tensor;
   /** Reads views of a checkpoint into memory, in the order of the file. Quantized tensors stay quantized where the backend can. */

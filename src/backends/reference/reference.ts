@@ -20,9 +20,9 @@ import { dequantize } from "../../tensor/block-formats.ts";
 import { rowBytes } from "../../tensor/dtype.ts";
 import { quantize } from "../../tensor/quantize.ts";
 import { elementCount, type Shape, storedBytes, type Tensor, type TensorView } from "../../tensor/tensor.ts";
+import { ReferenceBackward } from "./backward.ts";
 import { decode } from "./decode.ts";
-
-type Numbers = Float32Array | Float64Array;
+import { broadcastIndex, dot, erf, matrix, type Numbers, numbers, seenRows, sigmoid, softmax } from "./numbers.ts";
 
 export interface ReferenceOptions {
   readonly precision?: "f32" | "f64";
@@ -35,10 +35,12 @@ export function openReference({ precision = "f32" }: ReferenceOptions = {}): Bac
 
 class Reference implements Backend {
   readonly name = "reference";
+  readonly backward: ReferenceBackward;
   readonly #dtype: "f32" | "f64";
 
   constructor(dtype: "f32" | "f64") {
     this.#dtype = dtype;
+    this.backward = new ReferenceBackward(this, (n) => this.#zeros(n));
   }
 
   #zeros(n: number): Numbers {
@@ -106,18 +108,7 @@ class Reference implements Backend {
 
   mul(a: Tensor, b: Tensor): Tensor {
     const [x, y] = [numbers(a), numbers(b)];
-    return this.#make(a.shape, (i) => {
-      let j = 0; // b's index: a's coordinates, axes of extent 1 left out
-      let rest = i;
-      let stride = 1;
-      for (let axis = a.shape.length - 1; axis >= 0; axis--) {
-        const coordinate = rest % a.shape[axis]!;
-        rest = Math.floor(rest / a.shape[axis]!);
-        if (b.shape[axis] !== 1) j += coordinate * stride;
-        stride *= b.shape[axis]!;
-      }
-      return x[i]! * y[j]!;
-    });
+    return this.#make(a.shape, (i) => x[i]! * y[broadcastIndex(a.shape, b.shape, i)]!);
   }
 
   rmsNorm(x: Tensor, w: Tensor | null, eps: number): Tensor {
@@ -181,13 +172,11 @@ class Reference implements Backend {
           const head = Math.floor((h * K) / H) * d;
           const row = ((segment.row + t) * H + h) * d;
           const scores = keys.map((key) => dot(numbers(q), row, key.k, key.at + head, d) / Math.sqrt(d));
-          const top = scores.reduce((a, b) => Math.max(a, b), -Infinity);
-          const weights = scores.map((score) => Math.exp(score - top));
-          const sum = weights.reduce((a, b) => a + b, 0);
+          const weights = softmax(scores);
           for (let i = 0; i < d; i++) {
             let mix = 0;
             for (const [n, key] of keys.entries()) mix += weights[n]! * key.v[key.at + head + i]!;
-            out[row + i] = mix / sum;
+            out[row + i] = mix;
           }
         }
       }
@@ -339,10 +328,10 @@ interface Key {
 
 /** The keys and values that token t of the segment sees, oldest first. */
 function visible(k: Tensor, v: Tensor, segment: Segment, t: number, span: Span): Key[] {
-  const { chunk, causal = true, cache } = span;
-  const p = segment.position + t;
-  const first = chunk ? p - (p % chunk) : 0;
+  const { chunk, cache } = span;
   if (cache) {
+    const p = segment.position + t;
+    const first = chunk ? p - (p % chunk) : 0;
     const pool = cache.pool as ReferencePool; // as above
     const [keys, values] = [pool.keys[cache.layer]!, pool.values[cache.layer]!];
     return Array.from({ length: p - first + 1 }, (_, slot) => ({
@@ -352,50 +341,10 @@ function visible(k: Tensor, v: Tensor, segment: Segment, t: number, span: Span):
     }));
   }
   const width = elementCount(k.shape.slice(1));
-  const from = causal ? Math.max(first - segment.position, 0) : 0;
-  const to = causal ? t : segment.length - 1;
-  return Array.from({ length: to - from + 1 }, (_, i) => ({
+  const [first, last] = seenRows(segment, t, span);
+  return Array.from({ length: last - first + 1 }, (_, i) => ({
     k: numbers(k),
     v: numbers(v),
-    at: (segment.row + from + i) * width,
+    at: (first + i) * width,
   }));
-}
-
-/** Matrix e of a stack `[E, out, in]`. */
-function matrix(stack: Tensor, e: number): Tensor {
-  const shape = stack.shape.slice(1);
-  const size = elementCount(shape);
-  return { ...stack, shape, data: numbers(stack).subarray(e * size, (e + 1) * size) };
-}
-
-function numbers(x: Tensor): Numbers {
-  return x.data as Numbers; // only this backend made it
-}
-
-function dot(a: Numbers, i: number, b: Numbers, j: number, n: number): number {
-  let sum = 0;
-  for (let k = 0; k < n; k++) sum += a[i + k]! * b[j + k]!;
-  return sum;
-}
-
-function sigmoid(x: number): number {
-  return 1 / (1 + Math.exp(-x));
-}
-
-/** The error function: its Taylor series where that converges fast, the continued fraction of erfc beyond; to 1e-14. */
-function erf(x: number): number {
-  if (x < 0) return -erf(-x);
-  if (x > 6) return 1;
-  if (x < 2.5) {
-    let term = x;
-    let sum = x;
-    for (let n = 1; Math.abs(term) > 1e-17; n++) {
-      term *= (-x * x) / n;
-      sum += term / (2 * n + 1);
-    }
-    return (2 / Math.sqrt(Math.PI)) * sum;
-  }
-  let tail = 0; // erfc(x) = exp(-x²)/√π · 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + …))))
-  for (let n = 60; n > 0; n--) tail = n / 2 / (x + tail);
-  return 1 - Math.exp(-x * x) / Math.sqrt(Math.PI) / (x + tail);
 }
