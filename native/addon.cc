@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -609,6 +610,40 @@ napi_value transpose(Call& call) {
   return call.undefined();
 }
 
+napi_value adam_w(Call& call) {
+  Engine& engine = call.engine();
+  AdamW a{};
+  a.n = call.size();
+  a.w = call.floats(a.n), a.g = call.floats(a.n), a.m = call.floats(a.n), a.v = call.floats(a.n);
+  const double rate = call.number(), beta1 = call.number(), beta2 = call.number(), eps = call.number();
+  const double decay = call.number(), step = call.number();
+  a.scale = float(call.number());
+  a.beta1 = float(beta1), a.rest1 = float(1 - beta1), a.beta2 = float(beta2), a.rest2 = float(1 - beta2);
+  a.keep = float(1 - rate * decay), a.step = float(rate / (1 - std::pow(beta1, step)));
+  a.root = float(1 / std::sqrt(1 - std::pow(beta2, step))), a.eps = float(eps);
+  engine.kernels->adam_w(engine.pool, a);
+  return call.undefined();
+}
+
+napi_value blend(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size();
+  float* x = call.floats(n);
+  const float* y = call.floats(n);
+  const float a = float(call.number()), b = float(call.number());
+  engine.kernels->blend(engine.pool, x, y, n, a, b);
+  return call.undefined();
+}
+
+napi_value sum_squares(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size();
+  const float* x = call.floats(n);
+  napi_value result;
+  napi_create_double(call.env, engine.kernels->sum_squares(engine.pool, x, n), &result);
+  return result;
+}
+
 napi_value probe(Call& call) {
   Engine& engine = call.engine();
   const int64_t bytes = call.size();
@@ -634,6 +669,7 @@ napi_value init(napi_env env, napi_value exports) {
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),
       EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy),
+      EXPORT("adamW", adam_w), EXPORT("blend", blend), EXPORT("sumSquares", sum_squares),
       {"cancel", nullptr, cancel_reading, nullptr, nullptr, nullptr, napi_default, nullptr},
       {"read", nullptr, start_reading, nullptr, nullptr, nullptr, napi_default, nullptr},
   };

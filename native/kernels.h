@@ -92,6 +92,16 @@ struct FeedForward {
   Held* held;
 };
 
+// One step of AdamW over n numbers; what depends on the step alone was worked out by the caller.
+struct AdamW {
+  float* w;
+  const float* g;
+  float *m, *v;
+  int64_t n;
+  float scale, beta1, rest1, beta2, rest2;  // rest = 1 − β
+  float keep, step, root, eps;  // 1 − rate·decay, rate / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ)
+};
+
 struct Peaks {
   double dram_read, int8_ops, f32_flops, bf16_flops;  // bytes or operations a second, all threads
 };
@@ -115,6 +125,9 @@ struct Kernels {
                  float* y);
   void (*route)(Pool&, const float* logits, int64_t T, int64_t E, int64_t top_k, int32_t* chosen, float* scores);
   void (*cross_entropy)(Pool&, const float* logits, const int32_t* targets, int64_t T, int64_t V, float* y);
+  void (*adam_w)(Pool&, const AdamW&);
+  void (*blend)(Pool&, float* x, const float* y, int64_t n, float a, float b);
+  double (*sum_squares)(Pool&, const float* x, int64_t n);
   Peaks (*probe)(Pool&, void* memory, int64_t bytes);
   int64_t (*quantize_rows)(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
   bool (*to_f32_row)(int type, const void* in, float* out, int64_t n);
@@ -139,6 +152,9 @@ void splice(Pool&, const float* x, int64_t rows, int64_t width, const float* fro
             float* y);
 void route(Pool&, const float* logits, int64_t T, int64_t E, int64_t top_k, int32_t* chosen, float* scores);
 void cross_entropy(Pool&, const float* logits, const int32_t* targets, int64_t T, int64_t V, float* y);
+void adam_w(Pool&, const AdamW&);
+void blend(Pool&, float* x, const float* y, int64_t n, float a, float b);
+double sum_squares(Pool&, const float* x, int64_t n);
 Peaks probe(Pool&, void* memory, int64_t bytes);
 int64_t quantize_rows(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
 bool to_f32_row(int type, const void* in, float* out, int64_t n);

@@ -152,3 +152,30 @@ export interface Backend extends Ops {
   read(x: Tensor, into?: Float32Array): Promise<Float32Array | Float64Array>;
   close(): void;
 }
+
+/** What one step of AdamW needs to know beside the numbers. */
+export interface AdamWStep {
+  readonly rate: number;
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly eps: number;
+  /** Decoupled weight decay: w shrinks by `rate · decay` of itself. */
+  readonly decay: number;
+  /** From 1 on: moments that began at 0 are made up for (bias correction). */
+  readonly step: number;
+  /** The gradient is multiplied by this first: clipping. */
+  readonly scale: number;
+}
+
+/** What changes weights, in place: all else leaves tensors as they are. The tensors of a call have one shape, in f32 or f64. */
+export interface Updates {
+  /** m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², w ← (1 − rate·decay)·w − rate·m̂ / (√v̂ + eps), m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ). */
+  adamW(w: Tensor, g: Tensor, m: Tensor, v: Tensor, how: AdamWStep): void;
+  /** x ← a·x + b·y */
+  blend(x: Tensor, y: Tensor, a: number, b: number): void;
+  /** Σ x². */
+  sumSquares(x: Tensor): number;
+}
+
+/** A backend whose tensors can learn. */
+export interface TrainingBackend extends Backend, Updates {}

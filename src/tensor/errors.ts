@@ -1,4 +1,4 @@
-// Four classes, told apart by what the caller can do about the error.
+// Five classes, told apart by what the caller can do about the error.
 
 /** The checkpoint cannot be used as it stands: get another file. */
 export class CheckpointError extends Error {
@@ -18,4 +18,9 @@ export class CapacityError extends Error {
 /** The engine cannot start here, or its thread has ended: mend the installation, or load the model again. */
 export class EngineError extends Error {
   override readonly name = "EngineError";
+}
+
+/** Training cannot go on: mend its data or its config, and resume from the last good checkpoint. */
+export class TrainingError extends Error {
+  override readonly name = "TrainingError";
 }

@@ -208,6 +208,21 @@ export interface Addon {
     y: Buffer,
     yAt: At,
   ): void;
+  /** In place: w, m and v. */
+  adamW(
+    e: EngineHandle,
+    n: Size,
+    ...args: [
+      ...w: Place,
+      ...g: Place,
+      ...m: Place,
+      ...v: Place,
+      ...how: [rate: number, beta1: number, beta2: number, eps: number, decay: number, step: number, scale: number],
+    ]
+  ): void;
+  /** x ← a·x + b·y */
+  blend(e: EngineHandle, n: Size, x: Buffer, xAt: At, y: Buffer, yAt: At, a: number, b: number): void;
+  sumSquares(e: EngineHandle, n: Size, x: Buffer, at: At): number;
 }
 
 type NormBuffers = [...x: Place, ...w: PlaceOrNull, ...b: PlaceOrNull, ...y: Place];

@@ -4,7 +4,7 @@
 
 import { availableParallelism } from "node:os";
 import {
-  type Backend,
+  type AdamWStep,
   type ExpertBank,
   type KVPool,
   type KVPoolSpec,
@@ -12,6 +12,7 @@ import {
   type Routes,
   type Span,
   slotBytes,
+  type TrainingBackend,
 } from "../../tensor/backend.ts";
 import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { RequestError } from "../../tensor/errors.ts";
@@ -43,7 +44,7 @@ export interface Ceilings {
   readonly bf16Gflops: number;
 }
 
-export interface NativeBackend extends Backend {
+export interface NativeBackend extends TrainingBackend {
   readonly isa: Isa;
   readonly threads: number;
   readonly activations: "f32" | "int8";
@@ -368,6 +369,33 @@ class Native implements NativeBackend {
     const { buffer, at } = this.#floats(logits);
     this.#addon.crossEntropy(this.#engine, T, V, buffer, at, targets, y.data.buffer, y.data.at);
     return y;
+  }
+
+  // --- updates ---
+
+  adamW(w: Tensor, g: Tensor, m: Tensor, v: Tensor, h: AdamWStep): void {
+    const places = [w, g, m, v].map((x) => this.#own(x)) as [Place, Place, Place, Place];
+    const [ws, gs, ms, vs] = places;
+    this.#addon.adamW(
+      ...([this.#engine, elementCount(w.shape), ws.buffer, ws.at, gs.buffer, gs.at] as const),
+      ...([ms.buffer, ms.at, vs.buffer, vs.at, h.rate, h.beta1, h.beta2, h.eps, h.decay, h.step, h.scale] as const),
+    );
+  }
+
+  blend(x: Tensor, y: Tensor, a: number, b: number): void {
+    const [xs, ys] = [this.#own(x), this.#floats(y)];
+    this.#addon.blend(this.#engine, elementCount(x.shape), xs.buffer, xs.at, ys.buffer, ys.at, a, b);
+  }
+
+  sumSquares(x: Tensor): number {
+    const { buffer, at } = this.#floats(x);
+    return this.#addon.sumSquares(this.#engine, elementCount(x.shape), buffer, at);
+  }
+
+  /** The tensor's own numbers, to be written to. */
+  #own(x: Tensor): Place {
+    if (x.dtype !== "f32") throw new RangeError(`a tensor of ${x.dtype} cannot be changed in place; expected f32`);
+    return place(x);
   }
 
   // --- beside the operations ---

@@ -4,7 +4,7 @@
 // T tokens · D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
 
 import {
-  type Backend,
+  type AdamWStep,
   type ExpertBank,
   type KVDType,
   type KVPool,
@@ -15,6 +15,7 @@ import {
   type Segment,
   type Span,
   slotBytes,
+  type TrainingBackend,
 } from "../../tensor/backend.ts";
 import { dequantize } from "../../tensor/block-formats.ts";
 import { rowBytes } from "../../tensor/dtype.ts";
@@ -29,11 +30,11 @@ export interface ReferenceOptions {
 }
 
 /** Opens the plain TypeScript backend: slow, and right by inspection. */
-export function openReference({ precision = "f32" }: ReferenceOptions = {}): Backend {
+export function openReference({ precision = "f32" }: ReferenceOptions = {}): TrainingBackend {
   return new Reference(precision);
 }
 
-class Reference implements Backend {
+class Reference implements TrainingBackend {
   readonly name = "reference";
   readonly backward: ReferenceBackward;
   readonly #dtype: "f32" | "f64";
@@ -256,6 +257,27 @@ class Reference implements Backend {
       counted++;
     }
     return this.#make([], () => loss / counted);
+  }
+
+  adamW(w: Tensor, g: Tensor, m: Tensor, v: Tensor, h: AdamWStep): void {
+    const [ws, gs, ms, vs] = [numbers(w), numbers(g), numbers(m), numbers(v)];
+    for (let i = 0; i < ws.length; i++) {
+      const gradient = gs[i]! * h.scale;
+      ms[i] = h.beta1 * ms[i]! + (1 - h.beta1) * gradient;
+      vs[i] = h.beta2 * vs[i]! + (1 - h.beta2) * gradient ** 2;
+      const mean = ms[i]! / (1 - h.beta1 ** h.step);
+      const square = vs[i]! / (1 - h.beta2 ** h.step);
+      ws[i] = ws[i]! * (1 - h.rate * h.decay) - (h.rate * mean) / (Math.sqrt(square) + h.eps);
+    }
+  }
+
+  blend(x: Tensor, y: Tensor, a: number, b: number): void {
+    const [xs, ys] = [numbers(x), numbers(y)];
+    for (let i = 0; i < xs.length; i++) xs[i] = a * xs[i]! + b * ys[i]!;
+  }
+
+  sumSquares(x: Tensor): number {
+    return dot(numbers(x), 0, numbers(x), 0, numbers(x).length);
   }
 
   kvPool(spec: KVPoolSpec): KVPool {

@@ -1,0 +1,28 @@
+// The learning rate over a run, as a share of its peak.
+
+export interface Schedule {
+  /**
+   * `wsd`: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395); `cosine`: warm-up, then half a cosine
+   * (Loshchilov & Hutter 2017, arXiv:1608.03983).
+   */
+  readonly kind: "wsd" | "cosine";
+  /** Steps in all. */
+  readonly steps: number;
+  /** Steps of linear growth at the beginning. */
+  readonly warmup: number;
+  /** Of `wsd`: steps of linear fall at the end. */
+  readonly decay: number;
+  /** The share of the peak that is left at the end. */
+  readonly final: number;
+}
+
+/** The share of the peak rate at a step, counted from 0. */
+export function rateAt({ kind, steps, warmup, decay, final }: Schedule, step: number): number {
+  if (step < warmup) return (step + 1) / warmup;
+  if (kind === "cosine") {
+    const done = Math.min(1, (step - warmup) / Math.max(1, steps - warmup));
+    return final + ((1 - final) * (1 + Math.cos(Math.PI * done))) / 2;
+  }
+  const left = Math.max(0, steps - step);
+  return left >= decay ? 1 : final + (1 - final) * (left / decay);
+}
