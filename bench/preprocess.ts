@@ -3,6 +3,7 @@
 //   node --import ./scripts/ts.mjs bench/preprocess.ts [--out FILE]
 
 import sharp from "sharp";
+import { publishedPreprocessing } from "../src/model/config.ts";
 import { decodeImage } from "../src/prompt/decode-image.ts";
 import { normalise, tileImage } from "../src/prompt/image.ts";
 import { median, spread, writeRecord } from "./samples.ts";
@@ -33,7 +34,7 @@ for (let run = 0; run <= RUNS; run++) {
   const decoded = performance.now();
   const { tiles } = tileImage(image, { tileSize: 336 });
   const tiled = performance.now();
-  normalise(tiles);
+  normalise(tiles, 336, publishedPreprocessing);
   const end = performance.now();
   for (const [part, ms] of Object.entries({ decode: decoded - start, tile: tiled - decoded, normalise: end - tiled }))
     parts[part]!.push(ms);

@@ -39,13 +39,13 @@ export class Processor {
     if (typeof prompt === "string") return { ids: needTokenizer(this.#model).encode(prompt, { bos }), images: [] };
     if (isIds(prompt)) return { ids: Int32Array.from(prompt), images: [] };
     const tokenizer = needTokenizer(this.#model);
+    const options = { ...media, mostTokens: this.#model.context };
     if ("messages" in prompt) {
-      const { messages, images } = await this.#images.messages(prompt.messages, media, signal);
+      const { messages, images } = await this.#images.messages(prompt.messages, options, signal);
       return this.#expanded(this.#model.chatFormat!.encode(messages, prompt.options), images, tokenizer);
     }
-    const images: ProcessedImage[] = [];
-    const parts = await this.#images.parts(prompt, images, media, signal);
-    return this.#expanded(encodeParts(parts, tokenizer, { bos }), images, tokenizer);
+    const { contents, images } = await this.#images.contents([prompt], options, signal);
+    return this.#expanded(encodeParts(contents[0]!, tokenizer, { bos }), images, tokenizer);
   }
 
   #expanded(prompt: ReturnType<typeof encodeParts>, images: readonly ProcessedImage[], tokenizer: Tokenizer) {
@@ -56,7 +56,9 @@ export class Processor {
 /** What the model's vision encoder asks of images; undefined where it has none. */
 export function imageProcessorConfig(model: OpenModel): ImageProcessorConfig | undefined {
   const { vision } = model.config;
-  return vision && model.vision && { tileSize: vision.imageSize, tokensPerTile: tokensPerTile(vision) };
+  if (!vision || !model.vision) return undefined;
+  const { maxTiles, toMaxCanvas } = vision.preprocessing;
+  return { tileSize: vision.imageSize, tokensPerTile: tokensPerTile(vision), maxTiles, toMaxCanvas };
 }
 
 const isIds = (prompt: ArrayLike<number> | readonly ContentPart[] | Chat): prompt is ArrayLike<number> =>

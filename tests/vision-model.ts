@@ -6,12 +6,12 @@ import { overridePreset, randomTensors } from "../src/checkpoint/init.ts";
 import { huggingFaceTensors } from "../src/checkpoint/names-hugging-face.ts";
 import { writeHuggingFace } from "../src/checkpoint/writers.ts";
 import { promptFiles } from "../src/cli/init.ts";
-import type { Llama4Config } from "../src/model/config.ts";
+import { type Llama4Config, publishedPreprocessing } from "../src/model/config.ts";
 import { byteLevel } from "../src/prompt/small-vocabularies.ts";
 
 const vision = {
   ...{ dim: 16, nLayers: 2, nHeads: 2, ffnDim: 64, imageSize: 56, patchSize: 14, nChannels: 3, normEps: 1e-5 },
-  ...{ ropeTheta: 10000, shuffle: 2, adapterDim: 24, outputDim: 24 },
+  ...{ ropeTheta: 10000, shuffle: 2, adapterDim: 24, outputDim: 24, preprocessing: publishedPreprocessing },
 };
 
 export const visionModel = { tileSize: 56, tokensPerTile: 4 };

@@ -1,6 +1,12 @@
 // The metadata of GGUF files (gguf.md §2).
 
-import { type LayerKind, type Llama4Config, layerKinds, type VisionConfig } from "../model/config.ts";
+import {
+  type LayerKind,
+  type Llama4Config,
+  layerKinds,
+  publishedPreprocessing,
+  type VisionConfig,
+} from "../model/config.ts";
 import { CheckpointError } from "../tensor/errors.ts";
 import { checked, mostLayers, tokenId } from "./config.ts";
 import { Fields, type Json } from "./json.ts";
@@ -89,11 +95,19 @@ export function visionFromGguf(
   if (all.raw("clip.use_silu") === true) throw all.wrong("clip.use_silu", "false: the encoder's activation is gelu");
   if (all.count(key("projection_dim"), { absent: dim }) !== dim)
     throw all.wrong(key("projection_dim"), `the text model's width, ${dim}; take the vision part of the same model`);
-  for (const moment of [key("image_mean"), key("image_std")]) {
-    const values = all.raw(moment) ?? [];
-    if (!Array.isArray(values) || values.some((value) => value !== 0.5))
-      throw all.wrong(moment, "0.5 for each channel");
-  }
+  const perChannel = (rest: string, usual: readonly number[]) => {
+    const values = all.raw(key(rest)) ?? usual;
+    if (
+      !Array.isArray(values) ||
+      values.length !== 3 ||
+      values.some((x) => typeof x !== "number" || !Number.isFinite(x))
+    )
+      throw all.wrong(key(rest), "a number for each of 3 channels");
+    return values.map(f32Of);
+  };
+  const mean = perChannel("image_mean", publishedPreprocessing.mean);
+  const std = perChannel("image_std", publishedPreprocessing.std);
+  if (std.some((value) => !(value > 0))) throw all.wrong(key("image_std"), "numbers above 0");
   return {
     dim: all.count(key("embedding_length")),
     nLayers: all.count(key("block_count"), { most: mostLayers }),
@@ -107,6 +121,7 @@ export function visionFromGguf(
     shuffle: all.count(key("projector.scale_factor"), { absent: 2 }),
     adapterDim: rows.fc1,
     outputDim: rows.fc2,
+    preprocessing: { ...publishedPreprocessing, mean, std },
   };
 }
 
@@ -273,6 +288,11 @@ export function ggufLosses(c: Llama4Config): string[] {
   if (c.qkNorm !== (Math.max(1, c.nExperts) !== withoutQkNorm))
     losses.push(
       `qk-norm ${c.qkNorm ? "on" : "off"} with ${c.nExperts} experts; it normalises unless there are ${withoutQkNorm}`,
+    );
+  const { maxTiles, toMaxCanvas } = c.vision?.preprocessing ?? publishedPreprocessing;
+  if (maxTiles !== publishedPreprocessing.maxTiles || toMaxCanvas)
+    losses.push(
+      `images of ${maxTiles} tiles${toMaxCanvas ? ", enlarged to the largest canvas" : ""}; it always takes 16`,
     );
   return losses;
 }

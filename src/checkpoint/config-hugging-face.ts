@@ -1,6 +1,13 @@
 // Hugging Face's config.json and generation_config.json (specification §1).
 
-import { type LayerKind, type Llama4Config, layerKinds, type RopeScaling, type VisionConfig } from "../model/config.ts";
+import {
+  type LayerKind,
+  type Llama4Config,
+  layerKinds,
+  publishedPreprocessing,
+  type RopeScaling,
+  type VisionConfig,
+} from "../model/config.ts";
 import { checked, mostLayers, temperatureOf, tokenId } from "./config.ts";
 import { Fields, type Json } from "./json.ts";
 import { scalingOf } from "./rope-divisors.ts";
@@ -194,6 +201,7 @@ function huggingFaceVision(v: Fields): VisionConfig {
     shuffle,
     adapterDim: v.count("projector_input_dim", { absent: 4096 }),
     outputDim: v.count("vision_output_dim", { absent: 7680 }),
+    preprocessing: publishedPreprocessing, // unless preprocessor_config.json says otherwise
   };
 }
 

@@ -1,6 +1,6 @@
 // Meta's params.json (specification §1.4).
 
-import { type Llama4Config, layerKinds, presets, type VisionConfig } from "../model/config.ts";
+import { type Llama4Config, layerKinds, presets, publishedPreprocessing, type VisionConfig } from "../model/config.ts";
 import { checked, mostLayers, temperatureOf } from "./config.ts";
 import { Fields, type Json } from "./json.ts";
 
@@ -78,5 +78,6 @@ function metaVision(v: Fields): VisionConfig {
     shuffle,
     adapterDim: outputDim,
     outputDim,
+    preprocessing: publishedPreprocessing,
   };
 }

@@ -15,6 +15,7 @@ import { ggufNames } from "./names-gguf.ts";
 import { huggingFaceTensors } from "./names-hugging-face.ts";
 import { ggufVision, listVision, visionShapes } from "./names-vision.ts";
 import { type Checkpoint, mmprojName } from "./open.ts";
+import { toPreprocessorConfig } from "./preprocessor-config.ts";
 import { type Quantizer, recoded, recodedTogether, referenceQuantizer, shareRows, turned } from "./recode.ts";
 import { ropeFreqs } from "./rope-divisors.ts";
 import {
@@ -252,7 +253,8 @@ function vocabularyMetadata(c: Llama4Config, vocabulary: Vocabulary | undefined)
 
 /** Specification gguf.md §4. */
 function visionMetadata({ dim }: Llama4Config, v: VisionConfig, out: string, type: Mix): Map<string, GgufValue> {
-  const halves: GgufValue = { type: "array", of: "f32", values: [0.5, 0.5, 0.5] };
+  const { mean, std } = v.preprocessing;
+  const numbers = (values: readonly number[]): GgufValue => ({ type: "array", of: "f32", values });
   const yes: GgufValue = { type: "bool", value: true };
   return new Map([
     ["general.architecture", text("clip")],
@@ -268,8 +270,8 @@ function visionMetadata({ dim }: Llama4Config, v: VisionConfig, out: string, typ
     ["clip.vision.attention.head_count", u32(v.nHeads)],
     ["clip.vision.attention.layer_norm_epsilon", { type: "f32", value: v.normEps }],
     ["clip.vision.projection_dim", u32(dim)],
-    ["clip.vision.image_mean", halves],
-    ["clip.vision.image_std", halves],
+    ["clip.vision.image_mean", numbers(mean)],
+    ["clip.vision.image_std", numbers(std)],
     ["clip.vision.projector.scale_factor", u32(v.shuffle)],
   ]);
 }
@@ -282,9 +284,12 @@ async function convertToFolder(input: Checkpoint, out: string, type: Mix, option
   if (type !== "f32" && type !== "f16" && type !== "bf16")
     throw new RequestError(`a folder cannot hold ${type}; take f32, f16 or bf16, or a name that ends in .gguf`);
   const tensors = folderTensors(input, type, options);
+  const { vision } = input.config;
+  const json = (contents: object) => `${JSON.stringify(contents, null, 2)}\n`;
   const files = {
     ...options.files,
-    "config.json": `${JSON.stringify(toHuggingFace(input.config, torchNames[type]), null, 2)}\n`,
+    "config.json": json(toHuggingFace(input.config, torchNames[type])),
+    ...(vision && { "preprocessor_config.json": json(toPreprocessorConfig(vision)) }),
   };
   await writeHuggingFace(out, files, tensors, options);
   return { type, paths: [out], bytes: allBytes(tensors) };

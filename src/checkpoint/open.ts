@@ -19,6 +19,7 @@ import { Fields, isObject, type Json, parseObject } from "./json.ts";
 import { adapterRows, bindGguf, bindMmproj, ggufVocabRows, hasGgufOutput, ropeFreqsName } from "./names-gguf.ts";
 import { bindHuggingFace } from "./names-hugging-face.ts";
 import { bindMeta, metaVocabRows } from "./names-meta.ts";
+import { readPreprocessorConfig } from "./preprocessor-config.ts";
 import { readIndex, readSafetensors } from "./safetensors.ts";
 import { type FileSource, openFile } from "./source.ts";
 
@@ -134,7 +135,7 @@ async function ifThere<T>(path: string, read: (path: string) => Promise<T>): Pro
 // ---- Hugging Face ----
 
 async function openHuggingFace(folder: string, open: Open): Promise<Contents> {
-  const config = fromHuggingFace(await readJson(join(folder, "config.json")));
+  const config = await withPreprocessing(fromHuggingFace(await readJson(join(folder, "config.json"))), folder);
   const generation = await ifThere(join(folder, "generation_config.json"), readJson);
   const said = generation && readGenerationConfig(generation);
   const tensors = await huggingFaceFiles(folder, open);
@@ -151,6 +152,19 @@ async function openHuggingFace(folder: string, open: Open): Promise<Contents> {
     ...(chatTemplate !== undefined && { chatTemplate }),
     defaults: said?.defaults ?? {},
   };
+}
+
+/** transformers 5 may write the image processor's part into the processor's file. */
+async function withPreprocessing(config: Llama4Config, folder: string): Promise<Llama4Config> {
+  const { vision } = config;
+  if (!vision) return config;
+  const own = await ifThere(join(folder, "preprocessor_config.json"), readJson);
+  const shared = await ifThere(join(folder, "processor_config.json"), readJson);
+  const part = shared && new Fields(shared, "processor_config.json").raw("image_processor");
+  const preprocessing = own
+    ? readPreprocessorConfig(own, vision)
+    : isObject(part) && readPreprocessorConfig(part, vision, "processor_config.json: image_processor");
+  return preprocessing ? { ...config, vision: { ...vision, preprocessing } } : config;
 }
 
 /** A config whose vision encoder is not among the tensors is one of a text model. */

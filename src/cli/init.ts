@@ -7,6 +7,7 @@ import { type Overrides, overridePreset, randomTensors } from "../checkpoint/ini
 import { parseObject } from "../checkpoint/json.ts";
 import { huggingFaceTensors } from "../checkpoint/names-hugging-face.ts";
 import type { Checkpoint } from "../checkpoint/open.ts";
+import { toPreprocessorConfig } from "../checkpoint/preprocessor-config.ts";
 import { writeHuggingFace } from "../checkpoint/writers.ts";
 import { countParameters, type Llama4Config, presets, type TokenIds } from "../model/config.ts";
 import { byteLevel, cut } from "../prompt/small-vocabularies.ts";
@@ -74,6 +75,7 @@ async function initialise({ signal }: Session, preset: string, out: string, opti
   const tensors = randomTensors(huggingFaceTensors(config), config.layers.length, dtype, seed);
   const files = {
     "config.json": shown(configFile(config, torchNames[dtype])),
+    ...(config.vision && { "preprocessor_config.json": shown(toPreprocessorConfig(config.vision)) }),
     ...promptFiles(config, tokenizer, { defaults: {} }),
   };
   const bar = progress(`writing ${out}`);

@@ -6,7 +6,7 @@ import type { ContentPart, Llama4, MediaOptions } from "../index.ts";
 import { formatOf, openImage } from "../prompt/decode-image.ts";
 import { openVideo } from "../prompt/decode-video.ts";
 import { layoutOf } from "../prompt/image.ts";
-import { imageTokenCount, VIDEO_TOKENS } from "../prompt/media.ts";
+import { imageTokenCount, tileOptions, VIDEO_TOKENS } from "../prompt/media.ts";
 import { type Pixels, resize } from "../prompt/resize.ts";
 import { planFrames } from "../prompt/video.ts";
 import { RequestError } from "../tensor/errors.ts";
@@ -26,7 +26,11 @@ export function withImages(command: Command): Command {
   return command
     .option("--image <file>", "an image before the text; may stand several times", collect)
     .option("--video <file>", "a video before the text, as frames with their times")
-    .option("--max-tiles <n>", "most tiles of an image, 1 to 16: fewer take fewer tokens (default: 16)", whole(1, 16))
+    .option(
+      "--max-tiles <n>",
+      "most tiles of an image: fewer take fewer tokens (default: the checkpoint's, else 16)",
+      whole(1, 64),
+    )
     .option("--max-canvas", "enlarges images to the largest canvas that fits them")
     .option("--no-orient", "leaves photographs as they are stored, whatever their EXIF orientation says")
     .addOption(
@@ -92,20 +96,21 @@ export async function show(
   const say = (text: string) => process.stderr.write(`${part.path ?? part.type}: ${text}\n`);
   const size = ({ width, height }: Pick<Pixels, "width" | "height">) =>
     `${width.toLocaleString("en")} × ${height.toLocaleString("en")}`;
-  const tiles = { ...options, ...vision };
+  const tiling = tileOptions(vision, options);
   if (part.type === "image") {
     const image = await openImage(part, options);
-    const { nTiles } = layoutOf(image, tiles);
+    const { nTiles } = layoutOf(image, tiling);
     const tokens = imageTokenCount(image, vision, options).toLocaleString("en");
     say(`${size(image)}, ${nTiles} ${nTiles === 1 ? "tile" : "tiles"}, ${tokens} tokens`);
-    if (process.stderr.isTTY && process.stderr.getColorDepth() >= 24) process.stderr.write(preview(image));
+    if (process.stderr.isTTY && process.stderr.getColorDepth() >= 24)
+      process.stderr.write(preview(await image.pixels()));
     return;
   }
   const video = await openVideo(part, options, signal);
   try {
     const { videoTokens = VIDEO_TOKENS } = options;
-    const { times, maxTiles } = planFrames(video.length, { ...tiles, videoTokens });
-    const { nTiles } = layoutOf(video.length, { ...tiles, maxTiles });
+    const { times, maxTiles } = planFrames(video.length, { ...vision, ...tiling, videoTokens });
+    const { nTiles } = layoutOf(video.length, { ...tiling, maxTiles });
     const seconds = video.length.duration === undefined ? "" : `, ${video.length.duration.toFixed(1)} s`;
     say(`${size(video.length)}${seconds}, ${times.length} frames of ${nTiles} ${nTiles === 1 ? "tile" : "tiles"}`);
   } finally {

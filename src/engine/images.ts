@@ -6,6 +6,7 @@ import { type Llama4Config, tokensPerTile, type VisionConfig } from "../model/co
 import type { VisionParameters } from "../model/parameters.ts";
 import { encodeImage } from "../model/vision.ts";
 import { normalise, type TiledImage } from "../prompt/image.ts";
+import { RecentlyUsed } from "../prompt/recently-used.ts";
 import { RequestError } from "../tensor/errors.ts";
 
 /** An image in a prompt; its rows replace the embeddings of its `<|patch|>` tokens. */
@@ -94,10 +95,7 @@ export class ImageEncoder {
   readonly #config: Llama4Config;
   readonly #vision: VisionConfig;
   readonly #tileBytes: number;
-  readonly #mostBytes: number;
-  /** The longest unused first. */
-  readonly #kept = new Map<string, Float32Array>();
-  #bytes = 0;
+  readonly #kept: RecentlyUsed<Float32Array>;
   /** Images of which some tiles are done. */
   readonly #begun = new Map<string, { readonly features: Float32Array; tiles: number }>();
 
@@ -109,17 +107,12 @@ export class ImageEncoder {
     this.#tileBytes = config.vision.nChannels * config.vision.imageSize ** 2;
     if (!(mostBytes >= 0))
       throw new RequestError(`imageCacheBytes is ${mostBytes}; expected bytes for images' features, from 0`);
-    this.#mostBytes = mostBytes;
+    this.#kept = new RecentlyUsed(mostBytes);
   }
 
   /** The features of an image that was encoded not long ago. */
   find(key: string): Float32Array | undefined {
-    const features = this.#kept.get(key);
-    if (features) {
-      this.#kept.delete(key); // and back to the end of the row
-      this.#kept.set(key, features);
-    }
-    return features;
+    return this.#kept.get(key);
   }
 
   /** Encodes some tiles of these images, the first ones first. How many, and the images that are whole now. */
@@ -139,7 +132,7 @@ export class ImageEncoder {
       if (to < nTiles) this.#begun.set(key, { features, tiles: to });
       else {
         this.#begun.delete(key);
-        this.#keep(key, features);
+        this.#kept.set(key, features, features.byteLength);
         whole.set(key, features);
       }
     }
@@ -160,7 +153,7 @@ export class ImageEncoder {
   }
 
   async #encode(parts: readonly Uint8Array[]): Promise<Float32Array | Float64Array> {
-    const { nChannels, imageSize } = this.#vision;
+    const { nChannels, imageSize, preprocessing } = this.#vision;
     const { backend } = this.#parameters.projector;
     const pixels = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
@@ -171,7 +164,7 @@ export class ImageEncoder {
     const shape = [pixels.length / this.#tileBytes, nChannels, imageSize, imageSize];
     let rows: Float32Array | Float64Array = new Float32Array();
     await backend.scope(async () => {
-      const tiles = backend.from(normalise(pixels), shape);
+      const tiles = backend.from(normalise(pixels, imageSize, preprocessing), shape);
       rows = await backend.read(await encodeImage(this.#parameters, this.#config, tiles));
     });
     return rows;
@@ -180,16 +173,5 @@ export class ImageEncoder {
   /** Forgets half-encoded images that nobody waits for any more. */
   forgetBegun(isWanted: (key: string) => boolean): void {
     for (const key of [...this.#begun.keys()]) if (!isWanted(key)) this.#begun.delete(key);
-  }
-
-  #keep(key: string, features: Float32Array): void {
-    if (features.byteLength > this.#mostBytes) return; // it would push out all others, and then itself
-    this.#kept.set(key, features);
-    this.#bytes += features.byteLength;
-    for (const [oldest, { byteLength }] of this.#kept) {
-      if (this.#bytes <= this.#mostBytes) break;
-      this.#kept.delete(oldest);
-      this.#bytes -= byteLength;
-    }
   }
 }

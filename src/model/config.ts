@@ -19,6 +19,17 @@ export interface RopeScaling {
   readonly originalContext: number;
 }
 
+/** How images become the encoder's tiles. */
+export interface Preprocessing {
+  /** Most tiles of an image, the global one not counted. */
+  readonly maxTiles: number;
+  /** Whether images are enlarged to the largest canvas that fits them. */
+  readonly toMaxCanvas: boolean;
+  /** Of each channel, whose values in [0, 1] become (value − mean) / std. */
+  readonly mean: readonly number[];
+  readonly std: readonly number[];
+}
+
 export interface VisionConfig {
   readonly dim: number;
   readonly nLayers: number;
@@ -35,6 +46,7 @@ export interface VisionConfig {
   /** Widths of the adapter's two layers. */
   readonly adapterDim: number;
   readonly outputDim: number;
+  readonly preprocessing: Preprocessing;
 }
 
 /** Ids that the checkpoint's configuration names; a tokenizer finds the rest by their text. */
@@ -88,6 +100,14 @@ export function layerKinds(nLayers: number, nopeInterval: number, moeStep: numbe
   });
 }
 
+/** Specification §8. */
+export const publishedPreprocessing: Preprocessing = {
+  maxTiles: 16,
+  toMaxCanvas: false,
+  mean: [0.5, 0.5, 0.5],
+  std: [0.5, 0.5, 0.5],
+};
+
 const released = {
   vocabSize: 202048,
   dim: 5120,
@@ -116,6 +136,7 @@ const released = {
     shuffle: 2,
     adapterDim: 4096,
     outputDim: 4096,
+    preprocessing: publishedPreprocessing,
   },
 } as const;
 

@@ -4,7 +4,7 @@ import { readFile, stat } from "node:fs/promises";
 import type Sharp from "sharp";
 import { RequestError } from "../tensor/errors.ts";
 import type { Media } from "./chat-format.ts";
-import type { ImageLimits } from "./media.ts";
+import type { ImageLimits, OpenImage } from "./media.ts";
 import type { Pixels } from "./resize.ts";
 import { shown } from "./shown.ts";
 
@@ -17,25 +17,49 @@ export interface DecodeOptions extends ImageLimits {
 
 const FORMATS = "PNG, JPEG, WebP, GIF, AVIF or TIFF";
 
-/** The image in a file: as sRGB bytes, what is transparent over white, embedded colour profiles left aside as in training. */
+/** An image part: its file's header is read. */
+export async function openImage(media: Media, options: DecodeOptions = {}): Promise<OpenImage> {
+  if (media.data !== undefined) return openBytes(bytesOf(media.data), options);
+  const { path } = media;
+  const { size } = await existing("image", path);
+  return named(path, async () => {
+    checkBytes(size, options);
+    const image = await openBytes(await readFile(path), options);
+    return { ...image, pixels: () => named(path, image.pixels) };
+  });
+}
+
+/** The image in a file. */
 export async function decodeImage(file: Uint8Array, options: DecodeOptions = {}): Promise<Pixels> {
+  return (await openBytes(file, options)).pixels();
+}
+
+/** Its pixels are sRGB bytes, what is transparent over white, embedded colour profiles left aside as in training. */
+async function openBytes(bytes: Uint8Array, options: DecodeOptions): Promise<OpenImage> {
   const { orient = true, page = 0 } = options;
-  const format = formatOf(file);
-  checkBytes(file.byteLength, options);
+  const format = formatOf(bytes);
+  checkBytes(bytes.byteLength, options);
   const sharp = await loadSharp();
   const open = () =>
-    sharp(file, {
+    sharp(bytes, {
       ...{ page, pages: 1, ignoreIcc: true, failOn: "error" },
       limitInputPixels: false, // ours, below, says more
       sequentialRead: true,
       autoOrient: orient,
     });
-  const { width = 0, height = 0, pageHeight = height } = await readable(format, open().metadata());
+  const { width = 0, height = 0, pageHeight = height, orientation = 1 } = await readable(format, open().metadata());
   checkSize("image", width, pageHeight, options);
-  const pipeline = open().flatten({ background: "#ffffff" }).toColourspace("srgb").raw({ depth: "uchar" });
-  const { data, info } = await readable(format, pipeline.toBuffer({ resolveWithObject: true }));
-  if (info.channels !== 3) throw new Error(`image: decoded to ${info.channels} channels; expected 3`);
-  return { data, width: info.width, height: info.height };
+  const isOnItsSide = orient && orientation > 4; // of EXIF's eight, 5 to 8 are quarter turns
+  return {
+    ...(isOnItsSide ? { width: pageHeight, height: width } : { width, height: pageHeight }),
+    bytes,
+    async pixels() {
+      const pipeline = open().flatten({ background: "#ffffff" }).toColourspace("srgb").raw({ depth: "uchar" });
+      const { data, info } = await readable(format, pipeline.toBuffer({ resolveWithObject: true }));
+      if (info.channels !== 3) throw new Error(`image: decoded to ${info.channels} channels; expected 3`);
+      return { data, width: info.width, height: info.height };
+    },
+  };
 }
 
 /** Refuses a file of too many bytes. */
@@ -63,17 +87,6 @@ export function checkSize(
     throw new RequestError(
       `${what}: it has ${size}; expected at most ${maxSide.toLocaleString("en")} along a side (\`maxSide\`)`,
     );
-}
-
-/** The pixels of an image part. */
-export async function openImage(media: Media, options: DecodeOptions = {}): Promise<Pixels> {
-  if (media.data !== undefined) return decodeImage(bytesOf(media.data), options);
-  const { path } = media;
-  const { size } = await existing("image", path);
-  return named(path, async () => {
-    checkBytes(size, options);
-    return decodeImage(await readFile(path), options);
-  });
 }
 
 /** What is wrong with a file says which file it is. */

@@ -15,8 +15,9 @@ import {
   existing,
   formatOf,
   named,
+  openImage,
 } from "./decode-image.ts";
-import type { MediaOptions, OpenVideo } from "./media.ts";
+import { digest, type MediaOptions, type OpenVideo } from "./media.ts";
 import type { Pixels } from "./resize.ts";
 import type { FramePlan, VideoLength } from "./video.ts";
 
@@ -24,11 +25,12 @@ import type { FramePlan, VideoLength } from "./video.ts";
 export async function openVideo(media: Media, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo> {
   if (media.data !== undefined) return openBytes(bytesOf(media.data), options, signal);
   const { path } = media;
-  const { size } = await existing("video", path);
+  const { size, mtimeMs, ino } = await existing("video", path);
   return named(path, async () => {
     if (!isAnimation(await firstBytes(path))) {
       const video = await openFile(resolve(path), options, signal);
-      return { ...video, frames: (plan) => namedFrames(path, video.frames(plan)) };
+      const key = [resolve(path), size, mtimeMs, ino].join(" ");
+      return { ...video, key, frames: (plan) => namedFrames(path, video.frames(plan)) };
     }
     checkBytes(size, options);
     return openAnimation(await readFile(path), options);
@@ -46,7 +48,7 @@ async function openBytes(bytes: Uint8Array, options: MediaOptions, signal?: Abor
     const path = join(folder, "video");
     await writeFile(path, bytes, { signal });
     const video = await openFile(path, options, signal);
-    return { ...video, close: remove };
+    return { ...video, key: await digest(bytes), close: remove };
   } catch (error) {
     await remove();
     throw error;
@@ -83,8 +85,9 @@ function isAnimation(head: Uint8Array): boolean {
 
 async function openAnimation(file: Uint8Array, options: MediaOptions): Promise<OpenVideo> {
   const { starts, duration } = await animationTimes(file);
-  const { width, height } = await decodeImage(file, options);
+  const { width, height } = await openImage({ data: file }, options);
   return {
+    key: await digest(file),
     length: { width, height, duration, rate: starts.length / duration },
     async *frames({ times }) {
       for (const seconds of times) {
@@ -109,7 +112,7 @@ const SAFE_INPUT = ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS
 /** Between frames that lie farther apart than this, ffmpeg jumps; nearer ones it reaches by decoding on. */
 const JUMP_SECONDS = 4; // a jump costs a start of ffmpeg and the frames since a key frame, some tenths of a second
 
-async function openFile(path: string, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo> {
+async function openFile(path: string, options: MediaOptions, signal?: AbortSignal): Promise<Omit<OpenVideo, "key">> {
   const fields =
     "stream=width,height,avg_frame_rate,duration:stream_disposition=attached_pic:stream_side_data=rotation:format=duration";
   const probe = ["-v", "error", ...SAFE_INPUT, "-select_streams", "v", "-show_entries", fields, "-of", "json"];

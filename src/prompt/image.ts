@@ -35,7 +35,8 @@ export interface TiledImage extends Layout {
   readonly tiles: Uint8Array;
 }
 
-const MAX_TILES = 16;
+const MAX_TILES = 16; // in training
+const MOST_TILES = 64; // that may be asked for
 
 /** All canvases of at most `maxTiles` tiles, each number of tiles with all its factor pairs. */
 export function canvases(maxTiles: number): Canvas[] {
@@ -49,8 +50,8 @@ export function canvases(maxTiles: number): Canvas[] {
 export function layoutOf({ width, height }: Pick<Pixels, "width" | "height">, options: TileOptions): Layout {
   const { tileSize, maxTiles = MAX_TILES, toMaxCanvas = false } = options;
   if (!(width >= 1 && height >= 1)) throw new RequestError(`image: it has ${width} × ${height} pixels; expected some`);
-  if (!Number.isInteger(maxTiles) || maxTiles < 1 || maxTiles > MAX_TILES)
-    throw new RequestError(`maxTiles is ${maxTiles}; expected a whole number from 1 to ${MAX_TILES}`);
+  if (!Number.isInteger(maxTiles) || maxTiles < 1 || maxTiles > MOST_TILES)
+    throw new RequestError(`maxTiles is ${maxTiles}; expected a whole number from 1 to ${MOST_TILES}`);
   const { rows, cols } = chooseCanvas({ width, height }, { tileSize, maxTiles, toMaxCanvas });
   const canvasWidth = cols * tileSize;
   const canvasHeight = rows * tileSize;
@@ -121,14 +122,21 @@ function cut({ data, width, height }: Pixels, left: number, top: number, S: numb
   }
 }
 
-/** From byte to what the encoder sees: x / 255, then mean and deviation 0.5. */
-const NORMALISED = Float32Array.from({ length: 256 }, (_, v) => (v / 255 - 0.5) / 0.5);
-
-/** Tiles as numbers in [−1, 1]. */
-export function normalise(tiles: Uint8Array): Float32Array {
+/** Tiles `[N, 3, S, S]` as the encoder reads them: v / 255, then each channel's mean and deviation. */
+export function normalise(tiles: Uint8Array, tileSize: number, { mean, std }: Moments): Float32Array {
+  const levels = mean.map((m, c) => Float32Array.from({ length: 256 }, (_, v) => (v / 255 - m) / std[c]!));
   const out = new Float32Array(tiles.length);
-  for (let i = 0; i < tiles.length; i++) out[i] = NORMALISED[tiles[i]!]!;
+  for (let i = 0, plane = 0; i < tiles.length; plane++) {
+    const level = levels[plane % levels.length]!;
+    for (const end = i + tileSize ** 2; i < end; i++) out[i] = level[tiles[i]!]!;
+  }
   return out;
+}
+
+/** Of each channel. */
+export interface Moments {
+  readonly mean: readonly number[];
+  readonly std: readonly number[];
 }
 
 /** The names of the special tokens that stand for an image; `<|patch|>` counts for all of a tile. */

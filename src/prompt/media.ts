@@ -1,8 +1,9 @@
 // Messages with images and videos to ids and tiles. How files are decoded is handed in, so that this runs anywhere.
 
-import { CheckpointError, RequestError } from "../tensor/errors.ts";
+import { CapacityError, CheckpointError, RequestError } from "../tensor/errors.ts";
 import type { ChatPrompt, ContentPart, ImagePart, Media, Message, PlainPart, VideoPart } from "./chat-format.ts";
 import { type Canvas, imageTokens, layoutOf, type TiledImage, type TileOptions, tileImage } from "./image.ts";
+import { RecentlyUsed } from "./recently-used.ts";
 import type { Pixels } from "./resize.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { type FramePlan, planFrames, timestamp, type VideoLength } from "./video.ts";
@@ -19,9 +20,9 @@ export interface ImageLimits {
 
 /** How images become tokens. */
 export interface MediaOptions extends ImageLimits {
-  /** Most tiles of an image, the global one not counted; fewer cost fewer tokens. Default: 16. */
+  /** Most tiles of an image, the global one not counted; fewer cost fewer tokens. Default: the checkpoint's, 16 as published. */
   readonly maxTiles?: number | undefined;
-  /** Enlarges images to the largest canvas that fits them. */
+  /** Enlarges images to the largest canvas that fits them. Default: the checkpoint's, no as published. */
   readonly toMaxCanvas?: boolean | undefined;
   /** Turns photographs as their EXIF orientation says. Default: yes. */
   readonly orient?: boolean | undefined;
@@ -35,23 +36,37 @@ export interface ProcessedImage extends TiledImage {
   readonly key: string;
 }
 
+/** An image's file that has been looked into. */
+export interface OpenImage {
+  readonly bytes: Uint8Array;
+  /** As its pixels will be: upright, unless told not to. */
+  readonly width: number;
+  readonly height: number;
+  pixels(): Promise<Pixels>;
+}
+
 /** A video that is open: its length and size, and its frames at some times, in order. */
 export interface OpenVideo {
+  /** The same for the same video, and for no other. */
+  readonly key: string;
   readonly length: VideoLength;
   frames(plan: FramePlan): AsyncIterable<{ readonly seconds: number; readonly pixels: Pixels }>;
   close(): Promise<void>;
 }
 
 export interface Decoders {
-  image(media: Media, options: MediaOptions): Promise<Pixels>;
+  image(media: Media, options: MediaOptions): Promise<OpenImage>;
   video(media: Media, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo>;
 }
 
 /** What a model's vision encoder asks of images. */
-export interface ImageProcessorConfig {
-  /** Pixels along a tile's side. */
-  readonly tileSize: number;
+export interface ImageProcessorConfig extends Required<TileOptions> {
   readonly tokensPerTile: number;
+}
+
+export interface ProcessOptions extends MediaOptions {
+  /** Images that take more are refused before one is decoded. */
+  readonly mostTokens?: number | undefined;
 }
 
 /** A prompt with images, ready for the engine. */
@@ -60,12 +75,22 @@ export interface ProcessedPrompt {
   readonly images: readonly ProcessedImage[];
 }
 
+interface Frame {
+  readonly seconds: number;
+  readonly image: ProcessedImage;
+}
+
 export const VIDEO_TOKENS = 8000;
 
-/** Reads the images and videos of messages: a video becomes its frames, each behind its time. */
+/** Bytes of tiles that are kept for files that come again, as in each turn of a conversation: 189 of the published size. */
+const TILE_CACHE_BYTES = 64e6;
+
+/** Turns the images and videos of messages into tiles: a video becomes its frames, each behind its time. */
 export class ImageProcessor {
   readonly #given: ImageProcessorConfig | undefined;
   readonly #decoders: Decoders;
+  readonly #images = new RecentlyUsed<ProcessedImage>(TILE_CACHE_BYTES);
+  readonly #videos = new RecentlyUsed<readonly Frame[]>(TILE_CACHE_BYTES);
 
   /** Without a config, images are refused. */
   constructor(config: ImageProcessorConfig | undefined, decoders: Decoders) {
@@ -80,74 +105,126 @@ export class ImageProcessor {
     );
   }
 
-  async messages(messages: readonly Message[], options: MediaOptions, signal?: AbortSignal) {
-    const images: ProcessedImage[] = [];
-    const plain: Message<PlainPart>[] = [];
-    for (const message of messages) {
-      if (typeof message.content === "string" || !Array.isArray(message.content))
-        plain.push(message as Message<PlainPart>); // what is no list of parts is refused by the chat format
-      else plain.push({ ...message, content: await this.parts(message.content, images, options, signal) });
-    }
-    return { messages: plain, images };
+  /** Messages with a place for each image, and the images, in order. */
+  async messages(messages: readonly Message[], options: ProcessOptions, signal?: AbortSignal) {
+    // what is no list of parts is refused by the chat format
+    const contents = messages.map(({ content }) => (Array.isArray(content) ? content : []));
+    const { contents: plain, images } = await this.contents(contents, options, signal);
+    const withPlaces = (message: Message, i: number) =>
+      (Array.isArray(message.content) ? { ...message, content: plain[i]! } : message) as Message<PlainPart>;
+    return { messages: messages.map(withPlaces), images };
   }
 
-  /** Parts without videos; their images are added to `images`, in order. */
-  async parts(
-    parts: readonly ContentPart[],
-    images: ProcessedImage[],
-    options: MediaOptions,
+  /** Lists of parts with a place for each image, and the images of all, in order. */
+  async contents(
+    contents: readonly (readonly ContentPart[])[],
+    { mostTokens = Infinity, ...options }: ProcessOptions,
     signal?: AbortSignal,
-  ): Promise<PlainPart[]> {
-    const plain: PlainPart[] = [];
+  ): Promise<{ contents: PlainPart[][]; images: ProcessedImage[] }> {
+    const images: ProcessedImage[] = [];
+    const plain: PlainPart[][] = [];
+    let room = mostTokens - (await this.#countTokens(contents.flat(), options, mostTokens, signal));
+    for (const parts of contents) {
+      const withPlaces: PlainPart[] = [];
+      for (const part of parts) {
+        signal?.throwIfAborted();
+        if (part.type === "image") {
+          images.push(await this.#image(part, options));
+          withPlaces.push({ type: "image" });
+        } else if (part.type === "video") {
+          for (const { seconds, image } of await this.#video(part, options, room, signal)) {
+            images.push(image);
+            withPlaces.push({ type: "text", text: timestamp(seconds) }, { type: "image" });
+            room -= tokenCount(image, this.#config.tokensPerTile);
+          }
+        } else withPlaces.push(part);
+      }
+      plain.push(withPlaces);
+    }
+    return { contents: plain, images };
+  }
+
+  /** The tokens of all images but those of videos, by their files' headers. */
+  async #countTokens(parts: readonly ContentPart[], options: MediaOptions, most: number, signal?: AbortSignal) {
+    let tokens = 0;
     for (const part of parts) {
       signal?.throwIfAborted();
       if (typeof part !== "object" || part === null)
         throw new RequestError(`a part of the content is ${part}; expected { type: "text" | "image" | "video", … }`);
-      if (part.type === "image") {
-        images.push(await this.#image(part, options));
-        plain.push({ type: "image" });
-      } else if (part.type === "video") plain.push(...(await this.#video(part, images, options, signal)));
-      else plain.push(part);
+      if (part.type !== "image") continue;
+      const config = this.#config;
+      tokens += imageTokenCount(await this.#decoders.image(part, options), config, options);
+      if (tokens > most) throw tooManyTokens("images", tokens, most);
     }
-    return plain;
+    return tokens;
   }
 
-  async #video(
-    part: VideoPart,
-    images: ProcessedImage[],
-    options: MediaOptions,
-    signal?: AbortSignal,
-  ): Promise<PlainPart[]> {
+  async #image(part: ImagePart, options: MediaOptions): Promise<ProcessedImage> {
+    const tiling = tileOptions(this.#config, options);
+    const file = await this.#decoders.image(part, options);
+    const key = `${await digest(file.bytes)} ${JSON.stringify([tiling, options.orient])}`;
+    const known = this.#images.get(key);
+    if (known) return known;
+    const image = await tiled(await file.pixels(), tiling);
+    this.#images.set(key, image, image.tiles.length);
+    return image;
+  }
+
+  async #video(part: VideoPart, options: MediaOptions, room: number, signal?: AbortSignal): Promise<readonly Frame[]> {
     const config = this.#config;
-    const { videoTokens = VIDEO_TOKENS, maxTiles, toMaxCanvas } = options;
+    const tiling = tileOptions(config, options);
+    const { videoTokens = VIDEO_TOKENS } = options;
     const video = await this.#decoders.video(part, options, signal);
     try {
-      const plan = planFrames(video.length, { ...config, maxTiles, toMaxCanvas, videoTokens });
-      const parts: PlainPart[] = [];
+      const key = `${video.key} ${JSON.stringify([tiling, videoTokens])}`;
+      const known = this.#videos.get(key);
+      if (known) return known;
+      const { length } = video;
+      const plan = planFrames(length, { ...config, ...tiling, videoTokens });
+      const tokens = plan.times.length * imageTokenCount(length, config, { ...tiling, maxTiles: plan.maxTiles });
+      // how many frames there are is not known without a duration, but they are no more than `videoTokens` pays for
+      if (length.duration !== undefined && tokens > room) throw tooManyTokens("frames of its video", tokens, room);
+      const frames: Frame[] = [];
       for await (const { seconds, pixels } of video.frames(plan)) {
         signal?.throwIfAborted();
-        parts.push({ type: "text", text: timestamp(seconds) }, { type: "image" });
-        images.push(await tiled(pixels, { ...config, toMaxCanvas, maxTiles: plan.maxTiles }));
+        frames.push({ seconds, image: await tiled(pixels, { ...tiling, maxTiles: plan.maxTiles }) });
       }
-      if (parts.length === 0) throw new RequestError("video: no frame of it can be read; expected a whole file");
-      return parts;
+      if (frames.length === 0) throw new RequestError("video: no frame of it can be read; expected a whole file");
+      this.#videos.set(
+        key,
+        frames,
+        frames.reduce((sum, { image }) => sum + image.tiles.length, 0),
+      );
+      return frames;
     } finally {
       await video.close();
     }
   }
+}
 
-  async #image(part: ImagePart, options: MediaOptions): Promise<ProcessedImage> {
-    const { tileSize } = this.#config;
-    const { maxTiles, toMaxCanvas } = options;
-    return tiled(await this.#decoders.image(part, options), { tileSize, maxTiles, toMaxCanvas });
-  }
+function tooManyTokens(what: string, tokens: number, room: number): CapacityError {
+  const shown = (n: number) => n.toLocaleString("en");
+  return new CapacityError(
+    `the prompt's ${what} take ${shown(tokens)} tokens or more, and there is room for ${shown(room)}; give fewer, ` +
+      "take fewer tiles of each (`maxTiles`, `videoTokens`), or open the model with a larger `context`",
+  );
+}
+
+/** What the caller asks for, else what the checkpoint says. */
+export function tileOptions(config: ImageProcessorConfig, options: MediaOptions): Required<TileOptions> {
+  const { tileSize, maxTiles, toMaxCanvas } = config;
+  return { tileSize, maxTiles: options.maxTiles ?? maxTiles, toMaxCanvas: options.toMaxCanvas ?? toMaxCanvas };
 }
 
 async function tiled(pixels: Pixels, options: TileOptions): Promise<ProcessedImage> {
   const image = tileImage(pixels, options);
-  const bytes = await crypto.subtle.digest("SHA-256", image.tiles as Uint8Array<ArrayBuffer>); // our own, not shared memory
-  const key = Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  return { ...image, key };
+  return { ...image, key: await digest(image.tiles) };
+}
+
+/** SHA-256, in hexadecimal. */
+export async function digest(bytes: Uint8Array): Promise<string> {
+  const hash = await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>); // shared memory is none of it
+  return Array.from(new Uint8Array(hash), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** How many tokens an image of this size takes. */
@@ -156,7 +233,7 @@ export function imageTokenCount(
   config: ImageProcessorConfig,
   options: MediaOptions = {},
 ): number {
-  return tokenCount(layoutOf(size, { ...options, tileSize: config.tileSize }), config.tokensPerTile);
+  return tokenCount(layoutOf(size, tileOptions(config, options)), config.tokensPerTile);
 }
 
 const tokenCount = (canvas: Canvas, tokensPerTile: number) =>

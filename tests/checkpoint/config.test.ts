@@ -3,8 +3,9 @@ import { preset } from "../../src/checkpoint/config.ts";
 import { fromGguf, ggufLosses, toGguf } from "../../src/checkpoint/config-gguf.ts";
 import { fromHuggingFace, readGenerationConfig, toHuggingFace } from "../../src/checkpoint/config-hugging-face.ts";
 import { fromMeta } from "../../src/checkpoint/config-meta.ts";
+import { readPreprocessorConfig, toPreprocessorConfig } from "../../src/checkpoint/preprocessor-config.ts";
 import { ropeFreqs } from "../../src/checkpoint/rope-divisors.ts";
-import { type Llama4Config, layerKinds } from "../../src/model/config.ts";
+import { type Llama4Config, layerKinds, presets } from "../../src/model/config.ts";
 import { ropeFrequencies } from "../../src/model/rope.ts";
 import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
 
@@ -131,6 +132,41 @@ describe("config.json", () => {
     const read = () => fromHuggingFace({ ...small, ...wrong });
     expect(read).toThrow(CheckpointError);
     expect(read).toThrow(sentence);
+  });
+});
+
+describe("preprocessor_config.json", () => {
+  const encoder = { imageSize: 336, nChannels: 3 };
+
+  it("says tiles, canvas, mean and deviation; what is absent or null is as published", () => {
+    const published = { maxTiles: 16, toMaxCanvas: false, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] };
+    const full = {
+      ...{ do_convert_rgb: true, do_normalize: true, do_rescale: true, do_resize: true, do_center_crop: null },
+      ...{ image_processor_type: "Llama4ImageProcessorFast", image_mean: [0.5, 0.5, 0.5], image_std: 0.5 },
+      ...{ max_patches: 16, resample: 2, rescale_factor: 0.00392156862745098, resize_to_max_canvas: false },
+      size: { height: 336, width: 336 },
+    };
+    expect(readPreprocessorConfig(full, encoder)).toEqual(published);
+    expect(readPreprocessorConfig({ max_patches: null }, encoder)).toEqual(published);
+    const other = { max_patches: 4, resize_to_max_canvas: true, image_mean: [0, 0.1, 0.2], image_std: [1, 2, 3] };
+    const preprocessing = { maxTiles: 4, toMaxCanvas: true, mean: [0, 0.1, 0.2], std: [1, 2, 3] };
+    expect(readPreprocessorConfig(other, encoder)).toEqual(preprocessing);
+    const written = toPreprocessorConfig({ ...presets.scout.vision!, preprocessing });
+    expect(readPreprocessorConfig(written, encoder)).toEqual(preprocessing);
+  });
+
+  it.each([
+    [{ max_patches: 0 }, "max_patches is 0; expected a whole number from 1 to 64"],
+    [{ size: { height: 448, width: 448 } }, "size: height is 448; expected 336, the side of the encoder's tiles"],
+    [{ image_std: [0.5, 0, 0.5] }, "image_std is [0.5,0,0.5]; expected 3 numbers above 0, one for each channel"],
+    [{ image_mean: [0.5] }, "image_mean is [0.5]; expected 3 numbers, one for each channel"],
+    [{ resize_to_max_canvas: 1 }, "resize_to_max_canvas is 1; expected true or false"],
+    [{ do_normalize: false }, "do_normalize is false; expected true"],
+    [{ resample: 3 }, "resample is 3; expected 2, bilinear"],
+    [{ rescale_factor: 1 }, "rescale_factor is 1; expected 1/255"],
+  ])("%o is refused", (json, message) => {
+    expect(() => readPreprocessorConfig(json, encoder)).toThrow(CheckpointError);
+    expect(() => readPreprocessorConfig(json, encoder)).toThrow(`preprocessor_config.json: ${message}`);
   });
 });
 

@@ -1,6 +1,6 @@
 // The vision encoder's tensors: the same tree from every format, and a plain word where there is none.
 
-import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -10,6 +10,7 @@ import { bindMeta } from "../../src/checkpoint/names-meta.ts";
 import { ggufVision, huggingFaceVision, legacyPositions, listVision } from "../../src/checkpoint/names-vision.ts";
 import { type Checkpoint, openCheckpoint } from "../../src/checkpoint/open.ts";
 import { recoded, referenceQuantizer } from "../../src/checkpoint/recode.ts";
+import { publishedPreprocessing } from "../../src/model/config.ts";
 import type { TensorView } from "../../src/tensor/tensor.ts";
 import { converted, using } from "./converted.ts";
 
@@ -88,6 +89,28 @@ describe("the vision encoder", () => {
         listVision(vision!).map(({ offset }) => offset),
       );
     });
+  });
+
+  it("comes with the preprocessing that the folder says, and keeps it through conversions", async () => {
+    const other = { max_patches: 4, resize_to_max_canvas: true, image_mean: [0.4, 0.5, 0.6], image_std: 0.25 };
+    const moments = { mean: [0.4, 0.5, 0.6], std: [0.25, 0.25, 0.25] };
+    const says = (path: string, preprocessing: object) =>
+      using(path, async ({ config }) => expect(config.vision!.preprocessing).toEqual(preprocessing));
+    const first = fresh();
+    cpSync(hugging, first, { recursive: true });
+    rmSync(join(first, "preprocessor_config.json"), { force: true });
+    await says(first, publishedPreprocessing);
+    writeFileSync(join(first, "processor_config.json"), JSON.stringify({ image_processor: other })); // transformers 5
+    await says(first, { maxTiles: 4, toMaxCanvas: true, ...moments });
+    await says(await converted(first, fresh()), { maxTiles: 4, toMaxCanvas: true, ...moments });
+    await expect(converted(first, fresh(".gguf"), { allowLossy: false })).rejects.toThrow(
+      "images of 4 tiles, enlarged to the largest canvas; it always takes 16",
+    );
+    writeFileSync(
+      join(first, "preprocessor_config.json"),
+      JSON.stringify({ ...other, max_patches: 16, resize_to_max_canvas: false }),
+    );
+    await says(await converted(first, fresh(".gguf")), { ...publishedPreprocessing, ...moments });
   });
 
   it("may be left out by an exporter: then the model reads text alone", async () => {

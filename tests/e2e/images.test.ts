@@ -107,7 +107,7 @@ describe.skipIf(!existsSync(main))("a model that sees (skipped before `npm run b
   it("takes bytes from TypeScript", async () => {
     const { load } = (await import("llama4" as string)) as typeof import("../../src/index.ts");
     await using loaded = await load(model, { backend: "reference", context: 256 });
-    expect(loaded.info.vision).toEqual({ tileSize: 56, tokensPerTile: 4 });
+    expect(loaded.info.vision).toEqual({ tileSize: 56, tokensPerTile: 4, maxTiles: 16, toMaxCanvas: false });
     const data = await sharp(at("wide.jpg")).png().toBuffer();
     const parts = [{ type: "image", data } as const, { type: "text", text: "?" } as const];
     const message = [{ role: "user", content: parts }] as const;

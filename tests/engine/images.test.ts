@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Engine, type EngineOptions, type Finish } from "../../src/engine/engine.ts";
 import type { PromptImage } from "../../src/engine/images.ts";
+import { publishedPreprocessing } from "../../src/model/config.ts";
 import { forward } from "../../src/model/transformer.ts";
 import { encodeImage } from "../../src/model/vision.ts";
 import { type OpenModel, openModel } from "../../src/open.ts";
@@ -59,9 +60,12 @@ function prompt(...parts: (string | ReturnType<typeof image>)[]) {
 }
 
 /** The model without engine and cache: encoder, then one pass. */
-async function onePass({ tokens, images }: ReturnType<typeof prompt>): Promise<number[]> {
+async function onePass(
+  { tokens, images }: ReturnType<typeof prompt>,
+  moments = publishedPreprocessing,
+): Promise<number[]> {
   const { backend, parameters, vision, config } = model;
-  const pixels = Float32Array.from(images.flatMap(({ tiles }) => [...normalise(tiles)]));
+  const pixels = Float32Array.from(images.flatMap(({ tiles }) => [...normalise(tiles, tileSize, moments)]));
   const shape = [pixels.length / (3 * tileSize ** 2), 3, tileSize, tileSize];
   const rows = await encodeImage(vision!, config, backend.from(pixels, shape));
   const at = Int32Array.from([...tokens.keys()].filter((p) => tokens[p] === config.tokens.patch));
@@ -94,6 +98,15 @@ describe("an engine with a vision encoder", () => {
   it.each([1, 7, 512])("in slices of %i computes what encoder and model compute in one pass", async (stepTokens) => {
     const request = prompt("Look: ", image(1), " and ", image(2), image(1), " What is it?");
     expect(await logits(open({ stepTokens }), request)).toEqual(await onePass(request));
+  });
+
+  it("reads pixels with the mean and deviation of the checkpoint", async () => {
+    const { config } = model;
+    const preprocessing = { ...publishedPreprocessing, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.4] };
+    const request = prompt("Look: ", image(1));
+    const found = await logits(open({ config: { ...config, vision: { ...config.vision!, preprocessing } } }), request);
+    expect(found).toEqual(await onePass(request, preprocessing));
+    expect(found).not.toEqual(await onePass(request));
   });
 
   it("gives two requests with different images in one batch what each gets alone", async () => {

@@ -84,6 +84,8 @@ describe("decodeImage", () => {
     const turned = await source().withMetadata({ orientation: 6 }).png().toBuffer(); // shown a quarter to the right
     const upright = await decodeImage(turned);
     expect([upright.width, upright.height]).toEqual([H, W]);
+    expect(await openImage({ data: turned })).toMatchObject({ width: H, height: W });
+    expect(await openImage({ data: turned }, { orient: false })).toMatchObject({ width: W, height: H });
     expect([...upright.data.subarray(0, 3)]).toEqual([0, (H - 1) * 10, 0]); // the lower left corner is on top
     const asStored = await decodeImage(turned, { orient: false });
     expect(difference(asStored.data, rgb)).toBe(0);
@@ -113,7 +115,11 @@ describe("openImage", () => {
       .png()
       .toBuffer();
     writeFileSync(at("red.png"), png);
-    expect(await openImage({ path: at("red.png") })).toEqual(await openImage({ data: png }));
+    for (const media of [{ path: at("red.png") }, { data: png }]) {
+      const image = await openImage(media);
+      expect(image).toMatchObject({ width: 3, height: 2, bytes: png });
+      expect(await image.pixels()).toEqual(await decodeImage(png));
+    }
     writeFileSync(at("text.png"), "Hello");
     await expect(openImage({ path: at("text.png") })).rejects.toThrow(/text\.png: image: the file is no image/);
     await expect(openImage({ path: at("none.png") })).rejects.toThrow(/there is no .*none\.png/);

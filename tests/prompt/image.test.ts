@@ -116,7 +116,7 @@ describe("the layout of an image", () => {
 
   it("refuses what has no pixels, and more tiles than the model knows", () => {
     expect(() => layoutOf({ width: 0, height: 5 }, { tileSize })).toThrow("0 × 5 pixels; expected some");
-    expect(() => layoutOf({ width: 9, height: 5 }, { tileSize, maxTiles: 17 })).toThrow("from 1 to 16");
+    expect(() => layoutOf({ width: 9, height: 5 }, { tileSize, maxTiles: 65 })).toThrow("from 1 to 64");
   });
 });
 
@@ -136,6 +136,10 @@ describe("resize", () => {
   });
 });
 
-it("normalise maps bytes to [−1, 1]", () => {
-  expect([...normalise(Uint8Array.of(0, 51, 255))]).toEqual([-1, Math.fround(-0.6), 1]);
+it("normalise takes each channel's mean and deviation from its values in [0, 1]", () => {
+  const halves = { mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] };
+  expect([...normalise(Uint8Array.of(0, 51, 255), 1, halves)]).toEqual([-1, Math.fround(-0.6), 1]);
+  const tile = Uint8Array.of(255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0); // 2 × 2, three planes of it
+  const others = { mean: [0, 0.25, 1], std: [1, 0.25, 0.5] };
+  expect([...normalise(tile, 2, others)]).toEqual([1, 1, 1, 1, 3, 3, -1, -1, -2, -2, -2, -2]);
 });

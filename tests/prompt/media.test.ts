@@ -1,28 +1,29 @@
 import { describe, expect, it } from "vitest";
 import type { ContentPart } from "../../src/prompt/chat-format.ts";
 import { metaFormat } from "../../src/prompt/chat-format.ts";
-import {
-  type Decoders,
-  encodeParts,
-  expandImages,
-  ImageProcessor,
-  imageTokenCount,
-  type ProcessedImage,
-} from "../../src/prompt/media.ts";
+import { type Decoders, encodeParts, expandImages, ImageProcessor, imageTokenCount } from "../../src/prompt/media.ts";
 import { byteLevel } from "../../src/prompt/small-vocabularies.ts";
+import { CapacityError } from "../../src/tensor/errors.ts";
 
-const config = { tileSize: 4, tokensPerTile: 2 };
+const config = { tileSize: 4, tokensPerTile: 2, maxTiles: 16, toMaxCanvas: false };
 const tokenizer = byteLevel({ vocabSize: 512 });
 
 /** Images whose path says their size and colour: "8x4:7". */
+let decoded = 0;
 const decoders: Decoders = {
   image: async ({ path = "" }) => {
     const [width = 0, height = 0, colour = 0] = path.split(/[x:]/).map(Number);
-    return { data: new Uint8Array(width * height * 3).fill(colour), width, height };
+    const pixels = async () => {
+      decoded++;
+      return { data: new Uint8Array(width * height * 3).fill(colour), width, height };
+    };
+    return { bytes: new TextEncoder().encode(path), width, height, pixels };
   },
-  video: async () => ({
+  video: async ({ path = "" }) => ({
+    key: path,
     length: { width: 4, height: 4, duration: 1, rate: 2 },
     async *frames({ times }) {
+      decoded++;
       for (const seconds of times)
         yield { seconds, pixels: { data: new Uint8Array(48).fill(seconds * 4), width: 4, height: 4 } };
     },
@@ -57,9 +58,8 @@ describe("a prompt with images", () => {
   });
 
   it("stands without chat format as it is, strings of special tokens in it included", async () => {
-    const images: ProcessedImage[] = [];
-    const parts = await processor.parts([text("a<|image|>"), image("4x4:1"), text("b")], images, {});
-    const plain = encodeParts(parts, tokenizer, { bos: true });
+    const { contents, images } = await processor.contents([[text("a<|image|>"), image("4x4:1"), text("b")]], {});
+    const plain = encodeParts(contents[0]!, tokenizer, { bos: true });
     expect(plain.images).toEqual([1 + "a<|image|>".length]);
     expect(tokenizer.decode(expandImages(plain, images, tokenizer, config).ids)).toBe(
       `<|begin_of_text|>a<|image|>${one}b`,
@@ -67,28 +67,56 @@ describe("a prompt with images", () => {
   });
 
   it("knows the same image again, and another from it", async () => {
-    const images: ProcessedImage[] = [];
-    await processor.parts([image("4x4:1"), image("4x4:1"), image("4x4:2")], images, {});
+    const { images } = await processor.contents([[image("4x4:1"), image("4x4:1"), image("4x4:2")]], {});
     expect(images[0]!.key).toMatch(/^[0-9a-f]{64}$/);
     expect(images[1]!.key).toBe(images[0]!.key);
     expect(images[2]!.key).not.toBe(images[0]!.key);
   });
 
   it("counts tokens without looking", () => {
-    const full = { tileSize: 336, tokensPerTile: 144 };
+    const full = { ...config, tileSize: 336, tokensPerTile: 144 };
     expect(imageTokenCount({ width: 4000, height: 3000 }, full)).toBe(1887);
     expect(imageTokenCount({ width: 4000, height: 3000 }, full, { maxTiles: 1 })).toBe(147);
+    expect(imageTokenCount({ width: 4000, height: 3000 }, { ...full, maxTiles: 1 })).toBe(147);
+    expect(imageTokenCount({ width: 4000, height: 3000 }, { ...full, maxTiles: 1 }, { maxTiles: 16 })).toBe(1887);
+  });
+
+  it("decodes a file once, however often it comes, and again for other tiles", async () => {
+    const fresh = new ImageProcessor(config, decoders);
+    decoded = 0;
+    const turns = [image("8x4:7"), { type: "video", path: "clip" } as const];
+    const first = await fresh.contents([turns, [image("8x4:7")]], {});
+    const second = await fresh.contents([turns], {});
+    expect(decoded).toBe(2);
+    expect(second.images).toEqual(first.images.slice(0, 3));
+    await fresh.contents([turns], { maxTiles: 1 });
+    expect(decoded).toBe(4);
+  });
+
+  it("refuses what takes more tokens than there is room for, before anything is decoded", async () => {
+    decoded = 0;
+    const photos = Array.from({ length: 3 }, (_, i) => image(`8x4:${i}`)); // 11 tokens each
+    await expect(processor.contents([photos], { mostTokens: 32 })).rejects.toThrow(
+      "the prompt's images take 33 tokens or more, and there is room for 32; give fewer",
+    );
+    const video = { type: "video", path: "long" } as const; // two frames of 5
+    await expect(processor.contents([[video]], { mostTokens: 9 })).rejects.toThrow(
+      "frames of its video take 10 tokens or more, and there is room for 9",
+    );
+    await expect(processor.contents([[video], photos], { mostTokens: 42 })).rejects.toThrow(CapacityError);
+    expect(decoded).toBe(0);
+    expect((await processor.contents([[video], photos], { mostTokens: 43 })).images).toHaveLength(5);
   });
 
   it("refuses what is no part", async () => {
     for (const part of [null, "text", 3])
-      await expect(processor.parts([part as unknown as ContentPart], [], {})).rejects.toThrow(
+      await expect(processor.contents([[part as unknown as ContentPart]], {})).rejects.toThrow(
         "a part of the content is",
       );
   });
 
   it("ends when it is cancelled", async () => {
     const signal = AbortSignal.abort(new Error("enough"));
-    await expect(processor.parts([image("4x4:1")], [], {}, signal)).rejects.toThrow("enough");
+    await expect(processor.contents([[image("4x4:1")]], {}, signal)).rejects.toThrow("enough");
   });
 });
