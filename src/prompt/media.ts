@@ -240,12 +240,12 @@ const tokenCount = (canvas: Canvas, tokensPerTile: number) =>
   imageTokens(canvas, tokensPerTile).reduce((sum, [, count]) => sum + count, 0);
 
 /** The prompt with each `<|image|>` replaced by all tokens of its image. */
-export function expandImages(
+export function expandImages<Image extends Canvas>(
   { ids, images: places }: ChatPrompt,
-  images: readonly ProcessedImage[],
+  images: readonly Image[],
   tokenizer: Tokenizer,
   config: ImageProcessorConfig | undefined,
-): ProcessedPrompt {
+): { readonly ids: Int32Array; readonly images: readonly Image[] } {
   const { tokensPerTile = 0 } = config ?? {};
   if (places.length !== images.length)
     throw new CheckpointError(`chat format: ${places.length} places for ${images.length} images; expected as many`);
