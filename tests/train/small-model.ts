@@ -1,7 +1,7 @@
 // A small Llama 4 that has everything: dense layers and layers with experts, chunk-local and global ones, a vision encoder.
 // A step of it: two sequences, past a chunk boundary, one with an image of two tiles.
 
-import { type Llama4Config, layerKinds, tokensPerTile } from "../../src/model/config.ts";
+import { type Llama4Config, layerKinds, publishedPreprocessing, tokensPerTile } from "../../src/model/config.ts";
 import type { Parameters, VisionParameters } from "../../src/model/parameters.ts";
 import { forward } from "../../src/model/transformer.ts";
 import { encodeImage } from "../../src/model/vision.ts";
@@ -11,7 +11,7 @@ import { integers, numbers } from "../backends/drawn.ts";
 
 const vision = {
   ...{ dim: 16, nLayers: 2, nHeads: 2, ffnDim: 12, imageSize: 8, patchSize: 2, nChannels: 3, normEps: 1e-5 },
-  ...{ ropeTheta: 100, shuffle: 2, adapterDim: 10, outputDim: 9 },
+  ...{ ropeTheta: 100, shuffle: 2, adapterDim: 10, outputDim: 9, preprocessing: publishedPreprocessing },
 };
 
 export const config: Llama4Config = {
