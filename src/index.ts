@@ -5,7 +5,8 @@ import { fileURLToPath } from "node:url";
 import type { Worker } from "node:worker_threads";
 import { Channel } from "./engine/channel.ts";
 import type { Piece } from "./engine/completion.ts";
-import type { LogitRows } from "./engine/engine.ts";
+import type { Constraint } from "./engine/constraint.ts";
+import type { EngineStats, LogitRows } from "./engine/engine.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import type { Message, Tool } from "./prompt/chat-format.ts";
 import type { MediaOptions } from "./prompt/media.ts";
@@ -23,7 +24,8 @@ import { RequestError } from "./tensor/errors.ts";
 import { type EngineThread, startThread } from "./thread.ts";
 
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
-export type { LogitRows } from "./engine/engine.ts";
+export type { Constraint } from "./engine/constraint.ts";
+export type { EngineStats, LogitRows } from "./engine/engine.ts";
 export type { Sampling } from "./engine/sampler.ts";
 export type { ContentPart, Media, Message, Role, Tool, ToolCall } from "./prompt/chat-format.ts";
 export type { MediaOptions } from "./prompt/media.ts";
@@ -50,6 +52,8 @@ export interface CompleteOptions extends Sampling {
   readonly bos?: boolean | undefined;
   /** How images and videos become tokens, and how large they may be. */
   readonly media?: MediaOptions | undefined;
+  /** What the reply has to be. */
+  readonly constraint?: Constraint | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -76,6 +80,8 @@ export interface Llama4 extends AsyncDisposable {
   /** The tokens that `chat` computes. */
   encodeChat(messages: readonly Message[], options?: EncodeOptions): Promise<Int32Array>;
   decode(tokens: ArrayLike<number>): Promise<string>;
+  /** What the engine is doing now. */
+  stats(): Promise<EngineStats>;
   /** Ends what runs and frees the memory. */
   close(): Promise<void>;
 }
@@ -150,6 +156,10 @@ class LoadedModel implements Llama4 {
     return this.#calls.ask<string>({ method: "decode", tokens });
   }
 
+  stats(): Promise<EngineStats> {
+    return this.#calls.ask<EngineStats>({ method: "stats" });
+  }
+
   async close(): Promise<void> {
     await this.#calls.close();
     await this.#worker.terminate();
@@ -160,8 +170,8 @@ class LoadedModel implements Llama4 {
   }
 }
 
-function requestOf({ maxTokens, stop, media, ...sampling }: Omit<CompleteOptions, "bos" | "signal">) {
-  return { maxTokens, stop: typeof stop === "string" ? [stop] : stop, media, sampling };
+function requestOf({ maxTokens, stop, media, constraint, ...sampling }: Omit<CompleteOptions, "bos" | "signal">) {
+  return { maxTokens, stop: typeof stop === "string" ? [stop] : stop, media, constraint, sampling };
 }
 
 /** The calls that wait for the engine's thread. */

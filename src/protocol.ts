@@ -77,7 +77,8 @@ export type Call =
       readonly bos: boolean;
       readonly media?: MediaOptions | undefined;
     }
-  | { readonly method: "decode"; readonly tokens: ArrayLike<number> };
+  | { readonly method: "decode"; readonly tokens: ArrayLike<number> }
+  | { readonly method: "stats" };
 
 export type ToWorker =
   | { readonly type: "call"; readonly id: number; readonly call: Call }

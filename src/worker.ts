@@ -108,6 +108,8 @@ async function* answer(call: Call, { model, engine, processor }: Served, signal:
     }
     case "encode":
       return yield (await processor.process(call.prompt, { ...call, signal })).ids;
+    case "stats":
+      return yield engine.stats();
     case "decode":
       return yield needTokenizer(model).decode(Array.from(call.tokens));
     default:

@@ -17,6 +17,8 @@ export interface Session {
   readonly json: boolean;
   /** Aborted by Ctrl-C, SIGTERM and SIGHUP. */
   readonly signal: AbortSignal;
+  /** Says how long the command may take to end after the signal; without it, two seconds. */
+  allowToEnd(ms: number): void;
   /** The engine's, begun before the command line was read. */
   readonly thread: EngineThread | undefined;
 }

@@ -8,7 +8,7 @@ import type { ModelOptions } from "./options.ts";
 export async function openModel(
   { model, backend, threads, context, mmproj, kvDtype }: ModelOptions,
   { signal, thread }: Session,
-  more: Pick<LoadOptions, "activations" | "stepTokens" | "speculation"> = {},
+  more: Pick<LoadOptions, "activations" | "sequences" | "stepTokens" | "speculation"> = {},
 ): Promise<Llama4> {
   const bar = progress("loading");
   try {

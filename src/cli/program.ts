@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { Command, CommanderError } from "commander";
 import type { EngineThread } from "../thread.ts";
-import { fail, Interrupted, print, type Run, status } from "./answer.ts";
+import { fail, Interrupted, print, type Run, type Session, status } from "./answer.ts";
 
 // Only what is asked for is loaded; all of them for --help, or for a name that is none.
 const commands: Readonly<Record<string, () => Promise<(program: Command, run: Run) => void>>> = {
@@ -15,6 +15,7 @@ const commands: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   plan: async () => (await import("./plan.ts")).plan,
   init: async () => (await import("./init.ts")).init,
   convert: async () => (await import("./convert.ts")).convertCommand,
+  serve: async () => (await import("./serve.ts")).serve,
   bench: async () => (await import("./bench.ts")).bench,
 };
 
@@ -23,7 +24,7 @@ const { version } = JSON.parse(readFileSync(new URL("../../package.json", import
 /** Does what the command line says, with `thread` for a model, and sets the exit status. */
 export async function runCommand(thread: EngineThread | undefined): Promise<void> {
   const json = process.argv.includes("--json"); // known before commander reads it, for its own errors
-  const signal = interrupted(json);
+  const { signal, allowToEnd } = interrupted(json);
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
     if (error.code === "EPIPE") process.exit(status.done); // a reader like `head` has seen enough
     process.stderr.write(`the answer cannot be written: ${error.message}\n`);
@@ -32,7 +33,7 @@ export async function runCommand(thread: EngineThread | undefined): Promise<void
   const run: Run =
     (work) =>
     async (...args) => {
-      const answer = await work({ json, signal, thread }, ...args);
+      const answer = await work({ json, signal, allowToEnd, thread }, ...args);
       if (answer) print(answer, json);
     };
   const program = new Command("llama4")
@@ -51,16 +52,20 @@ export async function runCommand(thread: EngineThread | undefined): Promise<void
 }
 
 /** Aborted by the first signal that asks to stop; the second ends the process. */
-function interrupted(json: boolean): AbortSignal {
+function interrupted(json: boolean): Pick<Session, "signal" | "allowToEnd"> {
+  let patienceMs = 2000;
   const interrupt = new AbortController();
   for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     process.on(name, () => {
       const code = 128 + constants.signals[name]; // as shells count
       if (interrupt.signal.aborted) process.exit(code);
       interrupt.abort(new Interrupted(`stopped by ${name === "SIGINT" ? "Ctrl-C" : name}`, code));
-      // Whatever still computes after two seconds is left alone; the answer says what happened.
-      setTimeout(() => process.exit(fail(interrupt.signal.reason, json)), 2000).unref();
+      // Whatever still computes then is left alone; the answer says what happened.
+      setTimeout(() => process.exit(fail(interrupt.signal.reason, json)), patienceMs).unref();
     });
   }
-  return interrupt.signal;
+  const allowToEnd = (ms: number) => {
+    patienceMs = ms;
+  };
+  return { signal: interrupt.signal, allowToEnd };
 }

@@ -4,6 +4,7 @@ import type { ToolCall } from "../prompt/chat-format.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { ToolCallParser } from "../prompt/tool-calls.ts";
 import { RequestError } from "../tensor/errors.ts";
+import { type Constraint, refuseConstraint } from "./constraint.ts";
 import type { Engine, Finish, Generated } from "./engine.ts";
 import type { PromptImage } from "./images.ts";
 import type { Logprob, Sampling } from "./sampler.ts";
@@ -18,6 +19,8 @@ export interface CompletionRequest {
   readonly stop?: readonly string[] | undefined;
   /** Names of tools whose calls are taken out of the text; absent: the text stays as it is. */
   readonly tools?: readonly string[] | undefined;
+  /** What the reply has to be. */
+  readonly constraint?: Constraint | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -57,6 +60,9 @@ export interface Piece {
   readonly logprobs?: readonly (TokenLogprob & { readonly top: readonly TokenLogprob[] })[];
   readonly toolCalls?: readonly ToolCall[];
   readonly finishReason?: Finish["reason"];
+  /** With the end: the stop string that brought it. */
+  readonly stopString?: string;
+  /** With the first piece and the last. */
   readonly usage?: Usage;
   readonly timings?: Timings;
 }
@@ -68,7 +74,8 @@ export function complete(
   stopTokens: ReadonlySet<number>,
   request: CompletionRequest,
 ): AsyncIterable<Piece> {
-  const { tokens, images, maxTokens, sampling, stop = [], tools, signal } = request;
+  const { tokens, images, maxTokens, sampling, stop = [], tools, constraint, signal } = request;
+  if (constraint) refuseConstraint(constraint);
   const text = tokenizer && new ReplyText(tokenizer, stop, tools);
   if (!text && stop.length > 0)
     throw new RequestError("stop strings without a tokenizer; expected a checkpoint that has one");
@@ -92,7 +99,7 @@ async function* pieces(
   text: ReplyText | undefined,
   tokenizer: Tokenizer | undefined,
 ): AsyncGenerator<Piece> {
-  for await (const { token, logprob, top, finish } of generated) {
+  for await (const { token, logprob, top, prompt, finish } of generated) {
     const now = said.shift()!;
     const rest = finish && text ? text.end() : { text: "", toolCalls: [] };
     const toolCalls = [...now.toolCalls, ...rest.toolCalls];
@@ -105,7 +112,9 @@ async function* pieces(
       tokens: [token],
       ...(logprob !== undefined && { logprobs: [{ ...shown({ token, logprob }), top: (top ?? []).map(shown) }] }),
       ...(toolCalls.length > 0 && { toolCalls }),
+      ...(prompt && { usage: { ...prompt, completionTokens: 1 } }),
       ...(finish && { finishReason: finish.reason, usage: usageOf(finish), timings: timingsOf(finish) }),
+      ...(finish && text?.stopString !== undefined && { stopString: text.stopString }),
     };
   }
 }
@@ -146,20 +155,24 @@ class ReplyText {
     this.#calls = new ToolCallParser({ tools });
   }
 
+  get stopString(): string | undefined {
+    return this.#stops.found;
+  }
+
   push(token: number, isStop: boolean): Said {
     const isSilent = isStop || this.#tokenizer.isSpecial(token);
     const text = this.#stops.push(isSilent ? this.#decoder.end() : this.#decoder.push(token));
     const events = this.#calls.push(text);
-    if (isSilent && !this.#stops.found) {
+    if (isSilent && this.#stops.found === undefined) {
       events.push(...this.#calls.push(this.#stops.end()));
       events.push(...this.#calls.special(this.#tokenizer.decode([token])));
     }
-    return { ...sorted(events), isOver: this.#stops.found };
+    return { ...sorted(events), isOver: this.#stops.found !== undefined };
   }
 
   /** What was held back; nothing of it behind a stop string. */
   end(): Omit<Said, "isOver"> {
-    const text = this.#stops.found ? "" : this.#stops.push(this.#decoder.end()) + this.#stops.end();
+    const text = this.#stops.found !== undefined ? "" : this.#stops.push(this.#decoder.end()) + this.#stops.end();
     return sorted([...this.#calls.push(text), ...this.#calls.end()]);
   }
 }
@@ -176,8 +189,8 @@ function sorted(events: ReturnType<ToolCallParser["push"]>): Omit<Said, "isOver"
 
 /** Cuts a text that comes in pieces at the first of some strings; holds back what may be the start of one. */
 export class StopStrings {
-  /** Whether one has come; nothing follows it. */
-  found = false;
+  /** The one that has come; nothing follows it. */
+  found: string | undefined;
   readonly #strings: readonly string[];
   #held = "";
 
@@ -188,12 +201,17 @@ export class StopStrings {
   }
 
   push(piece: string): string {
-    if (this.found) return "";
+    if (this.found !== undefined) return "";
     const text = this.#held + piece;
-    const at = this.#strings.map((s) => text.indexOf(s)).filter((i) => i >= 0);
-    this.found = at.length > 0;
-    const keep = this.found ? text.length - Math.min(...at) : this.#unfinished(text);
-    this.#held = this.found ? "" : text.slice(text.length - keep);
+    let end = text.length;
+    for (const string of this.#strings) {
+      const at = text.indexOf(string);
+      if (at < 0 || at >= end) continue;
+      end = at;
+      this.found = string;
+    }
+    const keep = this.found === undefined ? this.#unfinished(text) : text.length - end;
+    this.#held = this.found === undefined ? text.slice(text.length - keep) : "";
     return text.slice(0, text.length - keep);
   }
 

@@ -57,11 +57,12 @@ export interface GenerateRequest {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A sampled token. The last one, which may be a stop token, carries the request's end. */
+/** A sampled token. The first one says what the prompt took; the last one, which may be a stop token, carries the end. */
 export interface Generated {
   readonly token: number;
   readonly logprob?: number;
   readonly top?: readonly Logprob[];
+  readonly prompt?: Pick<Finish, "promptTokens" | "cachedTokens">;
   readonly finish?: Finish;
 }
 
@@ -83,6 +84,17 @@ export interface Finish {
   readonly prefillMs: number;
   /** From its first token to its last. */
   readonly decodeMs: number;
+}
+
+/** What an engine is doing now. */
+export interface EngineStats {
+  readonly waiting: number;
+  readonly running: number;
+  /** Steps so far, and the tokens computed in them. */
+  readonly steps: number;
+  readonly stepTokens: number;
+  /** Slots of the cache, each for a token in every layer of a kind, and how many of them running requests hold. */
+  readonly cache: Readonly<Record<"global" | "local", { readonly used: number; readonly total: number } | undefined>>;
 }
 
 /** So many logits have memory that stays: 64 MB, 83 rows of Llama 4's vocabulary. */
@@ -108,6 +120,8 @@ export class Engine {
   #logits = new Float32Array();
   #loop: Promise<void> | undefined;
   #sequences = 0;
+  #steps = 0;
+  #stepTokens = 0;
   #isClosed = false;
 
   constructor(options: EngineOptions) {
@@ -149,7 +163,11 @@ export class Engine {
           const sample = sampler.sample(rows);
           const token = typeof sample === "number" ? sample : sample.token;
           job.tokens.push(token);
-          const sampled = typeof sample === "number" ? { token } : sample;
+          const { promptTokens, cachedTokens = 0 } = job;
+          const sampled = {
+            ...(typeof sample === "number" ? { token } : sample),
+            ...(job.length === promptTokens + 1 && { prompt: { promptTokens, cachedTokens } }),
+          };
           const isLast = onToken?.(token) || stopTokens.has(token);
           const reason = isLast ? "stop" : job.length >= job.mostTokens ? "length" : undefined;
           channel.push(reason ? { ...sampled, finish: job.finish(reason) } : sampled);
@@ -189,6 +207,16 @@ export class Engine {
     );
     this.#submit(job, signal);
     return channel as AsyncIterableIterator<LogitRows>;
+  }
+
+  stats(): EngineStats {
+    return {
+      waiting: this.#waiting.length,
+      running: this.#running.length,
+      steps: this.#steps,
+      stepTokens: this.#stepTokens,
+      cache: this.#pages.tables.occupation(),
+    };
   }
 
   /** Ends every request with an error and frees the cache. */
@@ -364,6 +392,8 @@ export class Engine {
       };
       logits = await backend.read(await forward(parameters, config, step), this.#roomFor(wanted.length * V));
     });
+    this.#steps++;
+    this.#stepTokens += tokens.length;
     const judged: Judged[] = [];
     for (const { job, guesses, isDecode, position, end, from, to } of parts) {
       job.position = end;

@@ -171,6 +171,16 @@ export class KVCache {
     return this.#pools[kind]?.available ?? 0;
   }
 
+  /** Slots in all, and those that some sequence reads now. */
+  occupation(): Record<Kind, { readonly used: number; readonly total: number } | undefined> {
+    const { blockSize, globalBlocks, localBlocks } = this.sizes;
+    const of = (kind: Kind, blocks: number | undefined) =>
+      blocks === undefined
+        ? undefined
+        : { used: (blocks - this.available(kind)) * blockSize, total: blocks * blockSize };
+    return { global: of("global", globalBlocks), local: of("local", localBlocks) };
+  }
+
   /** Blocks that `length` positions need beyond those held; for local layers, the most that any position on the way needs. */
   #missing(state: Sequence, length: number): Record<Kind, number> {
     const { blockSize, chunk } = this.sizes;

@@ -84,7 +84,8 @@ describe("stop strings", () => {
         }
         if (!stops.found) text += stops.end();
         const first = strings.map((s) => read.indexOf(s)).filter((i) => i >= 0);
-        expect(stops.found).toBe(first.length > 0);
+        expect(stops.found !== undefined).toBe(first.length > 0);
+        if (stops.found !== undefined) expect(read.indexOf(stops.found)).toBe(Math.min(...first));
         expect(text).toBe(first.length > 0 ? read.slice(0, Math.min(...first)) : read);
       }),
     );

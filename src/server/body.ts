@@ -1,0 +1,109 @@
+// A request's body: JSON, of a bounded size, and all bodies together of a bounded size.
+
+import { checkDepth } from "../prompt/chat-format.ts";
+import { Refusal } from "./errors.ts";
+
+/** Bytes of all requests that are held at once. */
+export class ByteBudget {
+  readonly #most: number;
+  #used = 0;
+
+  constructor(most: number) {
+    this.#most = most;
+  }
+
+  /** Throws Refusal where there is no room now. */
+  take(bytes: number): void {
+    if (this.#used + bytes > this.#most)
+      throw new Refusal(429, "The server holds as many bytes of requests as it may; try again later.", {
+        retryAfterSeconds: 2,
+      });
+    this.#used += bytes;
+  }
+
+  give(bytes: number): void {
+    this.#used -= bytes;
+  }
+}
+
+/** A part of the budget that one request holds. */
+export class Held {
+  readonly #budget: ByteBudget;
+  #bytes = 0;
+
+  constructor(budget: ByteBudget) {
+    this.#budget = budget;
+  }
+
+  take(bytes: number): void {
+    this.#budget.take(bytes);
+    this.#bytes += bytes;
+  }
+
+  release(): void {
+    this.#budget.give(this.#bytes);
+    this.#bytes = 0;
+  }
+}
+
+/** The value in a body of JSON. */
+export async function readJson(
+  request: Request,
+  mostBytes: number,
+  into: { readonly held: Held; readonly signal: AbortSignal },
+): Promise<unknown> {
+  const type = request.headers.get("content-type") ?? "";
+  // Others can be sent by any web page without asking first.
+  if (!/^application\/json\s*(;|$)/i.test(type))
+    throw new Refusal(415, `The content type is "${type.slice(0, 60)}"; expected application/json.`);
+  const text = new TextDecoder().decode(await readBytes(request, mostBytes, into));
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    throw new Refusal(400, "The body is no JSON; expected one JSON object.");
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new Refusal(400, "The body is no JSON object; expected one.");
+  checkDepth(value, "the values of the body");
+  return value;
+}
+
+async function readBytes(
+  request: Request,
+  mostBytes: number,
+  { held, signal }: { readonly held: Held; readonly signal: AbortSignal },
+): Promise<Uint8Array> {
+  const tooLarge = () =>
+    new Refusal(413, `The body is larger than ${mostBytes.toLocaleString("en")} bytes; expected at most that.`);
+  const announced = Number(request.headers.get("content-length") ?? 0);
+  if (announced > mostBytes) throw tooLarge();
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  if (request.body) {
+    const reader = request.body.getReader();
+    const leave = () => void reader.cancel().catch(() => {}); // ends a read that waits
+    signal.addEventListener("abort", leave);
+    try {
+      for (let next = await reader.read(); !next.done; next = await reader.read()) {
+        length += next.value.byteLength;
+        if (length > mostBytes) throw tooLarge();
+        held.take(next.value.byteLength);
+        chunks.push(next.value);
+      }
+      signal.throwIfAborted();
+    } catch (error) {
+      leave();
+      throw error;
+    } finally {
+      signal.removeEventListener("abort", leave);
+    }
+  }
+  const bytes = new Uint8Array(length);
+  let at = 0;
+  for (const chunk of chunks) {
+    bytes.set(chunk, at);
+    at += chunk.byteLength;
+  }
+  return bytes;
+}

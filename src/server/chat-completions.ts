@@ -1,0 +1,302 @@
+// OpenAI's /v1/chat/completions.
+
+import { z } from "zod";
+import type { TokenLogprob, Usage } from "../engine/completion.ts";
+import type { Constraint } from "../engine/constraint.ts";
+import type { Message, Tool, ToolCall } from "../prompt/chat-format.ts";
+import type { Dialect, Meta } from "./dialect.ts";
+import { openAiError, Refusal } from "./errors.ts";
+import type { ServerEvent } from "./events.ts";
+import { type Ask, type AskedPart, type Chat, type Finish, type Reply, type Said, totalUsage } from "./generation.ts";
+import {
+  argumentsOf,
+  inOrderOfCalls,
+  jsonObject,
+  maybe,
+  newId,
+  samplingFields,
+  samplingOf,
+  seconds,
+  toolNamed,
+  wholeNumber,
+} from "./wire.ts";
+
+const url = z.object({ url: z.string(), detail: maybe(z.enum(["auto", "low", "high"])) });
+
+const textPart = z.object({ type: z.literal("text"), text: z.string() });
+const part = z.discriminatedUnion("type", [
+  textPart,
+  z.object({ type: z.literal("image_url"), image_url: url }),
+  // not OpenAI's, but as vLLM and others have it
+  z.object({ type: z.literal("video_url"), video_url: z.object({ url: z.string() }) }),
+]);
+
+const text = z.union([z.string(), z.array(textPart)]);
+
+const toolCall = z.object({
+  id: z.string(),
+  type: z.literal("function").default("function"),
+  function: z.object({ name: z.string(), arguments: z.string() }),
+});
+
+const message = z.discriminatedUnion("role", [
+  z.object({ role: z.enum(["system", "developer"]), content: text }),
+  z.object({ role: z.literal("user"), content: z.union([z.string(), z.array(part).min(1)]) }),
+  z.object({
+    role: z.literal("assistant"),
+    content: maybe(
+      z.union([
+        z.string(),
+        z.array(z.union([textPart, z.object({ type: z.literal("refusal"), refusal: z.string() })])),
+      ]),
+    ),
+    tool_calls: maybe(z.array(toolCall)),
+  }),
+  z.object({ role: z.literal("tool"), tool_call_id: z.string(), content: text }),
+]);
+
+/** A conversation and the tools that may be called in it. */
+export const chatFields = {
+  messages: z.array(message).min(1),
+  tools: maybe(
+    z.array(
+      z.object({
+        type: z.literal("function"),
+        function: z.object({
+          name: z.string().regex(/^[\w.:/-]{1,64}$/),
+          description: maybe(z.string()),
+          parameters: maybe(jsonObject),
+          strict: maybe(z.boolean()),
+        }),
+      }),
+    ),
+  ),
+};
+
+type ChatBody = z.output<z.ZodObject<typeof chatFields>>;
+
+const schema = z
+  .object({
+    ...samplingFields,
+    model: maybe(z.string()).describe("any name is served by the one model"),
+    ...chatFields,
+    max_completion_tokens: maybe(wholeNumber(1)),
+    max_tokens: maybe(wholeNumber(1)),
+    n: maybe(wholeNumber(1, 128)),
+    stop: maybe(z.union([z.string(), z.array(z.string()).max(16)])),
+    stream: maybe(z.boolean()),
+    stream_options: maybe(z.object({ include_usage: maybe(z.boolean()) })),
+    logprobs: maybe(z.boolean()),
+    top_logprobs: maybe(wholeNumber(0, 20)),
+    tool_choice: maybe(
+      z.union([
+        z.enum(["none", "auto", "required"]),
+        z.object({ type: z.literal("function"), function: z.object({ name: z.string() }) }),
+      ]),
+    ),
+    parallel_tool_calls: maybe(z.boolean()),
+    response_format: maybe(
+      z.discriminatedUnion("type", [
+        z.object({ type: z.literal("text") }),
+        z.object({ type: z.literal("json_object") }),
+        z.object({
+          type: z.literal("json_schema"),
+          json_schema: z.object({ name: z.string(), schema: maybe(jsonObject), strict: maybe(z.boolean()) }),
+        }),
+      ]),
+    ),
+    modalities: maybe(z.array(z.literal("text", "this model writes text only"))),
+  })
+  .refine((body) => body.top_logprobs === undefined || body.logprobs, {
+    path: ["top_logprobs"],
+    message: "expected `logprobs: true` with it",
+  });
+
+type Body = z.output<typeof schema>;
+
+export const chatCompletions: Dialect<typeof schema> = {
+  schema,
+  ask,
+  isStreamed: (body) => body.stream ?? false,
+  whole,
+  events,
+  failure: (refusal) => ({ data: JSON.stringify(openAiError(refusal)) }),
+  keepAlive: ": keep-alive\n\n",
+  error: openAiError,
+};
+
+function ask(body: Body): Ask {
+  const { tool_choice, logprobs, top_logprobs = 0, stop, n = 1 } = body;
+  const { messages, tools = [] } = chatOf(tool_choice === "none" ? { ...body, tools: [] } : body);
+  const oneCall = body.parallel_tool_calls === false;
+  return {
+    prompts: { messages, ...(tools.length > 0 && { tools }) },
+    n,
+    options: {
+      ...samplingOf(body),
+      ...(logprobs && { logprobs: top_logprobs }),
+      maxTokens: body.max_completion_tokens ?? body.max_tokens,
+      stop: typeof stop === "string" ? [stop] : stop,
+      media: areAllSmall(body.messages) ? { maxTiles: 1 } : undefined,
+      constraint: toolConstraint(tool_choice, tools, !oneCall) ?? formatConstraint(body.response_format),
+    },
+    oneCall,
+  };
+}
+
+function toolConstraint(
+  choice: Body["tool_choice"],
+  tools: readonly Tool[],
+  parallel: boolean,
+): Constraint | undefined {
+  if (choice === undefined || choice === "auto" || choice === "none") return undefined;
+  if (tools.length === 0)
+    throw new Refusal(400, "Invalid value for 'tool_choice': it needs 'tools'.", { param: "tool_choice" });
+  if (choice === "required") return { type: "tool_calls", tools, parallel };
+  return { type: "tool_calls", tools: [toolNamed(tools, choice.function.name)], parallel: false };
+}
+
+function formatConstraint(format: Body["response_format"]): Constraint | undefined {
+  if (format?.type === "json_object") return { type: "json" };
+  if (format?.type === "json_schema") return { type: "json_schema", schema: format.json_schema.schema ?? {} };
+  return undefined;
+}
+
+/** Whether every image is asked to be seen in low detail: one tile then has to do. */
+function areAllSmall(messages: Body["messages"]): boolean {
+  const parts = messages.flatMap(({ role, content }) => (role === "user" && Array.isArray(content) ? content : []));
+  const details = parts.flatMap((part) => (part.type === "image_url" ? [part.image_url.detail] : []));
+  return details.length > 0 && details.every((detail) => detail === "low");
+}
+
+/** The conversation in a body, as the model takes it. */
+export function chatOf({ messages, tools = [] }: ChatBody): Chat {
+  const list = tools.map(({ function: { name, description, parameters } }): Tool => {
+    return { name, ...(description !== undefined && { description }), ...(parameters && { parameters }) };
+  });
+  return { messages: messagesOf(messages), tools: list };
+}
+
+function messagesOf(messages: Body["messages"]): Message<AskedPart>[] {
+  const list: Message<AskedPart>[] = [];
+  let calls: string[] = [];
+  for (let i = 0; i < messages.length; i++) {
+    const message = messages[i]!;
+    if (message.role === "tool") {
+      const from = i;
+      while (messages[i + 1]?.role === "tool") i++;
+      const results = messages.slice(from, i + 1).filter((m) => m.role === "tool");
+      for (const { content } of inOrderOfCalls(results, (m) => m.tool_call_id, calls))
+        list.push({ role: "tool", content: partsOf(content) });
+      continue;
+    }
+    if (message.role === "assistant") {
+      calls = message.tool_calls?.map(({ id }) => id) ?? [];
+      list.push({
+        role: "assistant",
+        content: partsOf(message.content ?? ""),
+        ...(message.tool_calls?.length && { toolCalls: message.tool_calls.map((call, j) => callOf(call, i, j)) }),
+      });
+    } else if (message.role === "user") list.push({ role: "user", content: partsOf(message.content) });
+    else list.push({ role: "system", content: partsOf(message.content) });
+  }
+  return list;
+}
+
+type WirePart = z.output<typeof part> | { readonly type: "refusal"; readonly refusal: string };
+
+const partsOf = (content: string | readonly WirePart[]): string | AskedPart[] =>
+  typeof content === "string"
+    ? content
+    : content.map((part) => {
+        if (part.type === "text") return part;
+        if (part.type === "refusal") return { type: "text", text: part.refusal };
+        return part.type === "image_url"
+          ? { type: "image", url: part.image_url.url }
+          : { type: "video", url: part.video_url.url };
+      });
+
+function callOf({ function: { name, arguments: json } }: z.output<typeof toolCall>, i: number, j: number): ToolCall {
+  return { name, arguments: argumentsOf(json, `messages[${i}].tool_calls[${j}].function.arguments`) };
+}
+
+function whole(body: Body, replies: readonly Reply[], { model }: Meta): object {
+  return {
+    id: newId("chatcmpl-"),
+    object: "chat.completion",
+    created: seconds(),
+    model,
+    choices: replies.map(({ text, toolCalls, logprobs, finish }, index) => ({
+      index,
+      message: {
+        role: "assistant",
+        content: toolCalls.length > 0 && text.trim() === "" ? null : text,
+        refusal: null,
+        ...(toolCalls.length > 0 && { tool_calls: toolCalls.map(written) }),
+      },
+      logprobs: body.logprobs ? logprobsOf(logprobs) : null,
+      finish_reason: finish.reason,
+    })),
+    usage: usageOf(
+      totalUsage(
+        replies.map(({ finish }) => finish),
+        body.n ?? 1,
+      ),
+    ),
+  };
+}
+
+const written = ({ name, arguments: given }: ToolCall) => ({
+  id: newId("call_"),
+  type: "function",
+  function: { name, arguments: JSON.stringify(given) },
+});
+
+export const usageOf = ({ promptTokens, cachedTokens, completionTokens }: Usage) => ({
+  prompt_tokens: promptTokens,
+  completion_tokens: completionTokens,
+  total_tokens: promptTokens + completionTokens,
+  prompt_tokens_details: { cached_tokens: cachedTokens },
+});
+
+const logprobsOf = (list: Said["logprobs"]) => ({
+  content: list.map(({ top, ...token }) => ({ ...logprobOf(token), top_logprobs: top.map(logprobOf) })),
+  refusal: null,
+});
+
+const logprobOf = ({ text, logprob, bytes }: TokenLogprob) => ({ token: text, logprob, bytes });
+
+async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): AsyncGenerator<ServerEvent> {
+  const id = newId("chatcmpl-");
+  const created = seconds();
+  const wantsUsage = body.stream_options?.include_usage ?? false;
+  const chunk = (choices: readonly object[], usage?: object) => ({
+    data: JSON.stringify({
+      ...{ id, object: "chat.completion.chunk", created, model, choices },
+      ...(wantsUsage && { usage: usage ?? null }),
+    }),
+  });
+  const begun = new Set<number>();
+  const calls = new Map<number, number>();
+  const finishes: Finish[] = [];
+  for await (const { index, text, toolCalls, logprobs, finish } of said) {
+    const choice = (delta: object, finish_reason: string | null = null) => {
+      const shown = body.logprobs && logprobs.length > 0 && "content" in delta ? logprobsOf(logprobs) : null;
+      return chunk([{ index, delta, logprobs: shown, finish_reason }]);
+    };
+    if (!begun.has(index)) {
+      begun.add(index);
+      yield choice({ role: "assistant", content: text, refusal: null });
+    } else if (text !== "" || logprobs.length > 0) yield choice({ content: text });
+    for (const call of toolCalls) {
+      const at = calls.get(index) ?? 0;
+      calls.set(index, at + 1);
+      yield choice({ tool_calls: [{ index: at, ...written(call) }] });
+    }
+    if (!finish) continue;
+    finishes[index] = finish;
+    yield choice({}, finish.reason);
+  }
+  if (wantsUsage) yield chunk([], usageOf(totalUsage(finishes, body.n ?? 1)));
+  yield { data: "[DONE]" };
+}

@@ -1,0 +1,140 @@
+// OpenAI's /v1/completions: what follows a text.
+
+import { z } from "zod";
+import { usageOf } from "./chat-completions.ts";
+import type { Dialect, Meta } from "./dialect.ts";
+import { openAiError, Refusal } from "./errors.ts";
+import type { ServerEvent } from "./events.ts";
+import { type Ask, type Finish, type Reply, type Said, totalUsage } from "./generation.ts";
+import { maybe, newId, samplingFields, samplingOf, seconds, wholeNumber } from "./wire.ts";
+
+const token = wholeNumber(0);
+
+const schema = z.object({
+  ...samplingFields,
+  model: maybe(z.string()).describe("any name is served by the one model"),
+  prompt: z.union([
+    z.string(),
+    z.array(z.string()).min(1),
+    z.array(token).min(1),
+    z.array(z.array(token).min(1)).min(1),
+  ]),
+  max_tokens: maybe(wholeNumber(1)),
+  n: maybe(wholeNumber(1, 128)),
+  best_of: maybe(wholeNumber(1)),
+  stop: maybe(z.union([z.string(), z.array(z.string()).max(16)])),
+  stream: maybe(z.boolean()),
+  stream_options: maybe(z.object({ include_usage: maybe(z.boolean()) })),
+  logprobs: maybe(wholeNumber(0, 20)),
+  echo: maybe(z.boolean()),
+  suffix: maybe(z.string()),
+  add_special_tokens: maybe(z.boolean()).describe("whether a text begins with the begin-of-text token; default true"),
+});
+
+type Body = z.output<typeof schema>;
+
+export const completions: Dialect<typeof schema> = {
+  schema,
+  ask,
+  isStreamed: (body) => body.stream ?? false,
+  whole,
+  events,
+  failure: (refusal) => ({ data: JSON.stringify(openAiError(refusal)) }),
+  keepAlive: ": keep-alive\n\n",
+  error: openAiError,
+};
+
+function ask(body: Body): Ask {
+  const { n = 1, best_of = n, stop, suffix, echo, logprobs } = body;
+  if (best_of !== n)
+    throw new Refusal(400, "Invalid value for 'best_of': expected no more than 'n'; replies are not ranked.", {
+      param: "best_of",
+    });
+  if (suffix) throw new Refusal(400, "Invalid value for 'suffix': this model does not fill in.", { param: "suffix" });
+  if (echo && (logprobs !== undefined || typeof promptsOf(body)[0] !== "string"))
+    throw new Refusal(400, "Invalid value for 'echo': expected a text as prompt, and no 'logprobs'.", {
+      param: "echo",
+    });
+  return {
+    prompts: promptsOf(body),
+    n,
+    options: {
+      ...samplingOf(body),
+      logprobs,
+      maxTokens: body.max_tokens ?? 16, // OpenAI's default
+      stop: typeof stop === "string" ? [stop] : stop,
+    },
+    oneCall: false,
+    bos: body.add_special_tokens ?? true,
+  };
+}
+
+function promptsOf({ prompt }: Body): readonly (string | readonly number[])[] {
+  if (typeof prompt === "string") return [prompt];
+  return typeof prompt[0] === "number" ? [prompt as number[]] : (prompt as string[] | number[][]);
+}
+
+/** The prompt of a reply, where it is to be repeated. */
+const echoed = (body: Body, index: number): string =>
+  body.echo ? (promptsOf(body)[Math.floor(index / (body.n ?? 1))] as string) : ""; // ask() has seen that it is one
+
+function whole(body: Body, replies: readonly Reply[], { model }: Meta): object {
+  return {
+    id: newId("cmpl-"),
+    object: "text_completion",
+    created: seconds(),
+    model,
+    choices: replies.map(({ text, logprobs, finish }, index) => ({
+      index,
+      text: echoed(body, index) + text,
+      logprobs: body.logprobs === undefined ? null : logprobsOf(logprobs, 0),
+      finish_reason: finish.reason,
+    })),
+    usage: usageOf(
+      totalUsage(
+        replies.map(({ finish }) => finish),
+        body.n ?? 1,
+      ),
+    ),
+  };
+}
+
+/** Lists that run side by side; the text of the first token begins at `offset`. */
+function logprobsOf(list: Said["logprobs"], offset: number) {
+  let at = offset;
+  return {
+    tokens: list.map(({ text }) => text),
+    token_logprobs: list.map(({ logprob }) => logprob),
+    top_logprobs: list.map(({ top }) => Object.fromEntries(top.map(({ text, logprob }) => [text, logprob]))),
+    text_offset: list.map(({ text }) => {
+      const here = at;
+      at += text.length;
+      return here;
+    }),
+  };
+}
+
+async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): AsyncGenerator<ServerEvent> {
+  const id = newId("cmpl-");
+  const created = seconds();
+  const wantsUsage = body.stream_options?.include_usage ?? false;
+  const offsets = new Map<number, number>();
+  const finishes: Finish[] = [];
+  const chunk = (choices: readonly object[], usage?: object) => ({
+    data: JSON.stringify({
+      ...{ id, object: "text_completion", created, model, choices },
+      ...(wantsUsage && { usage: usage ?? null }),
+    }),
+  });
+  for await (const { index, text, logprobs, finish } of said) {
+    const before = offsets.has(index) ? "" : echoed(body, index);
+    const offset = offsets.get(index) ?? 0;
+    offsets.set(index, offset + logprobs.reduce((sum, { text }) => sum + text.length, 0));
+    if (finish) finishes[index] = finish;
+    if (before + text === "" && logprobs.length === 0 && !finish) continue;
+    const shown = body.logprobs === undefined ? null : logprobsOf(logprobs, offset);
+    yield chunk([{ index, text: before + text, logprobs: shown, finish_reason: finish?.reason ?? null }]);
+  }
+  if (wantsUsage) yield chunk([], usageOf(totalUsage(finishes, body.n ?? 1)));
+  yield { data: "[DONE]" };
+}

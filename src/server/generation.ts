@@ -1,0 +1,211 @@
+// What every API asks of the model, whatever its words: a prompt, choices, and replies piece by piece.
+
+import type { Piece, Timings, TokenLogprob, Usage } from "../engine/completion.ts";
+import type { Constraint } from "../engine/constraint.ts";
+import type { EngineStats } from "../engine/engine.ts";
+import type { Sampling } from "../engine/sampler.ts";
+import type { ContentPart, Message, Tool, ToolCall } from "../prompt/chat-format.ts";
+import type { MediaOptions } from "../prompt/media.ts";
+
+export interface ReplyOptions extends Sampling {
+  readonly maxTokens?: number | undefined;
+  readonly stop?: readonly string[] | undefined;
+  readonly media?: MediaOptions | undefined;
+  readonly constraint?: Constraint | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A model as the server needs it; `load()` gives one. */
+export interface ServedModel {
+  readonly info: {
+    /** Longest prompt and reply together, in tokens. */
+    readonly context: number;
+    readonly parameters: { readonly total: number; readonly active: number };
+    readonly vision?: object | undefined;
+  };
+  chat(
+    messages: readonly Message[],
+    options?: ReplyOptions & { readonly tools?: readonly Tool[] | undefined },
+  ): AsyncIterable<Piece>;
+  complete(
+    prompt: string | ArrayLike<number>,
+    options?: ReplyOptions & { readonly bos?: boolean | undefined },
+  ): AsyncIterable<Piece>;
+  encode(
+    prompt: string,
+    options?: { readonly bos?: boolean | undefined; readonly signal?: AbortSignal | undefined },
+  ): Promise<Int32Array>;
+  encodeChat(
+    messages: readonly Message[],
+    options?: Pick<ReplyOptions, "media" | "signal"> & { readonly tools?: readonly Tool[] | undefined },
+  ): Promise<Int32Array>;
+  decode(tokens: ArrayLike<number>): Promise<string>;
+  stats(): Promise<EngineStats>;
+}
+
+/** An image or a video as it comes in a request. */
+export interface UrlPart {
+  readonly type: "image" | "video";
+  /** A data URL, or where the file is. */
+  readonly url: string;
+}
+
+export type AskedPart = Extract<ContentPart, { type: "text" }> | UrlPart;
+
+export interface Chat<Part = AskedPart> {
+  readonly messages: readonly Message<Part>[];
+  readonly tools?: readonly Tool[] | undefined;
+}
+
+/** What a request asks for, in no API's words. */
+export interface Ask {
+  /** One conversation, or some texts or tokens to go on from. */
+  readonly prompts: Chat | readonly (string | readonly number[])[];
+  /** Replies to each prompt. */
+  readonly n: number;
+  readonly options: ReplyOptions;
+  /** Whether a reply ends with its first tool call. */
+  readonly oneCall: boolean;
+  /** Text prompts begin with the begin-of-text token. */
+  readonly bos?: boolean | undefined;
+}
+
+export interface Finish {
+  readonly reason: "stop" | "length" | "tool_calls";
+  readonly stopString?: string | undefined;
+  readonly usage: Usage;
+  /** Unknown where the reply was ended here. */
+  readonly timings?: Timings | undefined;
+}
+
+/** A piece of one of the replies. */
+export interface Said {
+  /** Which reply. */
+  readonly index: number;
+  readonly text: string;
+  readonly tokens: readonly number[];
+  readonly logprobs: readonly (TokenLogprob & { readonly top: readonly TokenLogprob[] })[];
+  readonly toolCalls: readonly ToolCall[];
+  /** With the reply's first piece. */
+  readonly usage?: Usage | undefined;
+  readonly finish?: Finish | undefined;
+}
+
+/** A whole reply. */
+export interface Reply extends Pick<Said, "text" | "logprobs" | "toolCalls"> {
+  readonly finish: Finish;
+}
+
+/** The replies to all prompts: to prompt p, n·p to n·p + n − 1. A prompt is computed once for all its replies. */
+export async function* generate(
+  model: ServedModel,
+  {
+    prompts,
+    n,
+    options,
+    oneCall,
+    bos,
+  }: Omit<Ask, "prompts"> & { prompts: Exclude<Ask["prompts"], Chat> | Chat<ContentPart> },
+  signal: AbortSignal,
+): AsyncGenerator<Said> {
+  const start = (i: number) => {
+    // a seed means the same n replies again, not n times the same one
+    const seed = options.seed === undefined ? undefined : options.seed + (i % n);
+    const all = { ...options, seed, signal };
+    if ("messages" in prompts) return model.chat(prompts.messages, { ...all, tools: prompts.tools });
+    return model.complete(prompts[Math.floor(i / n)]!, { ...all, bos });
+  };
+  const count = n * ("messages" in prompts ? 1 : prompts.length);
+  const begin = (i: number) => reply(i, start(i), oneCall);
+  yield* together(count, begin, (i) => i % n !== 0);
+}
+
+async function* reply(index: number, pieces: AsyncIterable<Piece>, oneCall: boolean): AsyncGenerator<Said> {
+  let prompt: Usage | undefined;
+  let completionTokens = 0;
+  let calls = 0;
+  for await (const piece of pieces) {
+    const { text, tokens, logprobs = [], toolCalls = [], finishReason, stopString, usage, timings } = piece;
+    completionTokens += tokens.length;
+    calls += toolCalls.length;
+    const first = prompt ? undefined : usage;
+    prompt ??= usage;
+    // OpenAI's lists end before the token that ended the reply
+    const isEnd = finishReason === "stop" && stopString === undefined;
+    const said = { index, text, tokens, logprobs: isEnd ? [] : logprobs, toolCalls, usage: first };
+    if (oneCall && calls > 0) {
+      const usage = { ...prompt!, completionTokens }; // the first piece has brought it
+      yield { ...said, toolCalls: toolCalls.slice(0, 1), finish: { reason: "tool_calls", usage } };
+      return; // leaving the loop ends the rest
+    }
+    if (!finishReason) yield said;
+    else {
+      const reason = calls > 0 && finishReason === "stop" ? "tool_calls" : finishReason;
+      yield { ...said, finish: { reason, stopString, usage: usage!, timings } };
+    }
+  }
+}
+
+/** What several generators yield, as it comes. Those that wait begin when the one before them has yielded. */
+async function* together<T>(
+  count: number,
+  begin: (i: number) => AsyncGenerator<T>,
+  waits: (i: number) => boolean,
+): AsyncGenerator<T> {
+  const running = new Map<number, AsyncGenerator<T>>();
+  const next = new Map<number, Promise<{ i: number; result: IteratorResult<T> }>>();
+  const advance = (i: number) => {
+    const step = running
+      .get(i)!
+      .next()
+      .then((result) => ({ i, result }));
+    step.catch(() => {}); // it may fail while the one before it is being read, and is asked for below
+    next.set(i, step);
+  };
+  const open = (i: number) => {
+    running.set(i, begin(i));
+    advance(i);
+  };
+  for (let i = 0; i < count; i++) if (!waits(i)) open(i);
+  try {
+    while (next.size > 0) {
+      const { i, result } = await Promise.race(next.values());
+      if (result.done) {
+        next.delete(i);
+        continue;
+      }
+      advance(i);
+      for (let j = i + 1; j < count && waits(j) && !running.has(j); j++) open(j);
+      yield result.value;
+    }
+  } finally {
+    for (const generator of running.values()) generator.return(undefined).catch(() => {});
+  }
+}
+
+/** All replies, once they are whole, in order. */
+export async function collect(said: AsyncIterable<Said>): Promise<Reply[]> {
+  const replies = new Map<number, { text: string; logprobs: Said["logprobs"][number][]; toolCalls: ToolCall[] }>();
+  const done: Reply[] = [];
+  for await (const { index, text, logprobs, toolCalls, finish } of said) {
+    const reply = replies.get(index) ?? { text: "", logprobs: [], toolCalls: [] };
+    replies.set(index, reply);
+    reply.text += text;
+    reply.logprobs.push(...logprobs);
+    reply.toolCalls.push(...toolCalls);
+    if (finish) done[index] = { ...reply, finish };
+  }
+  return done;
+}
+
+/** Tokens of all replies together; a prompt counts once for all its replies. */
+export function totalUsage(finishes: readonly Finish[], n: number): Usage {
+  const total = { promptTokens: 0, cachedTokens: 0, completionTokens: 0 };
+  for (const [i, { usage }] of finishes.entries()) {
+    total.completionTokens += usage.completionTokens;
+    if (i % n !== 0) continue;
+    total.promptTokens += usage.promptTokens;
+    total.cachedTokens += usage.cachedTokens;
+  }
+  return total;
+}

@@ -1,0 +1,147 @@
+// Request -> Response: the whole server as a function. Nothing here needs Node; what does is in node*.ts.
+
+import { Hono } from "hono";
+import { chatCompletions } from "./chat-completions.ts";
+import { completions } from "./completions.ts";
+import type { Dialect } from "./dialect.ts";
+import { failed, Refusal, refusalOf } from "./errors.ts";
+import type { ServedModel } from "./generation.ts";
+import { Keys } from "./keys.ts";
+import { LIMITS, type Limits, Server, type ServingOptions } from "./serving.ts";
+import { newId, seconds } from "./wire.ts";
+
+export { LIMITS, type Limits, type Observer } from "./serving.ts";
+
+export interface HandlerOptions extends ServingOptions {
+  /** The name under which the model is listed. */
+  readonly name: string;
+  /** Without any, everybody is served. */
+  readonly keys?: readonly string[] | undefined;
+  /** Origins of web pages elsewhere that may ask. Default: none. */
+  readonly origins?: readonly string[] | undefined;
+  /** Names that the Host header may have, without port: against pages whose own name is made to mean this machine. Default: any. */
+  readonly hosts?: readonly string[] | undefined;
+  readonly limits?: Partial<Limits> | undefined;
+  /** Whether no new requests are to come: /health then says so. */
+  readonly isDraining?: (() => boolean) | undefined;
+}
+
+/** Who asks, where no key says it. */
+export interface Client {
+  readonly address?: string | undefined;
+}
+
+export type Handler = (request: Request, client?: Client) => Promise<Response>;
+
+type Env = { Bindings: Client; Variables: { requestId: string; client: string } };
+
+/** The server. Any number of requests may run at the same time. */
+export function createHandler(model: ServedModel, options: HandlerOptions): Handler {
+  const { name, keys = [], origins = [], hosts, observer, onError = console.error, isDraining = () => false } = options;
+  const server = new Server(model, { ...LIMITS, ...options.limits }, options);
+  const known = new Keys(keys);
+  const created = seconds();
+  const app = new Hono<Env>();
+
+  app.use(async (c, next) => {
+    const start = performance.now();
+    const requestId = newId("req_");
+    c.set("requestId", requestId);
+    await next();
+    c.header("x-request-id", requestId);
+    c.header("request-id", requestId); // Anthropic's name for it
+    c.header("x-content-type-options", "nosniff");
+    observer?.answered(routeOf(c.req.path), c.res.status, performance.now() - start);
+  });
+  app.use(async (c, next) => {
+    const { host, hostname } = new URL(c.req.url);
+    if (hosts && !hosts.includes(hostname))
+      throw new Refusal(403, "The Host header names another server; expected this one's address.");
+    const origin = c.req.header("origin");
+    if (origin !== undefined && origin.replace(/^https?:\/\//, "") !== host) {
+      if (!origins.includes(origin) && !origins.includes("*"))
+        throw new Refusal(
+          403,
+          "Web pages of this origin may not ask this server; it has to be started with their origin.",
+        );
+      const shared = { "access-control-allow-origin": origin, vary: "Origin" };
+      if (c.req.method === "OPTIONS")
+        return c.body(null, 204, {
+          ...shared,
+          "access-control-allow-methods": "GET, POST",
+          "access-control-allow-headers": c.req.header("access-control-request-headers") ?? "",
+          "access-control-max-age": "600",
+        });
+      await next();
+      for (const [name, value] of Object.entries(shared)) c.header(name, value);
+      c.header("access-control-expose-headers", "x-request-id, request-id, retry-after");
+      return;
+    }
+    return next();
+  });
+  app.get("/health", (c) => c.json({ status: isDraining() ? "draining" : "ok" }, isDraining() ? 503 : 200));
+  app.use(async (c, next) => {
+    const key = known.isEmpty ? 0 : await known.find(c.req.raw.headers);
+    if (key < 0)
+      throw new Refusal(401, "No valid API key; expected one as `Authorization: Bearer KEY` or `x-api-key: KEY`.", {
+        code: "invalid_api_key",
+      });
+    c.set("client", known.isEmpty ? `address ${c.env?.address ?? "unknown"}` : `key ${key}`);
+    if (isDraining())
+      throw new Refusal(503, "The server is about to stop; ask again later.", { retryAfterSeconds: 10 });
+    return next();
+  });
+
+  const card = {
+    ...{ id: name, object: "model", created, owned_by: "llama4" },
+    max_model_len: model.info.context,
+    parameters: model.info.parameters,
+    modalities: model.info.vision ? ["text", "image", "video"] : ["text"],
+  };
+  app.get("/v1/models", (c) => c.json({ object: "list", data: [card] }));
+  app.get("/v1/models/:id{.+}", (c) => {
+    if (c.req.param("id") === name) return c.json(card);
+    throw new Refusal(404, `There is no model "${c.req.param("id").slice(0, 100)}"; expected "${name}".`, {
+      code: "model_not_found",
+      param: "model",
+    });
+  });
+  for (const [path, dialect] of Object.entries(dialects))
+    app.post(path, (c) =>
+      server.reply(c.req.raw, dialect, { model: name, requestId: c.get("requestId") }, c.get("client")),
+    );
+  app.post("/tokenize", (c) => server.tokenize(c.req.raw, c.get("client")).then((tokens) => c.json(tokens)));
+  app.post("/detokenize", (c) => server.detokenize(c.req.raw, c.get("client")).then((text) => c.json(text)));
+  if (observer)
+    app.get("/metrics", async (c) => {
+      const { type, text } = await observer.page({ ...server.load, engine: await model.stats() });
+      return c.body(text, 200, { "content-type": type });
+    });
+
+  app.notFound((c) => {
+    throw new Refusal(404, `There is nothing at ${c.req.method} ${c.req.path.slice(0, 100)}.`);
+  });
+  app.onError((error, c) => {
+    const requestId = c.get("requestId");
+    let refusal = refusalOf(error, model.info.context);
+    if (!refusal && c.req.raw.signal.aborted) refusal = new Refusal(499, "The client has left.");
+    if (!refusal) onError(error, requestId);
+    refusal ??= failed();
+    const dialect: Dialect = dialects[c.req.path] ?? chatCompletions;
+    if (refusal.retryAfterSeconds !== undefined) c.header("retry-after", String(refusal.retryAfterSeconds));
+    if (refusal.status === 401) c.header("www-authenticate", "Bearer");
+    return c.json(dialect.error(refusal, requestId), refusal.status as 400); // hono lists the numbers that it knows
+  });
+  return async (request, client = {}) => app.fetch(request, client);
+}
+
+/** The APIs by their paths. */
+export const dialects: Readonly<Record<string, Dialect>> = {
+  "/v1/chat/completions": chatCompletions as Dialect, // each gets what its own schema has parsed
+  "/v1/completions": completions as Dialect,
+};
+
+const plainRoutes = ["/health", "/metrics", "/tokenize", "/detokenize", "/v1/models"];
+
+/** A path as measurements name it: few names, whatever clients ask for. */
+const routeOf = (path: string): string => (path in dialects || plainRoutes.includes(path) ? path : "other");

@@ -1,0 +1,249 @@
+// How a request becomes a reply: what all requests share, and the way of each through the queue to the model.
+
+import { z } from "zod";
+import type { Message } from "../prompt/chat-format.ts";
+import { Admission, type AdmissionLimits, TokenRate } from "./admission.ts";
+import { ByteBudget, Held, readJson } from "./body.ts";
+import { chatFields, chatOf } from "./chat-completions.ts";
+import type { Dialect, Meta } from "./dialect.ts";
+import { failed, Refusal, refusalOf } from "./errors.ts";
+import { eventStream, type ServerEvent, within } from "./events.ts";
+import { Exchange } from "./exchange.ts";
+import { type AskedPart, collect, generate, type Said, type ServedModel } from "./generation.ts";
+import { type FetchMedia, filesOf, withFiles } from "./urls.ts";
+import { maybe, parsed, wholeNumber } from "./wire.ts";
+
+export interface Limits extends AdmissionLimits {
+  /** Of a request's body. */
+  readonly bodyBytes: number;
+  /** Of all requests that are held at once; an image counts as the 6 MB that its tiles may take. */
+  readonly heldBytes: number;
+  readonly images: number;
+  /** Tokens, of prompts and replies, that a client may use in a minute. */
+  readonly tokensPerMinute: number;
+  /** From a request's arrival to its last byte. */
+  readonly requestMs: number;
+  /** A reader of a stream that takes nothing for so long is given up. */
+  readonly idleMs: number;
+}
+
+export const LIMITS: Limits = {
+  concurrent: 32,
+  queue: 128,
+  perClient: 64,
+  bodyBytes: 64e6,
+  heldBytes: 512e6,
+  images: 16,
+  tokensPerMinute: Number.POSITIVE_INFINITY,
+  requestMs: 600_000,
+  idleMs: 60_000,
+};
+
+/** Hears what happens, for those who measure. Times are in milliseconds. */
+export interface Observer {
+  /** A request has its answer; a stream has its beginning. */
+  answered(route: string, status: number, ms: number): void;
+  /** A reply's first token came so long after its request. */
+  firstToken(ms: number, prompt: { readonly promptTokens: number; readonly cachedTokens: number }): void;
+  /** One more came so long after the one before. */
+  nextToken(ms: number): void;
+  /** A reply was given up: its reader left, or took nothing. */
+  cancelled(): void;
+  /** The page of /metrics. */
+  page(now: {
+    readonly queued: number;
+    readonly running: number;
+    readonly engine: Awaited<ReturnType<ServedModel["stats"]>>;
+  }): Promise<{ readonly type: string; readonly text: string }>;
+}
+
+export interface ServingOptions {
+  /** Fetches files behind URLs; without it, only data URLs are taken. */
+  readonly fetchMedia?: FetchMedia | undefined;
+  readonly observer?: Observer | undefined;
+  /** Hears of errors that the client is not told; default: printed on stderr. */
+  readonly onError?: ((error: unknown, requestId: string) => void) | undefined;
+  /** Ends everything that runs. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+const tokenizeSchema = z.union([
+  z.object({ messages: chatFields.messages, tools: chatFields.tools }),
+  z.object({ prompt: z.string(), add_special_tokens: maybe(z.boolean()) }),
+]);
+
+/** Texts that a message has; what is too long is known before it is tokenized. */
+const textsOf = ({ content }: Message<AskedPart>): string[] =>
+  typeof content === "string" ? [content] : content.flatMap((part) => (part.type === "text" ? [part.text] : []));
+
+const MOST_CHARACTERS = 128; // of a token of Llama 4's
+const BYTES_OF_AN_IMAGE = 6e6; // 17 tiles of 336 × 336 pixels
+const COMMITS_AFTER_MS = 5000; // a stream whose first token takes longer begins without it
+
+/** What requests share: the queue, the budget, and how a reply is made. */
+export class Server {
+  readonly #model: ServedModel;
+  readonly #options: ServingOptions;
+  readonly #limits: Limits;
+  readonly #admission: Admission;
+  readonly #rate: TokenRate;
+  readonly #budget: ByteBudget;
+
+  constructor(model: ServedModel, limits: Limits, options: ServingOptions) {
+    this.#model = model;
+    this.#options = options;
+    this.#limits = limits;
+    this.#admission = new Admission(limits);
+    this.#rate = new TokenRate(limits.tokensPerMinute);
+    this.#budget = new ByteBudget(limits.heldBytes);
+  }
+
+  get load() {
+    return { queued: this.#admission.queued, running: this.#admission.running };
+  }
+
+  /** Answers in the words of an API, whole or as a stream. */
+  async reply(request: Request, dialect: Dialect, meta: Meta, client: string): Promise<Response> {
+    const exchange = this.#open(request);
+    try {
+      this.#rate.check(client);
+      const body = parsed(dialect.schema, await readJson(request, this.#limits.bodyBytes, exchange));
+      const said = await this.#said(dialect.ask(body), client, exchange);
+      if (!dialect.isStreamed(body)) {
+        const whole = dialect.whole(body, await collect(said), meta);
+        exchange.end();
+        return Response.json(whole);
+      }
+      return await this.#stream(dialect, dialect.events(body, said, meta), meta, exchange);
+    } catch (error) {
+      if (request.signal.aborted) this.#options.observer?.cancelled();
+      exchange.end();
+      throw error;
+    }
+  }
+
+  async tokenize(request: Request, client: string): Promise<object> {
+    return this.#short(request, client, async (body, signal) => {
+      const asked = parsed(tokenizeSchema, body);
+      let tokens: Int32Array;
+      if ("messages" in asked) {
+        const { messages, tools } = chatOf(asked);
+        const files = await withFiles(messages, this.#options.fetchMedia, signal);
+        tokens = await this.#model.encodeChat(files, { ...(tools?.length && { tools }), signal });
+      } else {
+        this.#checkLength([asked.prompt]);
+        tokens = await this.#model.encode(asked.prompt, { bos: asked.add_special_tokens ?? true, signal });
+      }
+      return { count: tokens.length, max_model_len: this.#model.info.context, tokens: [...tokens] };
+    });
+  }
+
+  async detokenize(request: Request, client: string): Promise<object> {
+    return this.#short(request, client, async (body) => {
+      const { tokens } = parsed(z.object({ tokens: z.array(wholeNumber(0)) }), body);
+      return { prompt: await this.#model.decode(tokens) };
+    });
+  }
+
+  /** Work without a reply of the model; it takes its place in the queue all the same. */
+  async #short<T>(
+    request: Request,
+    client: string,
+    work: (body: unknown, signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    const exchange = this.#open(request);
+    try {
+      const body = await readJson(request, this.#limits.bodyBytes, exchange);
+      exchange.onEnd(await this.#admission.enter(client, 1, exchange.signal));
+      return await work(body, exchange.signal);
+    } finally {
+      exchange.end();
+    }
+  }
+
+  #open(request: Request): Exchange {
+    return new Exchange(request.signal, this.#options.signal, this.#limits.requestMs, new Held(this.#budget));
+  }
+
+  /** The replies, once it is the request's turn. */
+  async #said(ask: ReturnType<Dialect["ask"]>, client: string, exchange: Exchange): Promise<AsyncGenerator<Said>> {
+    const { signal, held } = exchange;
+    const { prompts, n } = ask;
+    const isChat = "messages" in prompts;
+    this.#checkLength(isChat ? prompts.messages.flatMap(textsOf) : prompts);
+    const files = isChat ? filesOf(prompts.messages) : [];
+    if (files.length > this.#limits.images)
+      throw new Refusal(400, `The request has ${files.length} images; expected at most ${this.#limits.images}.`);
+    held.take(files.length * BYTES_OF_AN_IMAGE);
+    exchange.onEnd(await this.#admission.enter(client, n * (isChat ? 1 : prompts.length), signal));
+    const seen = isChat
+      ? { ...prompts, messages: await withFiles(prompts.messages, this.#options.fetchMedia, signal) }
+      : prompts;
+    return this.#measured(generate(this.#model, { ...ask, prompts: seen }, signal), client, exchange);
+  }
+
+  /** Refuses what is too long however it is tokenized: that would hold up everybody's replies. */
+  #checkLength(texts: readonly (string | readonly number[])[]): void {
+    const { context } = this.#model.info;
+    const characters = texts.reduce((sum, text) => sum + (typeof text === "string" ? text.length : 0), 0);
+    if (characters > context * MOST_CHARACTERS)
+      throw new Refusal(400, `This model's maximum context length is ${context} tokens; expected a shorter prompt.`, {
+        code: "context_length_exceeded",
+        param: "messages",
+      });
+  }
+
+  /** The same, measured and counted. */
+  async *#measured(said: AsyncGenerator<Said>, client: string, exchange: Exchange): AsyncGenerator<Said> {
+    const { observer } = this.#options;
+    const last = new Map<number, number>();
+    for await (const piece of said) {
+      const { index, tokens, usage } = piece;
+      const now = performance.now();
+      if (usage) observer?.firstToken(now - exchange.start, usage);
+      else observer?.nextToken(now - last.get(index)!);
+      last.set(index, now);
+      this.#rate.spend(client, tokens.length + (usage?.promptTokens ?? 0));
+      yield piece;
+    }
+  }
+
+  async #stream(
+    dialect: Dialect,
+    events: AsyncGenerator<ServerEvent>,
+    meta: Meta,
+    exchange: Exchange,
+  ): Promise<Response> {
+    const first = events.next();
+    first.catch(() => {}); // heard below, perhaps only later
+    await within(first, COMMITS_AFTER_MS); // what is wrong with a request is told with its status, where that is known by then
+    const { onError = console.error } = this.#options;
+    const { context } = this.#model.info;
+    const all = async function* (): AsyncGenerator<ServerEvent> {
+      try {
+        const { value, done } = await first;
+        if (done) return;
+        yield value;
+        yield* events;
+      } catch (error) {
+        const known = refusalOf(error, context);
+        if (!known && !exchange.signal.aborted) onError(error, meta.requestId);
+        yield dialect.failure(known ?? failed(), meta);
+      } finally {
+        await events.return(undefined);
+      }
+    };
+    const body = eventStream(all(), {
+      idleMs: this.#limits.idleMs,
+      keepAliveMs: 15_000,
+      keepAlive: dialect.keepAlive,
+      onEnd: (isWhole, reason) => {
+        if (!isWhole) this.#options.observer?.cancelled();
+        exchange.end(reason);
+      },
+    });
+    return new Response(body, {
+      headers: { "content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no" },
+    });
+  }
+}

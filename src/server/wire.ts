@@ -1,0 +1,118 @@
+// Words that several APIs share, as zod schemas: what is null counts as left out.
+
+import { z } from "zod";
+import type { Tool, ToolCall } from "../prompt/chat-format.ts";
+import { Refusal } from "./errors.ts";
+
+/** May be left out or null. */
+export const maybe = <T extends z.ZodType>(schema: T) =>
+  schema.nullish().transform((value) => value ?? undefined) as z.ZodPipe<
+    z.ZodOptional<z.ZodNullable<T>>,
+    z.ZodTransform<z.output<T> | undefined, z.output<T> | null | undefined>
+  >;
+
+export const wholeNumber = (least: number, most = Number.MAX_SAFE_INTEGER) => z.number().int().min(least).max(most);
+
+export const jsonObject = z.record(z.string(), z.unknown());
+
+/** How tokens are chosen; the last three are not OpenAI's, but common. */
+export const samplingFields = {
+  temperature: maybe(z.number().min(0).max(2)),
+  top_p: maybe(z.number().min(0).max(1)),
+  presence_penalty: maybe(z.number().min(-2).max(2)),
+  frequency_penalty: maybe(z.number().min(-2).max(2)),
+  logit_bias: maybe(z.record(z.string(), z.number().min(-100).max(100))),
+  seed: maybe(
+    z
+      .number()
+      .int()
+      .transform((seed) => Math.abs(seed)),
+  ),
+  top_k: maybe(z.number().int().min(-1)),
+  min_p: maybe(z.number().min(0).max(1)),
+  repetition_penalty: maybe(z.number().min(0.01).max(100)),
+};
+
+export function samplingOf(
+  body: {
+    readonly [K in keyof typeof samplingFields]?: z.output<(typeof samplingFields)[K]>;
+  },
+) {
+  return {
+    temperature: body.temperature,
+    topP: body.top_p,
+    presencePenalty: body.presence_penalty,
+    frequencyPenalty: body.frequency_penalty,
+    logitBias: body.logit_bias,
+    seed: body.seed,
+    topK: body.top_k === -1 ? 0 : body.top_k,
+    minP: body.min_p,
+    repetitionPenalty: body.repetition_penalty,
+  };
+}
+
+/** A body as its schema wants it, or a Refusal that names the field. */
+export function parsed<T extends z.ZodType>(schema: T, body: unknown): z.output<T> {
+  const result = schema.safeParse(body);
+  if (result.success) return result.data;
+  const issue = deepest(result.error.issues[0]!);
+  const param = issue.path.reduce<string>(
+    (path, key) => (typeof key === "number" ? `${path}[${key}]` : path === "" ? String(key) : `${path}.${String(key)}`),
+    "",
+  );
+  throw new Refusal(400, `Invalid value for ${param === "" ? "the body" : `'${param}'`}: ${issue.message}.`, {
+    param: param === "" ? null : param,
+    code: "invalid_value",
+  });
+}
+
+interface Issue {
+  readonly path: readonly PropertyKey[];
+  readonly message: string;
+}
+
+/** Of a union, what is wrong with the form that came nearest. */
+function deepest(issue: z.core.$ZodIssue): Issue {
+  if (issue.code !== "invalid_union" || issue.errors.length === 0) return issue;
+  const found = issue.errors
+    .filter((issues) => issues.length > 0)
+    .map((issues) => deepest(issues[0]!))
+    .reduce((a, b) => (b.path.length > a.path.length ? b : a));
+  return { path: [...issue.path, ...found.path], message: found.message };
+}
+
+/** A fresh identifier with its API's prefix. */
+export const newId = (prefix: string): string => `${prefix}${crypto.randomUUID().replaceAll("-", "")}`;
+
+export const seconds = (): number => Math.floor(Date.now() / 1000);
+
+/** The arguments of a call as the APIs write them: JSON in a string. */
+export function argumentsOf(json: string, where: string): ToolCall["arguments"] {
+  try {
+    const value: unknown = JSON.parse(json === "" ? "{}" : json);
+    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as ToolCall["arguments"];
+  } catch {
+    // said below
+  }
+  throw new Refusal(400, `Invalid value for '${where}': expected a JSON object in a string.`, {
+    param: where,
+    code: "invalid_value",
+  });
+}
+
+/** Results of tools in the order of the calls that they answer: the model knows them by nothing else. */
+export function inOrderOfCalls<T>(results: readonly T[], idOf: (result: T) => string, calls: readonly string[]): T[] {
+  const place = (result: T) => {
+    const at = calls.indexOf(idOf(result));
+    return at < 0 ? calls.length : at;
+  };
+  return [...results].sort((a, b) => place(a) - place(b));
+}
+
+export function toolNamed(tools: readonly Tool[], name: string): Tool {
+  const tool = tools.find((tool) => tool.name === name);
+  if (tool) return tool;
+  throw new Refusal(400, `Invalid value for 'tool_choice': there is no tool "${name.slice(0, 64)}" in 'tools'.`, {
+    param: "tool_choice",
+  });
+}
