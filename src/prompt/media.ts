@@ -244,7 +244,7 @@ export function expandImages<Image extends Canvas>(
   { ids, images: places }: ChatPrompt,
   images: readonly Image[],
   tokenizer: Tokenizer,
-  config: ImageProcessorConfig | undefined,
+  config: Pick<ImageProcessorConfig, "tokensPerTile"> | undefined,
 ): { readonly ids: Int32Array; readonly images: readonly Image[] } {
   const { tokensPerTile = 0 } = config ?? {};
   if (places.length !== images.length)

@@ -1,7 +1,6 @@
 // Steps out of documents: sources mixed by their shares, each shuffled anew every time it is through, packed side by side
 // as segments. Where it stands is a small object, so that a run can go on where it was.
 
-import { normalise } from "../prompt/image.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import type { Segment } from "../tensor/backend.ts";
 import { TrainingError } from "../tensor/errors.ts";
@@ -14,8 +13,8 @@ export interface Batch {
   /** Rows that predict a token which counts, and these tokens. */
   readonly wanted: Int32Array;
   readonly targets: Int32Array; // [wanted]
-  /** Pixels in [−1, 1] and the rows that stand for them. */
-  readonly images?: { readonly pixels: Float32Array; readonly tiles: number; readonly at: Int32Array };
+  /** Tiles of bytes `[N, 3, S, S]` and the rows that stand for them. */
+  readonly images?: { readonly pixels: Uint8Array; readonly tiles: number; readonly at: Int32Array };
 }
 
 /** What is drawn from, and how. */
@@ -224,7 +223,7 @@ class Packer {
       segments: this.#segments,
       wanted: Int32Array.from(this.#wanted),
       targets: Int32Array.from(this.#targets),
-      ...(tiles > 0 && { images: { pixels: normalise(all), tiles, at: Int32Array.from(this.#patches) } }),
+      ...(tiles > 0 && { images: { pixels: all, tiles, at: Int32Array.from(this.#patches) } }),
     };
   }
 }

@@ -158,7 +158,7 @@ function encodeRecord(
   tiles: TilesFile | undefined,
 ): Example {
   const images: SeenImage[] = [];
-  const config = { tileSize: tiles?.side ?? 0, tokensPerTile };
+  const config = { tokensPerTile };
   const expand = (prompt: Parameters<typeof expandImages>[0]) => expandImages(prompt, images, tokenizer, config).ids;
   if (!isRecord(record)) throw new Error(`${JSON.stringify(record)?.slice(0, 60)} is no object`);
   if (Array.isArray(record["messages"])) {
