@@ -10,6 +10,8 @@
 
 #include "int8.h"
 
+#include <atomic>
+
 namespace llama4 {
 namespace LLAMA4_ISA {
 
@@ -25,7 +27,7 @@ constexpr int kTokens = 4;
 #endif
 constexpr int64_t kChunk = 512;        // columns taken apart at a time: 16 KiB
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
-constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for
+constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for, about
 
 inline uvec words(const uint8_t* p) {
   uvec v;
@@ -61,19 +63,30 @@ struct Packed : Format<Type> {
   using F = Format<Type>;
   int lane;                           // of the first row in its group
   const uint8_t *headers, *integers;  // of that row in block 0
-  const uint8_t* at;                  // the integers of the block that began
+  const uint8_t *at, *ahead;          // the integers of the block that began, and of the one to ask for
+  int64_t soon;                       // blocks before the end from where on the next group's are asked for
+  int64_t headers_on, integers_on;    // bytes from this group's end to the next one's beginning
   vec scales[F::runs], mins[F::minima ? F::runs : 1];
 
-  void open(const uint8_t* group, int64_t blocks, int first_row) {
+  static constexpr int64_t header_bytes = kGroup * F::fields.header(), integer_bytes = kGroup * 4 * F::fields.integers;
+  static constexpr int64_t blocks_ahead = (kAhead + integer_bytes / 2) / integer_bytes;
+
+  // `next`: the group that is read after this one, as far as is known.
+  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next) {
     lane = first_row;
     headers = group + 2 * lane;
-    integers = group + blocks * kGroup * F::fields.header() + 4 * lane;
+    integers = group + blocks * header_bytes + 4 * lane;
+    soon = blocks - blocks_ahead;
+    headers_on = next - group - blocks * header_bytes;
+    integers_on = next - group - blocks * integer_bytes;
   }
 
   void begin(int64_t b) {
-    constexpr int bytes = kGroup * 4 * F::fields.integers;
-    at = integers + b * bytes;
-    const uint8_t* header = headers + b * kGroup * F::fields.header();
+    at = integers + b * integer_bytes;
+    const uint8_t* header = headers + b * header_bytes;
+    ahead = at + blocks_ahead * integer_bytes + (b < soon ? 0 : integers_on);
+    const uint8_t* ahead_header = header + blocks_ahead * header_bytes + (b < soon ? 0 : headers_on);
+    for (int i = 0; i < header_bytes; i += 64) __builtin_prefetch(ahead_header + i);
     const vec d = widen(reinterpret_cast<const f16*>(header));
     const uint8_t* s = header + 2 * kGroup * F::fields.halves + 2 * lane;  // words, so the lane is 2 bytes a row further
     if constexpr (!F::minima && Type != kQ6_K) {
@@ -95,10 +108,10 @@ struct Packed : Format<Type> {
     }
   }
 
-  // Asks for a run's share of what stands kAhead further: a whole block's lines at once would wait for each other.
+  // Asks for a run's share of the block ahead: a whole block's lines at once would wait for each other.
   void ask(int run) const {
     constexpr int lines = F::fields.integers / F::runs;
-    for (int i = 0; i < lines; i++) __builtin_prefetch(at + kAhead + 64 * (run * lines + i));
+    for (int i = 0; i < lines; i++) __builtin_prefetch(ahead + 64 * (run * lines + i));
   }
 
   uvec word(int i) const { return words(at + 4 * kGroup * i); }
@@ -275,27 +288,31 @@ inline void micro(int N, Weights* w, int64_t blocks, int64_t first, const Acts* 
 }
 
 // V registers of rows of a panel from register v on. Its last group may have no neighbours to fill them with: it is then
-// multiplied more than once.
+// multiplied more than once. After the panel's last ones come the first of the panel at `next`.
 template <int Type, int V>
-inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, Packed<Type> (&rows)[V]) {
+inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next,
+                      Packed<Type> (&rows)[V]) {
   const int64_t group_bytes = blocks * kGroup * block_of(Type).bytes;
+  const bool last = (v + V) * W >= groups * kGroup;
   for (int i = 0; i < V; i++) {
     const int64_t row = (v + i) * W, group = row / kGroup < groups ? row / kGroup : groups - 1;
-    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup));
+    const int64_t after = last ? i * W / kGroup : (row + V * W) / kGroup;
+    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes);
   }
 }
 
-// sums[t][row of the panel] for T tokens; row_of(t) is the row of x. `groups` of the panel's exist.
+// sums[t][row of the panel] for T tokens; row_of(t) is the row of x. `groups` of the panel's exist. `next` is the panel
+// that the thread comes to after this one.
 template <int Type, typename RowOf>
-void panel_of(const uint8_t* w, int64_t groups, const Quantized& x, int64_t T, const RowOf& row_of, float* sums,
-              uint8_t* scratch) {
+void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t T, const RowOf& row_of,
+              float* sums, uint8_t* scratch) {
   constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
   const int64_t blocks = x.I / block, registers = groups * kGroup / W;
   if (T == 1) {
     const Acts acts = x.row(row_of(0));
     for (int64_t v = 0; v < registers; v += kStreams) {
       Packed<Type> packed[kStreams];
-      open_rows(w, groups, blocks, v, packed);
+      open_rows(w, groups, blocks, v, next, packed);
       micro<Packed<Type>, kStreams, 1>(packed, blocks, 0, &acts, true, sums + v * W);
     }
     return;
@@ -303,7 +320,7 @@ void panel_of(const uint8_t* w, int64_t groups, const Quantized& x, int64_t T, c
   const int64_t parts = (T + kTokens - 1) / kTokens;  // of about equal size
   for (int64_t v = 0; v < registers; v += kVectors) {
     Packed<Type> packed[kVectors];
-    open_rows(w, groups, blocks, v, packed);
+    open_rows(w, groups, blocks, v, next, packed);
     const auto tokens = [&](auto* weights, int64_t count, int64_t first, bool fresh) {
       for (int64_t part = 0; part < parts; part++) {
         const int64_t t = part * T / parts, N = (part + 1) * T / parts - t;
@@ -327,14 +344,14 @@ void panel_of(const uint8_t* w, int64_t groups, const Quantized& x, int64_t T, c
 }
 
 template <typename RowOf>
-void panel(int type, const uint8_t* w, int64_t groups, const Quantized& x, int64_t T, const RowOf& row_of, float* sums,
-           uint8_t* scratch) {
+void panel(int type, const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t T,
+           const RowOf& row_of, float* sums, uint8_t* scratch) {
   switch (type) {
-    case kQ8_0: return panel_of<kQ8_0>(w, groups, x, T, row_of, sums, scratch);
-    case kQ4_0: return panel_of<kQ4_0>(w, groups, x, T, row_of, sums, scratch);
-    case kQ4_K: return panel_of<kQ4_K>(w, groups, x, T, row_of, sums, scratch);
-    case kQ5_K: return panel_of<kQ5_K>(w, groups, x, T, row_of, sums, scratch);
-    case kQ6_K: return panel_of<kQ6_K>(w, groups, x, T, row_of, sums, scratch);
+    case kQ8_0: return panel_of<kQ8_0>(w, groups, next, x, T, row_of, sums, scratch);
+    case kQ4_0: return panel_of<kQ4_0>(w, groups, next, x, T, row_of, sums, scratch);
+    case kQ4_K: return panel_of<kQ4_K>(w, groups, next, x, T, row_of, sums, scratch);
+    case kQ5_K: return panel_of<kQ5_K>(w, groups, next, x, T, row_of, sums, scratch);
+    case kQ6_K: return panel_of<kQ6_K>(w, groups, next, x, T, row_of, sums, scratch);
   }
 }
 
@@ -351,18 +368,33 @@ inline Panel panel_at(const uint8_t* w, int type, int64_t O, int64_t I, int64_t 
   return {row, rows, (rows + kGroup - 1) / kGroup, w + row * (I / block.elements) * block.bytes};
 }
 
-// Calls f(product, panel, thread) for every panel of every product; `width` gives a product's rows of weights.
+// Calls f(place, next place, thread) for every panel of every product; `width` gives a product's rows of weights. A
+// thread takes its next panel before it works on one, so that it knows what to ask memory for; the last has itself as next.
+template <typename P>
+struct Place {
+  const P* product;
+  int64_t panel;
+};
 template <typename P, typename Width, typename F>
 void each_panel(Pool& pool, const P* products, int64_t count, const Width& width, const F& f) {
   const auto panels = [&](const P& p) { return (width(p) + kPanel - 1) / kPanel; };
   int64_t total = 0;
   for (int64_t i = 0; i < count; i++) total += panels(products[i]);
-  parallel(pool, total, 1, [&](int64_t item, int64_t last, int thread) {
-    const P* product = products;
-    int64_t before = 0;
-    for (; item < last; item++) {
-      while (item - before >= panels(*product)) before += panels(*product++);
-      f(*product, item - before, thread);
+  std::atomic<int64_t> taken{0};
+  parallel(pool, pool.threads() < total ? pool.threads() : total, 1, [&](int64_t, int64_t, int thread) {
+    Place<P> place{products, 0};
+    int64_t item = taken.fetch_add(1);
+    const auto to = [&](Place<P> from, int64_t by) {
+      for (from.panel += by; from.panel >= panels(*from.product); from.product++) from.panel -= panels(*from.product);
+      return from;
+    };
+    if (item < total) place = to(place, item);
+    while (item < total) {
+      const int64_t following = taken.fetch_add(1);
+      const Place<P> next = following < total ? to(place, following - item) : place;
+      f(place, next, thread);
+      item = following;
+      place = next;
     }
   });
 }
@@ -443,13 +475,15 @@ void linear_int8(Pool& pool, const Linear& l) {
 void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, int64_t count) {
   pool.reserve_own(size_t(kMostTokens) * kPanel * sizeof(float) + kScratch);
   each_panel(pool, products, count, [](const Int8Product& p) { return p.O; },
-             [&](const Int8Product& p, int64_t index, int thread) {
-    const Panel at = panel_at(p.w, p.type, p.O, x.I, index);
+             [&](const Place<Int8Product>& place, const Place<Int8Product>& following, int thread) {
+    const Int8Product &p = *place.product, &n = *following.product;
+    const Panel at = panel_at(p.w, p.type, p.O, x.I, place.panel);
+    const uint8_t* next = panel_at(n.w, n.type, n.O, x.I, following.panel).w;
     float* sums = static_cast<float*>(pool.own(thread));
     uint8_t* scratch = reinterpret_cast<uint8_t*>(sums + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
       const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
-      panel(p.type, at.w, at.groups, x, T, [&](int64_t i) { return p.rows[t + i].x; }, sums, scratch);
+      panel(p.type, at.w, at.groups, next, x, T, [&](int64_t i) { return p.rows[t + i].x; }, sums, scratch);
       for (int64_t i = 0; i < T; i++) {
         float* y = p.rows[t + i].y + at.row;
         if (p.b) for (int64_t r = 0; r < at.rows; r++) y[r] = sums[i * kPanel + r] + p.b[at.row + r];
@@ -462,15 +496,18 @@ void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, 
 void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* products, int64_t count, const Quantized& out) {
   pool.reserve_own(size_t(2 * kMostTokens) * kPanel * sizeof(float) + kScratch);
   each_panel(pool, products, count, [](const Int8Gated& p) { return p.F; },
-             [&](const Int8Gated& p, int64_t index, int thread) {
-    const Panel gate = panel_at(p.gate, p.gate_type, p.F, x.I, index), up = panel_at(p.up, p.up_type, p.F, x.I, index);
+             [&](const Place<Int8Gated>& place, const Place<Int8Gated>& following, int thread) {
+    const Int8Gated &p = *place.product, &n = *following.product;
+    const Panel gate = panel_at(p.gate, p.gate_type, p.F, x.I, place.panel);
+    const Panel up = panel_at(p.up, p.up_type, p.F, x.I, place.panel);
+    const uint8_t* next = panel_at(n.gate, n.gate_type, n.F, x.I, following.panel).w;
     float *gates = static_cast<float*>(pool.own(thread)), *ups = gates + kMostTokens * kPanel;
     uint8_t* scratch = reinterpret_cast<uint8_t*>(ups + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
       const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
       const auto row_of = [&](int64_t i) { return p.rows[t + i]; };
-      panel(p.gate_type, gate.w, gate.groups, x, T, row_of, gates, scratch);
-      panel(p.up_type, up.w, up.groups, x, T, row_of, ups, scratch);
+      panel(p.gate_type, gate.w, gate.groups, up.w, x, T, row_of, gates, scratch);
+      panel(p.up_type, up.w, up.groups, next, x, T, row_of, ups, scratch);
       for (int64_t i = 0; i < T; i++) {
         float *g = gates + i * kPanel, *u = ups + i * kPanel;
         const vec s = splat(p.scales ? p.scales[t + i] : 1);  // gate(s · x) = s · gate(x)
