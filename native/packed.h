@@ -48,6 +48,20 @@ constexpr int64_t packed_rows(int64_t rows) { return (rows + kGroup - 1) / kGrou
 
 namespace LLAMA4_ISA {
 
+// Words of four rows, of which each has `n` (a multiple of four) from in + r * stride on, side by side at `out`.
+static inline void pack_words(const uint8_t* in, int64_t stride, int n, uint32_t flip, uint8_t* out) {
+  typedef uint32_t Four __attribute__((vector_size(16)));
+  for (int i = 0; i < n; i += 4) {
+    Four row[4];
+    for (int r = 0; r < 4; r++) memcpy(&row[r], in + r * stride + 4 * i, 16);
+    const Four a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+    const Four c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+    const Four word[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5) ^ flip, __builtin_shufflevector(a, b, 2, 3, 6, 7) ^ flip,
+                          __builtin_shufflevector(c, d, 0, 1, 4, 5) ^ flip, __builtin_shufflevector(c, d, 2, 3, 6, 7) ^ flip};
+    for (int k = 0; k < 4; k++) memcpy(out + 4 * kGroup * (i + k), &word[k], 16);
+  }
+}
+
 // `rows` <= 16 rows of `blocks` blocks, each row `stride` bytes after the other, to one group.
 template <int Type>
 static inline void pack_group(const uint8_t* in, int64_t stride, int rows, int64_t blocks, uint8_t* out) {
@@ -61,10 +75,13 @@ static inline void pack_group(const uint8_t* in, int64_t stride, int rows, int64
       const uint8_t* from = in + r * stride + b * block_bytes;
       for (int i = 0; i < f.halves; i++) memcpy(header + 2 * (kGroup * i + r), from + f.halves_at + 2 * i, 2);
       for (int i = 0; i < f.scales; i++) memcpy(scales + 4 * (kGroup * i + r), from + f.scales_at + 4 * i, 4);
-      for (int i = 0; i < f.integers; i++) {
-        const uint32_t word = u32_of(from + f.integers_at + 4 * i) ^ f.flip;
-        memcpy(integers + 4 * (kGroup * i + r), &word, 4);
-      }
+      if (r % 4 == 0 && r + 4 <= rows)
+        pack_words(from + f.integers_at, stride, f.integers, f.flip, integers + 4 * r);
+      else if (r >= rows / 4 * 4)
+        for (int i = 0; i < f.integers; i++) {
+          const uint32_t word = u32_of(from + f.integers_at + 4 * i) ^ f.flip;
+          memcpy(integers + 4 * (kGroup * i + r), &word, 4);
+        }
     }
     header += kGroup * f.header();
     integers += kGroup * 4 * f.integers;

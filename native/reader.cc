@@ -28,7 +28,7 @@ namespace llama4 {
 
 namespace {
 
-constexpr int kThreads = 4;  // reads in flight
+constexpr int kThreads = 16;  // reads in flight: most wait for the disk while two or three put blocks in place
 constexpr int64_t kPage = 4096;  // offsets, lengths and addresses past the page cache are multiples of it
 
 // `bytes` of a file from `offset`. rows = 0: they go to the one scatter as they are. Else they are `rows` rows, each

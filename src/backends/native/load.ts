@@ -8,7 +8,7 @@ import { type Composition, elementCount, type Shape, storedBytes, type TensorVie
 import type { Addon } from "./addon.ts";
 import type { Memory } from "./memory.ts";
 
-const blockBytes = 4 * 2 ** 20; // large enough for a disk's full speed, small enough that several in flight weigh little
+const blockBytes = 2 * 2 ** 20; // large enough for a disk with several in flight, small enough that these weigh little
 
 /** The dtypes whose matrices the integer kernels take, packed as native/packed.h draws it. */
 export const packable: readonly DType[] = ["q8_0", "q4_0", "q4_k", "q5_k", "q6_k"];
