@@ -6,6 +6,7 @@ import type { Command } from "commander";
 import { shippedModel } from "../index.ts";
 import { createHandler, LIMITS } from "../server/handler.ts";
 import { listen } from "../server/node.ts";
+import { mediaFetcher } from "../server/node-fetch.ts";
 import { prometheus } from "../server/node-metrics.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Answer, Run, Session } from "./answer.ts";
@@ -29,6 +30,8 @@ interface ServeOptions extends ModelOptions, SpeculationOptions {
   readonly insecure?: number;
   readonly name?: string;
   readonly corsOrigin?: readonly string[];
+  readonly imageHost?: readonly string[];
+  readonly privateImages?: true;
   readonly maxConcurrent: number;
   readonly maxQueue: number;
   readonly maxPerClient: number;
@@ -52,6 +55,8 @@ export function serve(program: Command, run: Run): void {
     .option("--insecure", "said twice: serves other machines without a key", (_, before: number) => before + 1, 0)
     .option("--name <name>", "the model's name for clients (default: its file's)")
     .option("--cors-origin <origin>", "web pages of this origin may ask; may stand several times", collect)
+    .option("--image-host <host>", 'fetches images by https from there; "*.x.org": below it, "*": anywhere', collect)
+    .option("--private-images", "with --image-host: from private addresses and by http too")
     .option("--max-concurrent <n>", "replies computed at once", whole(1), LIMITS.concurrent)
     .option("--max-queue <n>", "requests that may wait; more are told to come back", whole(0), LIMITS.queue)
     .option("--max-per-client <n>", "requests of one key, or of one address without keys", whole(1), LIMITS.perClient)
@@ -67,12 +72,12 @@ export function serve(program: Command, run: Run): void {
     .option("--grace <seconds>", "time that replies have to end after Ctrl-C or SIGTERM", number, 15)
     .addHelpText(
       "after",
-      "\nPaths: /v1/chat/completions /v1/completions /v1/models /tokenize /detokenize /health /metrics",
+      "\nPaths: /v1/chat/completions /v1/completions /v1/responses /v1/messages /v1/models /tokenize /health /metrics; all in /openapi.json",
     )
-    .action(run((session, options: ServeOptions) => served(session, options)));
+    .action(run((session, options: ServeOptions) => served(session, options, program.version())));
 }
 
-async function served(session: Session, options: ServeOptions): Promise<Answer | undefined> {
+async function served(session: Session, options: ServeOptions, version?: string): Promise<Answer | undefined> {
   const { host, port, model: path = shippedModel(), grace, maxConcurrent } = options;
   const keys = [...(options.apiKey ?? []), ...(process.env["LLAMA4_API_KEY"]?.split(",") ?? [])];
   checkKeys(keys, host, options.insecure ?? 0);
@@ -91,8 +96,9 @@ async function served(session: Session, options: ServeOptions): Promise<Answer |
   const stop = new AbortController();
   const name = options.name ?? basename(path).replace(/\.gguf$/, "");
   const handler = createHandler(model, {
-    ...{ name, keys, limits, observer: prometheus(), signal: stop.signal },
+    ...{ name, version, keys, limits, observer: prometheus(), signal: stop.signal },
     origins: options.corsOrigin,
+    fetchMedia: options.imageHost && mediaFetcher({ hosts: options.imageHost, ...privateOf(options) }),
     hosts: isLoopback(host) ? ["localhost", "127.0.0.1", "[::1]", host] : undefined,
     isDraining: () => session.signal.aborted,
     onError: (error, id) => process.stderr.write(`${id}: ${error instanceof Error ? error.stack : String(error)}\n`),
@@ -123,6 +129,8 @@ function checkKeys(keys: readonly string[], host: string, insecure: number): voi
       "or say --insecure twice, if everyone there may use and exhaust this machine",
   );
 }
+
+const privateOf = ({ privateImages }: ServeOptions) => ({ allowPrivate: privateImages, allowHttp: privateImages });
 
 const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));

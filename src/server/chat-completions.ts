@@ -2,14 +2,15 @@
 
 import { z } from "zod";
 import type { TokenLogprob, Usage } from "../engine/completion.ts";
-import type { Constraint } from "../engine/constraint.ts";
-import type { Message, Tool, ToolCall } from "../prompt/chat-format.ts";
+import type { Message, ToolCall } from "../prompt/chat-format.ts";
 import type { Dialect, Meta } from "./dialect.ts";
-import { openAiError, Refusal } from "./errors.ts";
+import { openAiError } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
 import { type Ask, type AskedPart, type Chat, type Finish, type Reply, type Said, totalUsage } from "./generation.ts";
 import {
   argumentsOf,
+  callConstraint,
+  formatConstraint,
   inOrderOfCalls,
   jsonObject,
   maybe,
@@ -17,7 +18,7 @@ import {
   samplingFields,
   samplingOf,
   seconds,
-  toolNamed,
+  toolOf,
   wholeNumber,
 } from "./wire.ts";
 
@@ -115,6 +116,7 @@ const schema = z
 type Body = z.output<typeof schema>;
 
 export const chatCompletions: Dialect<typeof schema> = {
+  summary: "OpenAI's chat completions: a reply to a conversation.",
   schema,
   ask,
   isStreamed: (body) => body.stream ?? false,
@@ -126,7 +128,7 @@ export const chatCompletions: Dialect<typeof schema> = {
 };
 
 function ask(body: Body): Ask {
-  const { tool_choice, logprobs, top_logprobs = 0, stop, n = 1 } = body;
+  const { tool_choice, response_format: format, logprobs, top_logprobs = 0, stop, n = 1 } = body;
   const { messages, tools = [] } = chatOf(tool_choice === "none" ? { ...body, tools: [] } : body);
   const oneCall = body.parallel_tool_calls === false;
   return {
@@ -138,28 +140,12 @@ function ask(body: Body): Ask {
       maxTokens: body.max_completion_tokens ?? body.max_tokens,
       stop: typeof stop === "string" ? [stop] : stop,
       media: areAllSmall(body.messages) ? { maxTiles: 1 } : undefined,
-      constraint: toolConstraint(tool_choice, tools, !oneCall) ?? formatConstraint(body.response_format),
+      constraint:
+        callConstraint(typeof tool_choice === "object" ? tool_choice.function : tool_choice, tools, !oneCall) ??
+        formatConstraint(format?.type, format?.type === "json_schema" ? format.json_schema.schema : undefined),
     },
     oneCall,
   };
-}
-
-function toolConstraint(
-  choice: Body["tool_choice"],
-  tools: readonly Tool[],
-  parallel: boolean,
-): Constraint | undefined {
-  if (choice === undefined || choice === "auto" || choice === "none") return undefined;
-  if (tools.length === 0)
-    throw new Refusal(400, "Invalid value for 'tool_choice': it needs 'tools'.", { param: "tool_choice" });
-  if (choice === "required") return { type: "tool_calls", tools, parallel };
-  return { type: "tool_calls", tools: [toolNamed(tools, choice.function.name)], parallel: false };
-}
-
-function formatConstraint(format: Body["response_format"]): Constraint | undefined {
-  if (format?.type === "json_object") return { type: "json" };
-  if (format?.type === "json_schema") return { type: "json_schema", schema: format.json_schema.schema ?? {} };
-  return undefined;
 }
 
 /** Whether every image is asked to be seen in low detail: one tile then has to do. */
@@ -171,9 +157,7 @@ function areAllSmall(messages: Body["messages"]): boolean {
 
 /** The conversation in a body, as the model takes it. */
 export function chatOf({ messages, tools = [] }: ChatBody): Chat {
-  const list = tools.map(({ function: { name, description, parameters } }): Tool => {
-    return { name, ...(description !== undefined && { description }), ...(parameters && { parameters }) };
-  });
+  const list = tools.map(({ function: f }) => toolOf(f.name, f.description, f.parameters));
   return { messages: messagesOf(messages), tools: list };
 }
 

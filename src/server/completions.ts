@@ -34,6 +34,7 @@ const schema = z.object({
 type Body = z.output<typeof schema>;
 
 export const completions: Dialect<typeof schema> = {
+  summary: "OpenAI's completions: what follows a text.",
   schema,
   ask,
   isStreamed: (body) => body.stream ?? false,

@@ -13,6 +13,8 @@ export interface Meta {
 
 /** An API in whose words a client asks and is answered. */
 export interface Dialect<Schema extends z.ZodType = z.ZodType> {
+  /** A sentence on it. */
+  readonly summary: string;
   readonly schema: Schema;
   /** Throws Refusal for what the schema cannot say. */
   ask(body: z.output<Schema>): Ask;

@@ -45,8 +45,15 @@ export function refusalOf(error: unknown, context: number): Refusal | undefined 
 
 export const failed = (): Refusal => new Refusal(500, "The server failed on this request; its log says why.");
 
+interface OpenAiError {
+  readonly message: string;
+  readonly type: string;
+  readonly param: string | null;
+  readonly code: string | null;
+}
+
 /** OpenAI's `{error}`. */
-export function openAiError({ status, message, param, code }: Refusal): { readonly error: object } {
+export function openAiError({ status, message, param, code }: Refusal): { readonly error: OpenAiError } {
   const type = status === 429 ? "rate_limit_error" : status >= 500 ? "server_error" : "invalid_request_error";
   return { error: { message, type, param, code: code ?? codes[status] ?? null } };
 }

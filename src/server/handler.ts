@@ -7,7 +7,10 @@ import type { Dialect } from "./dialect.ts";
 import { failed, Refusal, refusalOf } from "./errors.ts";
 import type { ServedModel } from "./generation.ts";
 import { Keys } from "./keys.ts";
-import { LIMITS, type Limits, Server, type ServingOptions } from "./serving.ts";
+import { countedSchema, messages } from "./messages.ts";
+import { openApi } from "./openapi.ts";
+import { responses } from "./responses.ts";
+import { detokenizeSchema, LIMITS, type Limits, Server, type ServingOptions, tokenizeSchema } from "./serving.ts";
 import { newId, seconds } from "./wire.ts";
 
 export { LIMITS, type Limits, type Observer } from "./serving.ts";
@@ -15,6 +18,8 @@ export { LIMITS, type Limits, type Observer } from "./serving.ts";
 export interface HandlerOptions extends ServingOptions {
   /** The name under which the model is listed. */
   readonly name: string;
+  /** The program's version, for the OpenAPI document. */
+  readonly version?: string | undefined;
   /** Without any, everybody is served. */
   readonly keys?: readonly string[] | undefined;
   /** Origins of web pages elsewhere that may ask. Default: none. */
@@ -37,7 +42,16 @@ type Env = { Bindings: Client; Variables: { requestId: string; client: string } 
 
 /** The server. Any number of requests may run at the same time. */
 export function createHandler(model: ServedModel, options: HandlerOptions): Handler {
-  const { name, keys = [], origins = [], hosts, observer, onError = console.error, isDraining = () => false } = options;
+  const {
+    name,
+    version = "0",
+    keys = [],
+    origins = [],
+    hosts,
+    observer,
+    onError = console.error,
+    isDraining = () => false,
+  } = options;
   const server = new Server(model, { ...LIMITS, ...options.limits }, options);
   const known = new Keys(keys);
   const created = seconds();
@@ -94,11 +108,14 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
 
   const card = {
     ...{ id: name, object: "model", created, owned_by: "llama4" },
+    ...{ type: "model", display_name: name, created_at: new Date(created * 1000).toISOString() }, // Anthropic's fields
     max_model_len: model.info.context,
     parameters: model.info.parameters,
     modalities: model.info.vision ? ["text", "image", "video"] : ["text"],
   };
-  app.get("/v1/models", (c) => c.json({ object: "list", data: [card] }));
+  app.get("/v1/models", (c) =>
+    c.json({ object: "list", data: [card], has_more: false, first_id: name, last_id: name }),
+  );
   app.get("/v1/models/:id{.+}", (c) => {
     if (c.req.param("id") === name) return c.json(card);
     throw new Refusal(404, `There is no model "${c.req.param("id").slice(0, 100)}"; expected "${name}".`, {
@@ -110,6 +127,10 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
     app.post(path, (c) =>
       server.reply(c.req.raw, dialect, { model: name, requestId: c.get("requestId") }, c.get("client")),
     );
+  app.post("/v1/messages/count_tokens", (c) =>
+    server.countTokens(c.req.raw, c.get("client")).then((count) => c.json(count)),
+  );
+  app.get("/openapi.json", (c) => c.json(openApi(dialects, plainRoutes, version)));
   app.post("/tokenize", (c) => server.tokenize(c.req.raw, c.get("client")).then((tokens) => c.json(tokens)));
   app.post("/detokenize", (c) => server.detokenize(c.req.raw, c.get("client")).then((text) => c.json(text)));
   if (observer)
@@ -127,7 +148,7 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
     if (!refusal && c.req.raw.signal.aborted) refusal = new Refusal(499, "The client has left.");
     if (!refusal) onError(error, requestId);
     refusal ??= failed();
-    const dialect: Dialect = dialects[c.req.path] ?? chatCompletions;
+    const dialect = c.req.path.startsWith("/v1/messages") ? messages : chatCompletions;
     if (refusal.retryAfterSeconds !== undefined) c.header("retry-after", String(refusal.retryAfterSeconds));
     if (refusal.status === 401) c.header("www-authenticate", "Bearer");
     return c.json(dialect.error(refusal, requestId), refusal.status as 400); // hono lists the numbers that it knows
@@ -139,9 +160,22 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
 export const dialects: Readonly<Record<string, Dialect>> = {
   "/v1/chat/completions": chatCompletions as Dialect, // each gets what its own schema has parsed
   "/v1/completions": completions as Dialect,
+  "/v1/responses": responses as Dialect,
+  "/v1/messages": messages as Dialect,
 };
 
-const plainRoutes = ["/health", "/metrics", "/tokenize", "/detokenize", "/v1/models"];
+const plainRoutes = {
+  "/v1/models": { get: "The model that is served." },
+  "/v1/messages/count_tokens": {
+    post: "How many tokens a conversation takes, in Anthropic's words.",
+    schema: countedSchema,
+  },
+  "/tokenize": { post: "The tokens of a text or of a conversation.", schema: tokenizeSchema },
+  "/detokenize": { post: "The text of tokens.", schema: detokenizeSchema },
+  "/health": { get: "Whether the server takes requests." },
+  "/metrics": { get: "Measurements for Prometheus." },
+  "/openapi.json": { get: "This document." },
+};
 
 /** A path as measurements name it: few names, whatever clients ask for. */
-const routeOf = (path: string): string => (path in dialects || plainRoutes.includes(path) ? path : "other");
+const routeOf = (path: string): string => (path in dialects || path in plainRoutes ? path : "other");

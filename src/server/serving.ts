@@ -9,7 +9,8 @@ import type { Dialect, Meta } from "./dialect.ts";
 import { failed, Refusal, refusalOf } from "./errors.ts";
 import { eventStream, type ServerEvent, within } from "./events.ts";
 import { Exchange } from "./exchange.ts";
-import { type AskedPart, collect, generate, type Said, type ServedModel } from "./generation.ts";
+import { type AskedPart, type Chat, collect, generate, type Said, type ServedModel } from "./generation.ts";
+import { chatOf as conversationOf, countedSchema } from "./messages.ts";
 import { type FetchMedia, filesOf, withFiles } from "./urls.ts";
 import { maybe, parsed, wholeNumber } from "./wire.ts";
 
@@ -67,10 +68,12 @@ export interface ServingOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-const tokenizeSchema = z.union([
+export const tokenizeSchema = z.union([
   z.object({ messages: chatFields.messages, tools: chatFields.tools }),
   z.object({ prompt: z.string(), add_special_tokens: maybe(z.boolean()) }),
 ]);
+
+export const detokenizeSchema = z.object({ tokens: z.array(wholeNumber(0)) });
 
 /** Texts that a message has; what is too long is known before it is tokenized. */
 const textsOf = ({ content }: Message<AskedPart>): string[] =>
@@ -123,14 +126,12 @@ export class Server {
   }
 
   async tokenize(request: Request, client: string): Promise<object> {
-    return this.#short(request, client, async (body, signal) => {
+    return this.#short(request, client, async (body, exchange) => {
+      const { signal } = exchange;
       const asked = parsed(tokenizeSchema, body);
       let tokens: Int32Array;
-      if ("messages" in asked) {
-        const { messages, tools } = chatOf(asked);
-        const files = await withFiles(messages, this.#options.fetchMedia, signal);
-        tokens = await this.#model.encodeChat(files, { ...(tools?.length && { tools }), signal });
-      } else {
+      if ("messages" in asked) tokens = await this.#encodeChat(chatOf(asked), exchange);
+      else {
         this.#checkLength([asked.prompt]);
         tokens = await this.#model.encode(asked.prompt, { bos: asked.add_special_tokens ?? true, signal });
       }
@@ -138,9 +139,17 @@ export class Server {
     });
   }
 
+  /** As Anthropic's /v1/messages/count_tokens. */
+  async countTokens(request: Request, client: string): Promise<object> {
+    return this.#short(request, client, async (body, exchange) => {
+      const tokens = await this.#encodeChat(conversationOf(parsed(countedSchema, body)), exchange);
+      return { input_tokens: tokens.length };
+    });
+  }
+
   async detokenize(request: Request, client: string): Promise<object> {
     return this.#short(request, client, async (body) => {
-      const { tokens } = parsed(z.object({ tokens: z.array(wholeNumber(0)) }), body);
+      const { tokens } = parsed(detokenizeSchema, body);
       return { prompt: await this.#model.decode(tokens) };
     });
   }
@@ -149,13 +158,13 @@ export class Server {
   async #short<T>(
     request: Request,
     client: string,
-    work: (body: unknown, signal: AbortSignal) => Promise<T>,
+    work: (body: unknown, exchange: Exchange) => Promise<T>,
   ): Promise<T> {
     const exchange = this.#open(request);
     try {
       const body = await readJson(request, this.#limits.bodyBytes, exchange);
       exchange.onEnd(await this.#admission.enter(client, 1, exchange.signal));
-      return await work(body, exchange.signal);
+      return await work(body, exchange);
     } finally {
       exchange.end();
     }
@@ -170,16 +179,28 @@ export class Server {
     const { signal, held } = exchange;
     const { prompts, n } = ask;
     const isChat = "messages" in prompts;
-    this.#checkLength(isChat ? prompts.messages.flatMap(textsOf) : prompts);
-    const files = isChat ? filesOf(prompts.messages) : [];
-    if (files.length > this.#limits.images)
-      throw new Refusal(400, `The request has ${files.length} images; expected at most ${this.#limits.images}.`);
-    held.take(files.length * BYTES_OF_AN_IMAGE);
+    if (isChat) this.#checkChat(prompts, held);
+    else this.#checkLength(prompts);
     exchange.onEnd(await this.#admission.enter(client, n * (isChat ? 1 : prompts.length), signal));
     const seen = isChat
       ? { ...prompts, messages: await withFiles(prompts.messages, this.#options.fetchMedia, signal) }
       : prompts;
     return this.#measured(generate(this.#model, { ...ask, prompts: seen }, signal), client, exchange);
+  }
+
+  async #encodeChat(chat: Chat, { held, signal }: Exchange): Promise<Int32Array> {
+    this.#checkChat(chat, held);
+    const messages = await withFiles(chat.messages, this.#options.fetchMedia, signal);
+    return this.#model.encodeChat(messages, { ...(chat.tools?.length && { tools: chat.tools }), signal });
+  }
+
+  /** Refuses a conversation that is too long, or has too many images for the server or for its budget now. */
+  #checkChat({ messages }: Chat, held: Held): void {
+    this.#checkLength(messages.flatMap(textsOf));
+    const files = filesOf(messages).length;
+    if (files > this.#limits.images)
+      throw new Refusal(400, `The request has ${files} images; expected at most ${this.#limits.images}.`);
+    held.take(files * BYTES_OF_AN_IMAGE);
   }
 
   /** Refuses what is too long however it is tokenized: that would hold up everybody's replies. */

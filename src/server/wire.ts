@@ -1,6 +1,7 @@
 // Words that several APIs share, as zod schemas: what is null counts as left out.
 
 import { z } from "zod";
+import type { Constraint } from "../engine/constraint.ts";
 import type { Tool, ToolCall } from "../prompt/chat-format.ts";
 import { Refusal } from "./errors.ts";
 
@@ -109,10 +110,34 @@ export function inOrderOfCalls<T>(results: readonly T[], idOf: (result: T) => st
   return [...results].sort((a, b) => place(a) - place(b));
 }
 
-export function toolNamed(tools: readonly Tool[], name: string): Tool {
-  const tool = tools.find((tool) => tool.name === name);
-  if (tool) return tool;
-  throw new Refusal(400, `Invalid value for 'tool_choice': there is no tool "${name.slice(0, 64)}" in 'tools'.`, {
-    param: "tool_choice",
-  });
+/** A tool without the fields that were left out. */
+export const toolOf = (
+  name: string,
+  description: string | undefined,
+  parameters: Readonly<Record<string, unknown>> | undefined,
+): Tool => ({ name, ...(description !== undefined && { description }), ...(parameters && { parameters }) });
+
+/** The constraint of a choice of tools. */
+export function callConstraint(
+  choice: "none" | "auto" | "required" | { readonly name: string } | undefined,
+  tools: readonly Tool[],
+  parallel: boolean,
+): Constraint | undefined {
+  if (choice === undefined || choice === "auto" || choice === "none") return undefined;
+  const wrong = (what: string) =>
+    new Refusal(400, `Invalid value for 'tool_choice': ${what}.`, { param: "tool_choice" });
+  if (tools.length === 0) throw wrong("it needs 'tools'");
+  if (choice === "required") return { type: "tool_calls", tools, parallel };
+  const tool = tools.find((tool) => tool.name === choice.name);
+  if (!tool) throw wrong(`there is no tool "${choice.name.slice(0, 64)}" in 'tools'`);
+  return { type: "tool_calls", tools: [tool], parallel: false };
+}
+
+/** The constraint of a response format. */
+export function formatConstraint(
+  type: "text" | "json_object" | "json_schema" | undefined,
+  schema: Readonly<Record<string, unknown>> = {},
+): Constraint | undefined {
+  if (type === "json_object") return { type: "json" };
+  return type === "json_schema" ? { type: "json_schema", schema } : undefined;
 }
