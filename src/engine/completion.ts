@@ -41,6 +41,7 @@ export interface Usage {
 
 export interface Timings {
   readonly queuedMs: number;
+  /** Without the encoding of its own images. */
   readonly prefillMs: number;
   readonly decodeMs: number;
   readonly prefillTokensPerSecond: number;

@@ -21,7 +21,7 @@ export interface EngineOptions {
   readonly config: Llama4Config;
   /** Without it, requests have no images. */
   readonly vision?: VisionParameters | undefined;
-  /** Bytes of features that are kept for images that come again; default 256 MB. */
+  /** Bytes of features that are kept for images that come again, and at most encoded ahead; default 256 MB. */
   readonly imageCacheBytes?: number | undefined;
   /** Tokens that the cache holds, and the longest that prompt and reply can be together. */
   readonly context: number;
@@ -80,7 +80,7 @@ export interface Finish {
   readonly encodeMs: number;
   /** From the request to its first step. */
   readonly queuedMs: number;
-  /** From its first step to its first token, without the encoding of images. */
+  /** From its first step to its first token, without the encoding of its images; others' share of the steps is in it. */
   readonly prefillMs: number;
   /** From its first token to its last. */
   readonly decodeMs: number;
@@ -110,7 +110,10 @@ export interface LogitRows {
 export class Engine {
   readonly context: number;
   readonly #options: EngineOptions &
-    Required<Pick<EngineOptions, "stepTokens" | "sequences" | "forward">> & { onWarning(message: string): void };
+    Required<Pick<EngineOptions, "stepTokens" | "sequences" | "forward">> & {
+      readonly imageCacheBytes: number;
+      onWarning(message: string): void;
+    };
   readonly #pages: Pages;
   /** Undefined after it has failed, too. */
   #speculation: Speculation<Sampled> | undefined;
@@ -126,9 +129,9 @@ export class Engine {
 
   constructor(options: EngineOptions) {
     const { stepTokens = 512, sequences = 256, forward = modelForward, sharePrefixes = true } = options;
-    const { onWarning = console.warn } = options;
+    const { onWarning = console.warn, imageCacheBytes = IMAGE_CACHE_BYTES } = options;
     const { backend, config, context, kvDtype = "f32", localTokens, speculation = "off" } = options;
-    this.#options = { ...options, stepTokens, sequences, forward, onWarning };
+    this.#options = { ...options, stepTokens, sequences, forward, onWarning, imageCacheBytes };
     this.context = context;
     if (speculation instanceof Speculation) this.#speculation = speculation;
     else if (speculation === "lookup") this.#speculation = new Speculation(new PromptLookup());
@@ -137,7 +140,7 @@ export class Engine {
       this.#speculation = new Speculation(new DraftModel(speculation, { vocabSize, stepTokens }));
     }
     this.#pages = openPages(backend, config, { context, dtype: kvDtype, localTokens, sharePrefixes });
-    const { vision, imageCacheBytes = IMAGE_CACHE_BYTES } = options;
+    const { vision } = options;
     if (vision) this.#encoder = new ImageEncoder(vision, config, imageCacheBytes);
   }
 
@@ -303,25 +306,44 @@ export class Engine {
     }
   }
 
-  /** Encodes some tiles of what the longest unserved wait for. */
+  /** Encodes some tiles of what the next step could reach. */
   async #encodeImages(): Promise<void> {
+    const encoder = this.#encoder;
+    if (!encoder) return;
     for (const job of this.#running)
-      for (const { key } of job.unencoded()) {
-        const features = this.#encoder?.find(key);
+      for (const { key } of this.#unencoded(job)) {
+        const features = encoder.find(key);
         if (features) job.images?.setFeatures(key, features);
       }
-    const job = this.#running.find((job) => job.unencoded().length > 0);
-    if (!job || !this.#encoder) return;
+    const job = this.#nextToEncode(encoder);
+    if (!job) return;
     const start = performance.now();
     job.startedAt ??= start;
     try {
-      const { tiles, whole } = await this.#encoder.encodeSome(job.unencoded());
+      const { tiles, whole } = await encoder.encodeSome(this.#unencoded(job));
       job.encodedTiles += tiles;
       for (const [key, features] of whole) for (const { images } of this.#running) images?.setFeatures(key, features);
     } catch (error) {
       this.#cancel(job, error);
     }
     job.encodeMs += performance.now() - start;
+  }
+
+  /** The longest unserved; where all together hold as many features as may be kept, only the oldest goes on. */
+  #nextToEncode(encoder: ImageEncoder): Job | undefined {
+    const job = this.#running.find((job) => this.#unencoded(job).length > 0);
+    if (!job) return undefined;
+    const held = new Set(this.#running.flatMap(({ images }) => images?.held() ?? []));
+    const heldBytes = [...held].reduce((sum, { byteLength }) => sum + byteLength, encoder.begunBytes);
+    if (heldBytes < this.#options.imageCacheBytes) return job;
+    const unread = this.#running.filter(({ images, position }) => images && !images.isRead(position));
+    const oldest = unread.reduce((a, b) => (b.sequence < a.sequence ? b : a));
+    return this.#unencoded(oldest).length > 0 ? oldest : undefined;
+  }
+
+  /** A job's images that the next step could reach and that have not been encoded. */
+  #unencoded({ images, position }: Job): readonly PromptImage[] {
+    return images?.unencoded(position, position + this.#options.stepTokens) ?? [];
   }
 
   /** Guesses for the next step; undefined, and none, unless all that run need one token. */
@@ -353,34 +375,12 @@ export class Engine {
   /** Computes a step and hands out what it gave. Says of the sequences that needed one token what came of their guesses. */
   async #step(segments: readonly Segment[]): Promise<Judged[]> {
     const { backend, parameters, config, forward } = this.#options;
-    const jobs = segments.map((s) => this.#running.find((job) => job.sequence === s.sequence)!);
-    const now = performance.now();
-    const tokens: number[] = [];
-    const features: Float32Array[] = [];
-    const patches: number[] = [];
-    const wanted: number[] = [];
-    const parts = segments.map((s, i) => {
-      const job = jobs[i]!;
-      job.startedAt ??= now;
-      job.cachedTokens ??= s.position;
-      const places: number[] = [];
-      job.images?.collect(s.position, s.position + s.length, config.dim, features, places);
-      for (const place of places) patches.push(s.row + place);
-      const known = Math.min(s.length, job.length - s.position);
-      const guesses = job.guesses?.slice(0, s.length - known) ?? [];
-      for (let t = 0; t < known; t++) tokens.push(job.tokens[s.position + t]!);
-      tokens.push(...guesses);
-      const isDecode = job.length - s.position === 1;
-      const first = job.wantsAll ? 0 : s.position + known === job.length ? known - 1 : s.length;
-      const from = wanted.length;
-      for (let t = first; t < s.length; t++) wanted.push(s.row + t);
-      return { job, guesses, isDecode, position: s.position + first, end: s.position + known, from, to: wanted.length };
-    });
-    const V = config.vocabSize;
+    const { dim: D, vocabSize: V } = config;
+    const { tokens, wanted, features, patches, parts } = this.#batch(segments);
     let logits: Float32Array | Float64Array = new Float32Array();
     await backend.scope(async () => {
       const images = patches.length > 0 && {
-        rows: backend.from(joined(features, config.dim), [patches.length, config.dim]),
+        rows: backend.from(joined(features, D), [patches.length, D]),
         at: Int32Array.from(patches),
       };
       const step = {
@@ -399,10 +399,38 @@ export class Engine {
       job.position = end;
       const accepted = from === to ? 0 : this.#handOut(job, logits.subarray(from * V, to * V), position, guesses);
       job.position += accepted;
+      job.images?.forgetBefore(job.position);
       this.#pages.tables.commit(job.sequence, job.tokens, job.position);
       if (isDecode) judged.push({ sequence: job.sequence, guessed: guesses.length, accepted });
     }
     return judged;
+  }
+
+  /** Everybody's tokens, patches and wanted rows, one segment behind the other. */
+  #batch(segments: readonly Segment[]) {
+    const now = performance.now();
+    const tokens: number[] = [];
+    const features: Float32Array[] = [];
+    const patches: number[] = [];
+    const wanted: number[] = [];
+    const parts = segments.map(({ sequence, row, position, length }) => {
+      const job = this.#running.find((job) => job.sequence === sequence)!;
+      job.startedAt ??= now;
+      job.cachedTokens ??= position;
+      const places: number[] = [];
+      job.images?.collect(position, position + length, this.#options.config.dim, features, places);
+      for (const place of places) patches.push(row + place);
+      const known = Math.min(length, job.length - position);
+      const guesses = job.guesses?.slice(0, length - known) ?? [];
+      for (let t = 0; t < known; t++) tokens.push(job.tokens[position + t]!);
+      tokens.push(...guesses);
+      const first = job.wantsAll ? 0 : position + known === job.length ? known - 1 : length;
+      const from = wanted.length;
+      for (let t = first; t < length; t++) wanted.push(row + t);
+      const isDecode = job.length - position === 1;
+      return { job, guesses, isDecode, position: position + first, end: position + known, from, to: wanted.length };
+    });
+    return { tokens, features, patches, wanted, parts };
   }
 
   /** Memory for so many logits, the same in every step: a new one would cost more than to fill it. */
@@ -512,11 +540,6 @@ class Job implements Schedulable {
 
   get length(): number {
     return this.tokens.length;
-  }
-
-  /** Its images that are needed next and have not been encoded. */
-  unencoded(): readonly PromptImage[] {
-    return this.images?.unencoded(this.position) ?? [];
   }
 
   get readable(): number | undefined {

@@ -56,9 +56,23 @@ export class PromptImages {
     this.#features = images.map(() => undefined);
   }
 
-  /** The images that are needed from a position on and have not been encoded. */
-  unencoded(position: number): PlacedImage[] {
-    return this.placed.filter(({ to }, i) => to > position && !this.#features[i]);
+  /** The images that reach into the positions from `position` to before `end` and have no features. */
+  unencoded(position: number, end = Infinity): PlacedImage[] {
+    return this.placed.filter(({ from, to }, i) => to > position && from < end && !this.#features[i]);
+  }
+
+  /** The features that it holds. */
+  held(): Float32Array[] {
+    return this.#features.filter((features) => features !== undefined);
+  }
+
+  /** Gives up the features of images that have been read. A sequence that starts again asks for them again. */
+  forgetBefore(position: number): void {
+    for (const [i, { to }] of this.placed.entries()) if (to <= position) this.#features[i] = undefined;
+  }
+
+  isRead(position: number): boolean {
+    return this.placed.every(({ to }) => to <= position);
   }
 
   /** Takes the features of an image, wherever it stands. */
@@ -168,6 +182,10 @@ export class ImageEncoder {
       rows = await backend.read(await encodeImage(this.#parameters, this.#config, tiles));
     });
     return rows;
+  }
+
+  get begunBytes(): number {
+    return [...this.#begun.values()].reduce((sum, { features }) => sum + features.byteLength, 0);
   }
 
   /** Forgets half-encoded images that nobody waits for any more. */

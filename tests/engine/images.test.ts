@@ -3,7 +3,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { Engine, type EngineOptions, type Finish } from "../../src/engine/engine.ts";
 import type { PromptImage } from "../../src/engine/images.ts";
 import { publishedPreprocessing } from "../../src/model/config.ts";
@@ -169,6 +169,37 @@ describe("an engine with a vision encoder", () => {
       reply(engine, prompt("Hello")).then(() => order.push("text")),
     ]);
     expect(order).toEqual(["text", "images"]);
+  });
+
+  it("encodes an image only when the next step could reach it", async () => {
+    const order: string[] = [];
+    const original = model.backend.from.bind(model.backend);
+    const from = vi.spyOn(model.backend, "from").mockImplementation((data, shape) => {
+      if (shape.length === 4) order.push("encode");
+      return original(data, shape);
+    });
+    const step: EngineOptions["forward"] = (p, c, step) => {
+      order.push(`to ${step.segments[0]!.position + step.segments[0]!.length}`);
+      return forward(p, c, step);
+    };
+    const text = "x".repeat(40);
+    try {
+      await reply(open({ stepTokens: 32, forward: step }), prompt(text, image(1), text, image(2)));
+    } finally {
+      from.mockRestore();
+    }
+    const [first, second] = [order.indexOf("encode"), order.lastIndexOf("encode")];
+    expect(order.filter((what) => what === "encode")).toHaveLength(2);
+    expect(order.slice(0, first)).toEqual(["to 32"]); // the first image begins at 41
+    expect(order[second - 1]).toBe("to 96"); // and the second at 98
+  });
+
+  it.each([0, 1e6])("replies the same while features are few, %i bytes, and starts again", async (imageCacheBytes) => {
+    const requests = [1, 2, 3, 4].map((n) => prompt(image(n), "abc".repeat(9 * n), image(n + 1), "?"));
+    const engine = open({ imageCacheBytes, context: 192, stepTokens: 24, sharePrefixes: false });
+    const together = await Promise.all(requests.map((request) => reply(engine, request)));
+    for (const [i, request] of requests.entries())
+      expect(together[i]!.tokens).toEqual((await reply(open(), request)).tokens);
   });
 
   it("guesses ahead behind images, and replies the same", async () => {
