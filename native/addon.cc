@@ -349,6 +349,16 @@ napi_value feed_forward(Call& call) {
   return call.undefined();
 }
 
+struct FlatSegment {
+  int64_t row, length, position, table;
+};
+FlatSegment segment_at(const Call::Ints& flat, int64_t i, int64_t T) {
+  const FlatSegment s{flat.data[i], flat.data[i + 1], flat.data[i + 2], flat.data[i + 3]};
+  if (s.row < 0 || s.length < 1 || s.position < 0 || s.row + s.length > T)
+    throw std::range_error("native: a segment covers rows outside the step");
+  return s;
+}
+
 // segments: four numbers each, row, length, position and where its table begins in `tables`.
 napi_value attend(Call& call) {
   Engine& engine = call.engine();
@@ -377,11 +387,10 @@ napi_value attend(Call& call) {
     for (int i = 0; i < 4; i++) call.value();
   }
   a.y = call.floats(product({T, a.H, a.d}));
+  a.lse = call.floats_or_null(product({T, a.H}));
   std::vector<Segment> segments;
   for (int64_t i = 0; i + 4 <= flat.length; i += 4) {
-    const int64_t row = flat.data[i], length = flat.data[i + 1], position = flat.data[i + 2], table = flat.data[i + 3];
-    if (row < 0 || length < 1 || position < 0 || row + length > T)
-      throw std::range_error("native: a segment covers rows outside the step");
+    const auto [row, length, position, table] = segment_at(flat, i, T);
     const int64_t last = a.chunk ? position % a.chunk + length - 1 : position + length - 1;
     if (cached && (table < 0 || table + last / a.block_size >= tables.length))
       throw std::range_error("native: the block table of a sequence ends before slot " + std::to_string(last));
@@ -531,16 +540,226 @@ napi_value route(Call& call) {
   return call.undefined();
 }
 
-napi_value cross_entropy(Call& call) {
-  Engine& engine = call.engine();
-  const int64_t T = call.size(), V = call.size();
+Call::Ints targets_of(Call& call, int64_t T, int64_t V) {
   if (V < 1) throw std::range_error("native: crossEntropy needs a vocabulary of at least 1");
-  const float* logits = call.floats(product({T, V}));
   const Call::Ints targets = call.ints();
   if (targets.length != T) throw std::range_error("native: crossEntropy needs one target a row");
   for (int64_t i = 0; i < T; i++)
     if (targets.data[i] >= V) throw std::range_error("native: a target is outside the vocabulary");
+  return targets;
+}
+
+napi_value cross_entropy(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t T = call.size(), V = call.size();
+  const float* logits = call.floats(product({T, V}));
+  const Call::Ints targets = targets_of(call, T, V);
   engine.kernels->cross_entropy(engine.pool, logits, targets.data, T, V, call.floats(1));
+  return call.undefined();
+}
+
+// --- the way back: src/tensor/backward.ts ---
+
+// Begins of the groups of N rows.
+Call::Ints starts_of(Call& call, int64_t N) {
+  const Call::Ints starts = call.indices(N + 1);
+  for (int64_t e = 0; e + 1 < starts.length; e++)
+    if (starts.data[e] > starts.data[e + 1]) throw std::range_error("native: groups of rows must not go back");
+  if (starts.length < 2 || starts.data[0] != 0 || starts.data[starts.length - 1] != N)
+    throw std::range_error("native: groups must cover every row");
+  return starts;
+}
+
+napi_value grouped_linear(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t N = call.size(), I = call.size(), O = call.size();
+  Linear l{};
+  l.type = call.type();
+  if (is_packed(l.type)) throw std::range_error("native: groupedLinear takes matrices that are not packed");
+  l.x = call.floats(product({N, I}));
+  const Call::Ints starts = starts_of(call, N);
+  const int64_t E = starts.length - 1, matrix = bytes_of(l.type, O, I);
+  const uint8_t* bank = call.bytes(product({E, matrix}));
+  float* y = call.floats(product({N, O}));
+  std::vector<Product> products;
+  for (int64_t e = 0; e < E && I > 0; e++)
+    if (const int64_t first = starts.data[e], count = starts.data[e + 1] - first; count > 0)
+      products.push_back({first, count, bank + e * matrix, y + first * O});
+  l.N = N, l.I = I, l.O = O;
+  l.products = products.data();
+  l.count = int64_t(products.size());
+  Held held;
+  l.held = &held;
+  if (l.count > 0) engine.kernels->linear(engine.pool, l);
+  return call.undefined();
+}
+
+// dy, starts, then w and dx, or x and dw.
+napi_value linear_back(Call& call, bool by_weight) {
+  Engine& engine = call.engine();
+  const int64_t N = call.size(), I = call.size(), O = call.size();
+  LinearBackward a{};
+  a.dy = call.floats(product({N, O}));
+  const Call::Ints starts = starts_of(call, N);
+  a.starts = starts.data;
+  a.E = starts.length - 1, a.I = I, a.O = O;
+  const int64_t bank = product({a.E, O, I}), rows = product({N, I});
+  a.factor = call.floats(by_weight ? rows : bank);
+  a.result = call.floats(by_weight ? bank : rows);
+  if (I > 0 && O > 0) (by_weight ? engine.kernels->linear_weight : engine.kernels->linear_input)(engine.pool, a);
+  return call.undefined();
+}
+napi_value linear_input(Call& call) { return linear_back(call, false); }
+napi_value linear_weight(Call& call) { return linear_back(call, true); }
+
+NormBackward norm_backward_of(Call& call) {
+  NormBackward a{};
+  a.rows = call.size(), a.n = call.size(), a.eps = float(call.number());
+  a.x = call.floats(product({a.rows, a.n}));
+  a.w = call.floats_or_null(a.n);
+  a.dy = call.floats(product({a.rows, a.n}));
+  a.dx = call.floats(product({a.rows, a.n}));
+  a.dw = call.floats_or_null(a.n);
+  a.db = call.floats_or_null(a.n);
+  return a;
+}
+
+napi_value rms_norm_backward(Call& call) {
+  Engine& engine = call.engine();
+  const NormBackward a = norm_backward_of(call);
+  if (a.db) throw std::range_error("native: rmsNorm has no bias");
+  if (a.n > 0) engine.kernels->rms_norm_backward(engine.pool, a);
+  return call.undefined();
+}
+
+napi_value layer_norm_backward(Call& call) {
+  Engine& engine = call.engine();
+  const NormBackward a = norm_backward_of(call);
+  if (!a.w || !a.dw || !a.db) throw std::range_error("native: layerNorm needs a weight, and room for three gradients");
+  if (a.n > 0) engine.kernels->layer_norm_backward(engine.pool, a);
+  return call.undefined();
+}
+
+napi_value swiglu_backward(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size();
+  const float *gate = call.floats(n), *up = call.floats(n), *dy = call.floats(n);
+  float *d_gate = call.floats(n), *d_up = call.floats(n);
+  engine.kernels->swiglu_backward(engine.pool, gate, up, dy, n, d_gate, d_up);
+  return call.undefined();
+}
+
+napi_value gelu_backward(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size();
+  const float *x = call.floats(n), *dy = call.floats(n);
+  engine.kernels->gelu_backward(engine.pool, x, dy, n, call.floats(n));
+  return call.undefined();
+}
+
+napi_value attend_backward(Call& call) {
+  Engine& engine = call.engine();
+  AttendBackward a{};
+  a.T = call.size(), a.H = call.size(), a.K = call.size(), a.d = call.size();
+  a.chunk = call.size();
+  a.causal = call.flag();
+  if (a.H < 1 || a.K < 1 || a.H % a.K || a.d < 1)
+    throw std::range_error("native: attendBackward needs H and d of at least 1 and K a divisor of H");
+  const int64_t queries = product({a.T, a.H, a.d}), keys = product({a.T, a.K, a.d});
+  a.q = call.floats(queries), a.k = call.floats(keys), a.v = call.floats(keys);
+  a.y = call.floats(queries), a.lse = call.floats(product({a.T, a.H})), a.dy = call.floats(queries);
+  const Call::Ints flat = call.ints();
+  a.dq = call.floats(queries), a.dk = call.floats(keys), a.dv = call.floats(keys);
+  std::vector<Segment> segments;
+  for (int64_t i = 0; i + 4 <= flat.length; i += 4) {
+    const FlatSegment s = segment_at(flat, i, a.T);
+    segments.push_back({s.row, s.length, s.position, nullptr});
+  }
+  a.segments = segments.data();
+  a.count = int64_t(segments.size());
+  engine.kernels->attend_backward(engine.pool, a);
+  return call.undefined();
+}
+
+// Sizes, logits and choices.
+struct Chosen {
+  int64_t T, E, top_k;
+  const float* logits;
+  const int32_t* experts;
+};
+Chosen chosen_of(Call& call) {
+  Chosen c{};
+  c.T = call.size(), c.E = call.size(), c.top_k = call.size();
+  if (c.top_k < 1 || c.E < 1) throw std::range_error("native: scores need an expert and a choice");
+  c.logits = call.floats(product({c.T, c.E}));
+  const Call::Ints chosen = call.indices(c.E);
+  if (chosen.length != product({c.T, c.top_k})) throw std::range_error("native: scores need every row's choices");
+  c.experts = chosen.data;
+  return c;
+}
+
+napi_value scores(Call& call) {
+  Engine& engine = call.engine();
+  const Chosen c = chosen_of(call);
+  engine.kernels->scores(engine.pool, c.logits, c.experts, c.T, c.E, c.top_k, call.floats(product({c.T, c.top_k})));
+  return call.undefined();
+}
+
+napi_value scores_backward(Call& call) {
+  Engine& engine = call.engine();
+  const Chosen c = chosen_of(call);
+  const float* dy = call.floats(product({c.T, c.top_k}));
+  float* dx = call.floats(product({c.T, c.E}));
+  engine.kernels->scores_backward(engine.pool, c.logits, c.experts, dy, c.T, c.E, c.top_k, dx);
+  return call.undefined();
+}
+
+napi_value cross_entropy_backward(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t T = call.size(), V = call.size();
+  const float* logits = call.floats(product({T, V}));
+  const Call::Ints targets = targets_of(call, T, V);
+  const float* dy = call.floats(1);
+  engine.kernels->cross_entropy_backward(engine.pool, logits, targets.data, dy, T, V, call.floats(product({T, V})));
+  return call.undefined();
+}
+
+// T, E, the two weights, the shares in an ArrayBuffer of doubles, the logits; back also dy.
+napi_value router_loss_of(Call& call, bool back) {
+  Engine& engine = call.engine();
+  const int64_t T = call.size(), E = call.size();
+  RouterLoss loss{};
+  loss.balance = call.number(), loss.z = call.number();
+  loss.shares = reinterpret_cast<const double*>(call.bytes(product({E, 8})));
+  const float* logits = call.floats(product({T, E}));
+  if (T < 1 || E < 1) throw std::range_error("native: routerLoss needs a row and an expert");
+  if (back) {
+    const float* dy = call.floats(1);
+    engine.kernels->router_loss_backward(engine.pool, logits, loss, dy, T, E, call.floats(product({T, E})));
+  } else {
+    engine.kernels->router_loss(engine.pool, logits, loss, T, E, call.floats(1));
+  }
+  return call.undefined();
+}
+napi_value router_loss(Call& call) { return router_loss_of(call, false); }
+napi_value router_loss_backward(Call& call) { return router_loss_of(call, true); }
+
+napi_value scatter_rows(Call& call) {
+  Engine& engine = call.engine();
+  const int64_t n = call.size(), width = call.size();
+  const Call::Ints at = call.indices(n);
+  const float* x = call.floats(product({at.length, width}));
+  engine.kernels->scatter_rows(engine.pool, x, width, at.data, at.length, n, call.floats(product({n, width})));
+  return call.undefined();
+}
+
+napi_value sum_axes(Call& call) {
+  Engine& engine = call.engine();
+  int64_t n, sums, reach_kept, reach_summed;
+  const Walk kept = walk_of(call, n, reach_kept), summed = walk_of(call, sums, reach_summed);
+  const float* x = call.floats(n && sums ? reach_kept + reach_summed - 1 : 0);
+  float* y = call.floats(n);
+  if (n > 0) engine.kernels->sum_axes(engine.pool, x, kept, summed, y);
   return call.undefined();
 }
 
@@ -670,6 +889,12 @@ napi_value init(napi_env env, napi_value exports) {
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),
       EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy),
       EXPORT("adamW", adam_w), EXPORT("blend", blend), EXPORT("sumSquares", sum_squares),
+      EXPORT("groupedLinear", grouped_linear), EXPORT("linearInput", linear_input), EXPORT("linearWeight", linear_weight),
+      EXPORT("rmsNormBackward", rms_norm_backward), EXPORT("layerNormBackward", layer_norm_backward),
+      EXPORT("swigluBackward", swiglu_backward), EXPORT("geluBackward", gelu_backward),
+      EXPORT("attendBackward", attend_backward), EXPORT("scores", scores), EXPORT("scoresBackward", scores_backward),
+      EXPORT("crossEntropyBackward", cross_entropy_backward), EXPORT("routerLoss", router_loss),
+      EXPORT("routerLossBackward", router_loss_backward), EXPORT("scatterRows", scatter_rows), EXPORT("sumAxes", sum_axes),
       {"cancel", nullptr, cancel_reading, nullptr, nullptr, nullptr, napi_default, nullptr},
       {"read", nullptr, start_reading, nullptr, nullptr, nullptr, napi_default, nullptr},
   };

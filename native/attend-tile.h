@@ -55,7 +55,7 @@ struct Block {
 // Few rows read keys and values from memory as they are stored, and while they work on a tile's ask for those that they
 // work on next, as four streams: one alone was read at three quarters of their speed. Many rows have a tile as floats,
 // and ask for nothing.
-bool few_rows(int64_t rows) { return rows <= 2 * R; }
+inline bool few_rows(int64_t rows) { return rows <= 2 * R; }
 struct Next {
   const uint8_t* at;  // or nullptr
   int64_t quarter;    // bytes of a stream
@@ -133,7 +133,7 @@ inline void score_block_q8(const ShortRows& q, int64_t d, const uint8_t* const* 
   block.each([&](vec sum, int r, int m) { store(scores + r * kTile + m * W, sum); });
 }
 
-void score_tile_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, int64_t n, Next next,
+inline void score_tile_q8(const ShortRows& q, int64_t rows, int64_t d, const uint8_t* keys, int64_t n, Next next,
                    float* scores) {
   const int64_t row_bytes = d / 32 * 34, whole = n / kPanel * kPanel;
   for (int64_t r = 0; r < rows; r += R, next.at = nullptr)
@@ -217,7 +217,7 @@ inline void mix_block_q8(const float* weights, const float* keep, const uint8_t*
   block.each([&](vec sum, int r, int m) { store(mix + r * width + i + m * W, sum); });
 }
 
-void mix_tile_q8(const float* weights, const float* keep, int64_t rows, const uint8_t* values, int64_t d, int64_t n,
+inline void mix_tile_q8(const float* weights, const float* keep, int64_t rows, const uint8_t* values, int64_t d, int64_t n,
                  Range slots, Next next, float* mix, int64_t width) {
   const int64_t row_bytes = d / 32 * 34;
   for (int64_t r = 0; r < rows; r += R, next.at = nullptr)

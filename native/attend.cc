@@ -236,8 +236,10 @@ void give(const Attend& a, const Queries& qs, const Sums& sums) {
   for (int64_t t = 0; t < qs.count; t++)
     for (int64_t g = 0; g < group; g++) {
       const int64_t r = t * group + g;
-      float* y = a.y + ((qs.segment->row + qs.first + t) * a.H + qs.head * group + g) * d;
+      const int64_t row = (qs.segment->row + qs.first + t) * a.H + qs.head * group + g;
+      float* y = a.y + row * d;
       const float inverse = 1.0f / sums.total[r];
+      if (a.lse) a.lse[row] = sums.largest[r] + __builtin_logf(sums.total[r]);
       for (int64_t i = 0; i < d; i++) y[i] = sums.mix[r * width + i] * inverse;
     }
 }

@@ -26,6 +26,7 @@ constexpr int kWide = 2 * W;
 constexpr int64_t kDepth = 256;               // a panel is 32 KiB of AVX-512's 48 KiB of L1
 constexpr int64_t kMostRows = 1024;           // of A in a pass: their sums, at most 512 KiB, are half of L2
 constexpr int64_t kMostPacked = int64_t(16) << 20;  // bytes of A packed at a time, for all threads: a share of L3
+constexpr int64_t kPackRows = 16;             // of A, packed together
 constexpr int64_t kMostPanels = 4;            // of B in an item: A is read once for them
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -140,7 +141,7 @@ static inline void pack_transposed(int64_t columns, int64_t n, const Lanes& lane
 // All products of a problem. P has
 //   count, rows, N, depth             products, rows of all their A, columns of B, lanes along k
 //   first(p), last(p)                 the rows of product p
-//   pack_a(row, k, n, out)            n lanes of a row from lane k
+//   pack_a(row, rows, k, n, out)      n lanes from lane k of up to kPackRows rows, kDepth apart in out
 //   pack_b(p, column, columns, k, n, out, spare)   a panel; spare holds another
 //   write(p, row, column, columns, sums)
 //   multiply_add(a, b, sum)
@@ -163,10 +164,11 @@ static void gemm(Pool& pool, const P& problem) {
 
   for (int64_t from = 0; from < problem.rows; from += pass_rows) {
     const int64_t to = from + pass_rows < problem.rows ? from + pass_rows : problem.rows;
-    parallel(pool, (to - from) * blocks, 64, [&](int64_t i, int64_t end, int) {
+    parallel(pool, ceil_div(to - from, kPackRows) * blocks, 4, [&](int64_t i, int64_t end, int) {
       for (; i < end; i++) {
-        const int64_t row = i / blocks, block = i % blocks;
-        problem.pack_a(from + row, block * kDepth, lanes_of(block), packed + (block * pass_rows + row) * kDepth);
+        const int64_t row = i / blocks * kPackRows, block = i % blocks, left = to - from - row;
+        problem.pack_a(from + row, left < kPackRows ? left : kPackRows, block * kDepth, lanes_of(block),
+                       packed + (block * pass_rows + row) * kDepth);
       }
     });
 

@@ -58,6 +58,7 @@ constexpr int64_t kPoolSlack = 64;
 struct Attend {
   const float *q, *k, *v;  // [T, H, d], [T, K, d]
   float* y;                // [T, H, d]
+  float* lse;              // [T, H]: log Σ exp(scores) of each row, or nullptr
   int64_t H, K, d;
   const Segment* segments;
   int64_t count;
@@ -102,6 +103,39 @@ struct AdamW {
   float keep, step, root, eps;  // 1 − rate·decay, rate / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ)
 };
 
+// Products of float32 with matrix e of a bank for rows [starts[e], starts[e + 1]), back: by x, dx = dy · w, or by w,
+// dw = dyᵀ · x.
+struct LinearBackward {
+  const float* dy;      // [N, O]
+  const float* factor;  // w [E, O, I] or x [N, I]
+  float* result;        // dx [N, I] or dw [E, O, I]
+  const int32_t* starts;
+  int64_t E, I, O;
+};
+
+struct NormBackward {
+  const float *x, *w, *dy;  // w may be nullptr
+  int64_t rows, n;
+  float eps;
+  float *dx, *dw, *db;  // dw may be nullptr; db only of layerNorm
+};
+
+struct AttendBackward {
+  const float *q, *k, *v, *y, *lse, *dy;
+  float *dq, *dk, *dv;
+  int64_t T, H, K, d;
+  const Segment* segments;
+  int64_t count;
+  int64_t chunk;  // 0: none
+  bool causal;
+};
+
+// The weights of routerLoss's two parts, and each expert's share of the choices.
+struct RouterLoss {
+  const double* shares;
+  double balance, z;
+};
+
 struct Peaks {
   double dram_read, int8_ops, f32_flops, bf16_flops;  // bytes or operations a second, all threads
 };
@@ -128,6 +162,24 @@ struct Kernels {
   void (*adam_w)(Pool&, const AdamW&);
   void (*blend)(Pool&, float* x, const float* y, int64_t n, float a, float b);
   double (*sum_squares)(Pool&, const float* x, int64_t n);
+  void (*linear_input)(Pool&, const LinearBackward&);
+  void (*linear_weight)(Pool&, const LinearBackward&);
+  void (*rms_norm_backward)(Pool&, const NormBackward&);
+  void (*layer_norm_backward)(Pool&, const NormBackward&);
+  void (*swiglu_backward)(Pool&, const float* gate, const float* up, const float* dy, int64_t n, float* d_gate, float* d_up);
+  void (*gelu_backward)(Pool&, const float* x, const float* dy, int64_t n, float* dx);
+  void (*attend_backward)(Pool&, const AttendBackward&);
+  void (*scores)(Pool&, const float* logits, const int32_t* chosen, int64_t T, int64_t E, int64_t top_k, float* y);
+  void (*scores_backward)(Pool&, const float* logits, const int32_t* chosen, const float* dy, int64_t T, int64_t E,
+                          int64_t top_k, float* dx);
+  void (*cross_entropy_backward)(Pool&, const float* logits, const int32_t* targets, const float* dy, int64_t T, int64_t V,
+                                 float* dx);
+  void (*router_loss)(Pool&, const float* logits, const RouterLoss&, int64_t T, int64_t E, float* y);
+  void (*router_loss_backward)(Pool&, const float* logits, const RouterLoss&, const float* dy, int64_t T, int64_t E,
+                               float* dx);
+  void (*scatter_rows)(Pool&, const float* x, int64_t width, const int32_t* at, int64_t m, int64_t n, float* y);
+  // y over the walk `kept` = Σ over the walk `summed` of x; both have the strides of x.
+  void (*sum_axes)(Pool&, const float* x, const Walk& kept, const Walk& summed, float* y);
   Peaks (*probe)(Pool&, void* memory, int64_t bytes);
   int64_t (*quantize_rows)(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
   bool (*to_f32_row)(int type, const void* in, float* out, int64_t n);
@@ -155,6 +207,23 @@ void cross_entropy(Pool&, const float* logits, const int32_t* targets, int64_t T
 void adam_w(Pool&, const AdamW&);
 void blend(Pool&, float* x, const float* y, int64_t n, float a, float b);
 double sum_squares(Pool&, const float* x, int64_t n);
+void linear_input(Pool&, const LinearBackward&);
+void linear_weight(Pool&, const LinearBackward&);
+void rms_norm_backward(Pool&, const NormBackward&);
+void layer_norm_backward(Pool&, const NormBackward&);
+void swiglu_backward(Pool&, const float* gate, const float* up, const float* dy, int64_t n, float* d_gate, float* d_up);
+void gelu_backward(Pool&, const float* x, const float* dy, int64_t n, float* dx);
+void attend_backward(Pool&, const AttendBackward&);
+void scores(Pool&, const float* logits, const int32_t* chosen, int64_t T, int64_t E, int64_t top_k, float* y);
+void scores_backward(Pool&, const float* logits, const int32_t* chosen, const float* dy, int64_t T, int64_t E,
+                        int64_t top_k, float* dx);
+void cross_entropy_backward(Pool&, const float* logits, const int32_t* targets, const float* dy, int64_t T, int64_t V,
+                               float* dx);
+void router_loss(Pool&, const float* logits, const RouterLoss&, int64_t T, int64_t E, float* y);
+void router_loss_backward(Pool&, const float* logits, const RouterLoss&, const float* dy, int64_t T, int64_t E,
+                             float* dx);
+void scatter_rows(Pool&, const float* x, int64_t width, const int32_t* at, int64_t m, int64_t n, float* y);
+void sum_axes(Pool&, const float* x, const Walk& kept, const Walk& summed, float* y);
 Peaks probe(Pool&, void* memory, int64_t bytes);
 int64_t quantize_rows(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
 bool to_f32_row(int type, const void* in, float* out, int64_t n);

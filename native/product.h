@@ -30,8 +30,9 @@ struct ManyRows {
   int64_t first(int64_t p) const { return l.products[p].row; }
   int64_t last(int64_t p) const { return first(p) + (l.products[p].T > kFewRows ? l.products[p].T : 0); }
 
-  void pack_a(int64_t row, int64_t k, int64_t n, float* out) const {
-    for (int64_t i = 0; i < n; i += W) store(out + i, Lanes::load(l.x + row * l.I, k + i, l.I));
+  void pack_a(int64_t row, int64_t rows, int64_t k, int64_t n, float* out) const {
+    for (int64_t end = row + rows; row < end; row++, out += kDepth)
+      for (int64_t i = 0; i < n; i += W) store(out + i, Lanes::load(l.x + row * l.I, k + i, l.I));
   }
 
   void pack_b(int64_t p, int64_t o, int64_t columns, int64_t k, int64_t n, float* out, float* spare) const {

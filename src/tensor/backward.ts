@@ -33,12 +33,15 @@ export interface Backward {
   ): { readonly x: Tensor; readonly w: Tensor; readonly b: Tensor };
   swigluBackward(gate: Tensor, up: Tensor, dy: Tensor): { readonly gate: Tensor; readonly up: Tensor };
   geluBackward(x: Tensor, dy: Tensor): Tensor;
-  /** `y` is what `attend` gave. The span has no cache. Nothing of `[T, T]` is built. */
+  /** `attend` without a cache, and of each row's scores log Σ exp `[T, H]`, for the way back. */
+  attend(q: Tensor, k: Tensor, v: Tensor, span: Span): { readonly y: Tensor; readonly lse: Tensor };
+  /** Nothing of `[T, T]` is built. */
   attendBackward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     y: Tensor,
+    lse: Tensor,
     dy: Tensor,
     span: Span,
   ): { readonly q: Tensor; readonly k: Tensor; readonly v: Tensor };

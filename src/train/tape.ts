@@ -33,6 +33,8 @@ interface Node {
   returned: boolean;
   /** The way back has passed it. */
   passed: boolean;
+  /** What the operation left for its way back, beside its result. */
+  aside?: Value | undefined;
   /** Absent for what was put in. */
   readonly run?: () => Value;
   readonly back?: (dy: Value) => void;
@@ -40,13 +42,13 @@ interface Node {
 
 interface Operation {
   readonly inputs: readonly Node[];
-  readonly run: () => Tensor | Value;
+  readonly run: (node: Node) => Tensor | Value;
   /** What `back` reads the values of; `false` for nothing. */
   readonly needs?: readonly (Node | false)[];
   /** `back` reads the result's own value. */
   readonly needsResult?: boolean;
   /** Gives gradients to the inputs. */
-  readonly back: (dy: Value, y: () => Tensor) => void;
+  readonly back: (dy: Value, node: Node) => void;
 }
 
 /** Wraps a backend that has a way back. One forward pass, then `gradients`, at a time. */
@@ -160,10 +162,10 @@ export class Tape implements Backend {
       returned: false,
       passed: false,
       run: () => {
-        const result = run();
+        const result = run(node);
         return "buffer" in result ? result : value(result);
       },
-      ...(differentiable && { back: (dy: Value) => back(dy, () => this.#value(node)) }),
+      ...(differentiable && { back: (dy: Value) => back(dy, node) }),
     };
     this.#value(node);
     if (differentiable) for (const input of needs) if (input) input.needed = true;
@@ -194,7 +196,8 @@ export class Tape implements Backend {
   #pass(node: Node, keepValue: boolean): void {
     node.passed = true;
     this.#drop(node.gradient);
-    node.gradient = undefined;
+    this.#drop(node.aside);
+    node.gradient = node.aside = undefined;
     if (!keepValue) this.#forget(node);
   }
 
@@ -422,11 +425,18 @@ export class Tape implements Backend {
     if (span.cache) throw new RangeError("attend: a tape has no KV cache: training computes whole sequences");
     return this.#record({
       inputs: [qs, ks, vs],
-      run: () => this.#inner.attend(this.#value(qs), this.#value(ks), this.#value(vs), span),
+      run: (node) => {
+        const { y, lse } = this.#backward.attend(this.#value(qs), this.#value(ks), this.#value(vs), span);
+        this.#drop(node.aside);
+        node.aside = held(value(lse));
+        return y;
+      },
       needs: [qs, ks, vs],
       needsResult: true,
-      back: ({ tensor: dy }, y) => {
-        const d = this.#backward.attendBackward(this.#value(qs), this.#value(ks), this.#value(vs), y(), dy, span);
+      back: ({ tensor: dy }, node) => {
+        const y = this.#value(node); // and with it what is aside
+        const lse = node.aside!.tensor;
+        const d = this.#backward.attendBackward(this.#value(qs), this.#value(ks), this.#value(vs), y, lse, dy, span);
         this.#give(qs, value(d.q));
         this.#give(ks, value(d.k));
         this.#give(vs, value(d.v));

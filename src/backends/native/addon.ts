@@ -140,6 +140,7 @@ export interface Addon {
       ...keys: PlaceOrNull,
       ...values: PlaceOrNull,
       ...y: Place,
+      ...lse: PlaceOrNull,
     ]
   ): void;
   rmsNorm(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBuffers): void;
@@ -223,7 +224,91 @@ export interface Addon {
   /** x ← a·x + b·y */
   blend(e: EngineHandle, n: Size, x: Buffer, xAt: At, y: Buffer, yAt: At, a: number, b: number): void;
   sumSquares(e: EngineHandle, n: Size, x: Buffer, at: At): number;
+
+  // The way back (tensor/backward.ts). `starts`: where each group of rows begins, and where the last ends.
+  groupedLinear(
+    e: EngineHandle,
+    ...args: [
+      ...sizes: [N: Size, I: Size, O: Size, type: number],
+      ...x: Place,
+      starts: Int32Array,
+      ...bank: Place,
+      ...y: Place,
+    ]
+  ): void;
+  linearInput(
+    e: EngineHandle,
+    ...args: [...sizes: [N: Size, I: Size, O: Size], ...dy: Place, starts: Int32Array, ...w: Place, ...dx: Place]
+  ): void;
+  linearWeight(
+    e: EngineHandle,
+    ...args: [...sizes: [N: Size, I: Size, O: Size], ...dy: Place, starts: Int32Array, ...x: Place, ...dw: Place]
+  ): void;
+  rmsNormBackward(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBackwardBuffers): void;
+  layerNormBackward(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBackwardBuffers): void;
+  swigluBackward(
+    e: EngineHandle,
+    n: Size,
+    ...args: [...gate: Place, ...up: Place, ...dy: Place, ...dGate: Place, ...dUp: Place]
+  ): void;
+  geluBackward(e: EngineHandle, n: Size, ...args: [...x: Place, ...dy: Place, ...dx: Place]): void;
+  attendBackward(
+    e: EngineHandle,
+    ...args: [
+      ...sizes: [T: Size, H: Size, K: Size, d: Size, chunk: Size],
+      causal: boolean,
+      ...q: Place,
+      ...k: Place,
+      ...v: Place,
+      ...y: Place,
+      ...lse: Place,
+      ...dy: Place,
+      segments: Int32Array,
+      ...dq: Place,
+      ...dk: Place,
+      ...dv: Place,
+    ]
+  ): void;
+  scores(
+    e: EngineHandle,
+    ...args: [T: Size, E: Size, topK: Size, ...logits: Place, chosen: Int32Array, ...y: Place]
+  ): void;
+  scoresBackward(
+    e: EngineHandle,
+    ...args: [T: Size, E: Size, topK: Size, ...logits: Place, chosen: Int32Array, ...dy: Place, ...dx: Place]
+  ): void;
+  crossEntropyBackward(
+    e: EngineHandle,
+    ...args: [T: Size, V: Size, ...logits: Place, targets: Int32Array, ...dy: Place, ...dx: Place]
+  ): void;
+  /** `shares`: E doubles. */
+  routerLoss(
+    e: EngineHandle,
+    ...args: [T: Size, E: Size, balance: number, z: number, ...shares: Place, ...logits: Place, ...y: Place]
+  ): void;
+  routerLossBackward(
+    e: EngineHandle,
+    ...args: [
+      ...[T: Size, E: Size, balance: number, z: number],
+      ...shares: Place,
+      ...logits: Place,
+      ...dy: Place,
+      ...dx: Place,
+    ]
+  ): void;
+  scatterRows(e: EngineHandle, ...args: [n: Size, width: Size, at: Int32Array, ...x: Place, ...y: Place]): void;
+  /** `kept`, `summed`: extent and x's stride for each axis of y, and for each that is added up. */
+  sumAxes(e: EngineHandle, kept: Int32Array, summed: Int32Array, ...args: [...x: Place, ...y: Place]): void;
 }
+
+type NormBackwardBuffers = [
+  ...x: Place,
+  ...w: PlaceOrNull,
+  ...dy: Place,
+  ...dx: Place,
+  ...dw: PlaceOrNull,
+  ...db: PlaceOrNull,
+];
 
 type NormBuffers = [...x: Place, ...w: PlaceOrNull, ...b: PlaceOrNull, ...y: Place];
 

@@ -19,6 +19,7 @@ import { RequestError } from "../../tensor/errors.ts";
 import { iqTables } from "../../tensor/iq-grids.ts";
 import { elementCount, type Grid, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
 import { type Addon, type EngineHandle, type Isa, loadAddon } from "./addon.ts";
+import { NativeBackward } from "./backward.ts";
 import { packable, packedBytes, readViews } from "./load.ts";
 import { type Lease, Memory, type Place } from "./memory.ts";
 import { multiplyWalk, permuteWalk } from "./walk.ts";
@@ -66,6 +67,7 @@ class Native implements NativeBackend {
   readonly isa: Isa;
   readonly threads: number;
   readonly activations: "f32" | "int8";
+  readonly backward: NativeBackward;
   readonly #addon: Addon;
   readonly #engine: EngineHandle;
   readonly #memory: Memory;
@@ -79,12 +81,25 @@ class Native implements NativeBackend {
     this.#engine = addon.open(threads, this.isa);
     addon.setCodebooks(iqTables.buffer, iqTables.byteOffset);
     this.#memory = new Memory(addon);
+    this.backward = new NativeBackward({
+      addon,
+      engine: this.#engine,
+      make: (shape) => this.#make(shape),
+      floats: (x) => this.#floats(x),
+      free: (x) => this.#free(x),
+      attend: (q, k, v, span, lse) => this.#attend(q, k, v, span, lse),
+    });
   }
 
   // --- memory ---
 
   #make(shape: Shape): Tensor & { data: Place } {
     return { shape, dtype: "f32", backend: this, data: this.#memory.lend(4 * elementCount(shape)) };
+  }
+
+  #free(x: Tensor): void {
+    const { lease } = place(x);
+    if (lease) this.#memory.end(lease);
   }
 
   /** The tensor's numbers as float32: where they are, or a decoded copy. */
@@ -251,7 +266,12 @@ class Native implements NativeBackend {
     return y;
   }
 
-  attend(q: Tensor, k: Tensor, v: Tensor, { segments, chunk = 0, causal = true, cache }: Span): Tensor {
+  attend(q: Tensor, k: Tensor, v: Tensor, span: Span): Tensor {
+    return this.#attend(q, k, v, span, null);
+  }
+
+  #attend(q: Tensor, k: Tensor, v: Tensor, span: Span, lse: Place | null): Tensor {
+    const { segments, chunk = 0, causal = true, cache } = span;
     const [T, H, d] = q.shape as [number, number, number];
     const K = k.shape[1]!;
     const pool = cache?.pool as NativePool | undefined; // a cache is handed back to the backend that made its pool
@@ -295,6 +315,7 @@ class Native implements NativeBackend {
         joined(tables),
       ] as const),
       ...([pool?.keys ?? null, layer, pool?.values ?? null, layer, y.data.buffer, y.data.at] as const),
+      ...([lse?.buffer ?? null, lse?.at ?? 0] as const),
     );
     return y;
   }

@@ -81,6 +81,11 @@ export class Memory {
     }
   }
 
+  /** Ends a lease before its scope does. */
+  end(lease: Lease): void {
+    this.#end(lease);
+  }
+
   close(): void {
     this.#closed = true;
     for (const buffers of this.#free.values()) for (const buffer of buffers) this.#addon.release(buffer);

@@ -16,6 +16,12 @@ export function permuteWalk(x: Shape, order: readonly number[]): Int32Array {
   return joined(order.map((axis) => [x[axis]!, strides[axis]!]));
 }
 
+/** How x is read for the elements of `shape`, and for those that are added to each: the axes where `shape` has 1. */
+export function sumWalks(x: Shape, shape: Shape): [kept: Int32Array, summed: Int32Array] {
+  const axes = stridesOf(x).map((stride, i): Axis => [x[i]!, stride]);
+  return [joined(axes.filter((_, i) => shape[i] === x[i])), joined(axes.filter((_, i) => shape[i] !== x[i]))];
+}
+
 function stridesOf(shape: Shape): number[] {
   const strides = new Array<number>(shape.length);
   let stride = 1;

@@ -126,33 +126,32 @@ export class ReferenceBackward implements Backward {
     });
   }
 
-  // With p = softmax(q·k/√d) of a query and y = Σ p·v: dv = p·dy, dp = dy·v, ds = p·(dp − Σ p·dp)/√d, dq = Σ ds·k, dk = ds·q.
-  attendBackward(q: Tensor, k: Tensor, v: Tensor, _y: Tensor, dy: Tensor, span: Span) {
+  attend(q: Tensor, k: Tensor, v: Tensor, span: Span): { y: Tensor; lse: Tensor } {
+    const [T, H] = q.shape as [number, number];
+    const lse = this.#make([T, H], (out) => {
+      for (const { row, h, scores } of queries(q, k, span)) out[row * H + h] = logSumExp(scores);
+    });
+    return { y: this.#backend.attend(q, k, v, span), lse };
+  }
+
+  // With p = exp(q·k/√d − lse) and D = Σ dy·y of a query: dv = p·dy, ds = p·(dy·v − D)/√d, dq = Σ ds·k, dk = ds·q.
+  attendBackward(q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, dy: Tensor, span: Span) {
     const [, H, d] = q.shape as [number, number, number];
-    const K = k.shape[1]!;
     const [qs, ks, vs, dys] = [numbers(q), numbers(k), numbers(v), numbers(dy)];
     const [dq, dk, dv] = [q, k, v].map((x) => new Float64Array(elementCount(x.shape))) as [Numbers, Numbers, Numbers];
-    for (const segment of span.segments)
-      for (let t = 0; t < segment.length; t++)
-        for (let h = 0; h < H; h++) {
-          const row = ((segment.row + t) * H + h) * d;
-          const [first, last] = seenRows(segment, t, span);
-          const keys = Array.from(
-            { length: last - first + 1 },
-            (_, i) => ((first + i) * K + Math.floor((h * K) / H)) * d,
-          );
-          const p = softmax(keys.map((key) => dot(qs, row, ks, key, d) / Math.sqrt(d)));
-          const dp = keys.map((key) => dot(dys, row, vs, key, d));
-          const mean = p.reduce((sum, weight, n) => sum + weight * dp[n]!, 0);
-          for (const [n, key] of keys.entries()) {
-            const ds = (p[n]! * (dp[n]! - mean)) / Math.sqrt(d);
-            for (let i = 0; i < d; i++) {
-              dq[row + i]! += ds * ks[key + i]!;
-              dk[key + i]! += ds * qs[row + i]!;
-              dv[key + i]! += p[n]! * dys[row + i]!;
-            }
-          }
+    for (const { row, h, keys, scores } of queries(q, k, span)) {
+      const at = (row * H + h) * d;
+      const D = dot(dys, at, numbers(y), at, d);
+      for (const [n, key] of keys.entries()) {
+        const p = Math.exp(scores[n]! - numbers(lse)[row * H + h]!);
+        const ds = (p * (dot(dys, at, vs, key, d) - D)) / Math.sqrt(d);
+        for (let i = 0; i < d; i++) {
+          dq[at + i]! += ds * ks[key + i]!;
+          dk[key + i]! += ds * qs[at + i]!;
+          dv[key + i]! += p * dys[at + i]!;
         }
+      }
+    }
     const of = (x: Tensor, dx: Numbers) => this.#make(x.shape, (out) => out.set(dx));
     return { q: of(q, dq), k: of(k, dk), v: of(v, dv) };
   }
@@ -231,6 +230,22 @@ export class ReferenceBackward implements Backward {
   }
 
   free(): void {} // the garbage collector does it
+}
+
+/** Every row's heads: where the keys that they see begin, and the scores. */
+function* queries(q: Tensor, k: Tensor, span: Span) {
+  const [, H, d] = q.shape as [number, number, number];
+  const K = k.shape[1]!;
+  for (const segment of span.segments)
+    for (let t = 0; t < segment.length; t++)
+      for (let h = 0; h < H; h++) {
+        const row = segment.row + t;
+        const [first, last] = seenRows(segment, t, span);
+        const head = Math.floor((h * K) / H);
+        const keys = Array.from({ length: last - first + 1 }, (_, i) => ((first + i) * K + head) * d);
+        const scores = keys.map((key) => dot(numbers(q), (row * H + h) * d, numbers(k), key, d) / Math.sqrt(d));
+        yield { row, h, keys, scores };
+      }
 }
 
 function logSumExp(row: readonly number[]): number {

@@ -67,7 +67,10 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
         const qkv = [buffer(), 0, buffer(), 0, buffer(), 0] as const;
         const cache = [null, 0, null, 0] as const;
         const call = () =>
-          attend(e, T, H!, K!, d!, 0, true, false, 0, 1, 0, ...qkv, segments, new Int32Array(), ...cache, buffer(), 0);
+          attend(
+            ...([e, T, H!, K!, d!, 0, true, false, 0, 1, 0, ...qkv, segments, new Int32Array()] as const),
+            ...([...cache, buffer(), 0, null, 0] as const),
+          );
         if (H! * K! * d! > 0 && H! % K! === 0) call();
         else expect(call, `${[T, H, K, d]}`).toThrow(/at least 1/);
       }
@@ -96,6 +99,39 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
       add(e, n!, buffer(), 0, buffer(), 0, buffer(), 0);
       gelu(e, n!, buffer(), 0, buffer(), 0);
     }
+  });
+
+  it("takes any size on the way back, and refuses groups that do not cover the rows", () => {
+    const some = () => [buffer(), 0] as const;
+    for (const [n, I, O] of combinations(3)) {
+      const starts = Int32Array.of(0, n!);
+      addon!.groupedLinear(e, n!, I!, O!, 0, ...some(), starts, ...some(), ...some());
+      addon!.linearInput(e, n!, I!, O!, ...some(), starts, ...some(), ...some());
+      addon!.linearWeight(e, n!, I!, O!, ...some(), starts, ...some(), ...some());
+      addon!.rmsNormBackward(e, n!, I!, 1e-5, ...some(), null, 0, ...some(), ...some(), null, 0, null, 0);
+      addon!.layerNormBackward(e, n!, I!, 1e-5, ...some(), ...some(), ...some(), ...some(), ...some(), ...some());
+      addon!.swigluBackward(e, n!, ...some(), ...some(), ...some(), ...some(), ...some());
+      addon!.geluBackward(e, n!, ...some(), ...some(), ...some());
+      addon!.scatterRows(e, n!, I!, new Int32Array(n! && O!), ...some(), ...some());
+      addon!.sumAxes(e, Int32Array.of(I!, 1), Int32Array.of(n!, I!), ...some(), ...some());
+      const segments = n! > 0 ? Int32Array.of(0, n!, 0, 0) : new Int32Array();
+      const six = () => [...some(), ...some(), ...some(), ...some(), ...some(), ...some()] as const;
+      addon!.attendBackward(e, n!, 2, 1, 4, I!, true, ...six(), segments, ...some(), ...some(), ...some());
+      for (const groups of [[0], [1, n!], [0, n! + 1], [0, 3, 1, n!]])
+        expect(() =>
+          addon!.linearInput(e, n!, I!, O!, ...some(), Int32Array.from(groups), ...some(), ...some()),
+        ).toThrow(/groups|index/);
+    }
+    const none = new Int32Array();
+    expect(() => addon!.scores(e, 0, 0, 1, ...some(), none, ...some())).toThrow(/need an expert/);
+    expect(() => addon!.scores(e, 1, 3, 1, ...some(), none, ...some())).toThrow(/every row/);
+    expect(() => addon!.scoresBackward(e, 1, 3, 1, ...some(), Int32Array.of(3), ...some(), ...some())).toThrow(
+      /index 3/,
+    );
+    expect(() => addon!.routerLoss(e, 0, 3, 1, 1, ...some(), ...some(), ...some())).toThrow(/a row and an expert/);
+    expect(() => addon!.crossEntropyBackward(e, 1, 3, ...some(), Int32Array.of(3), ...some(), ...some())).toThrow(
+      /outside the vocabulary/,
+    );
   });
 
   it("transposes within its buffers only", () => {
