@@ -296,10 +296,10 @@ async function convertToFolder(input: Checkpoint, out: string, type: Mix, option
 }
 
 /** Hugging Face's tensors, all of one dtype; what they are made of is listed in the order of their names. */
-function folderTensors(
-  { config, parameters, vision }: Checkpoint,
+export function folderTensors(
+  { config, parameters, vision }: Pick<Checkpoint, "config" | "parameters" | "vision">,
   dtype: DType,
-  { quantizer = referenceQuantizer }: ConvertOptions,
+  { quantizer = referenceQuantizer }: Pick<ConvertOptions, "quantizer"> = {},
 ): OutTensor[] {
   const asIs = (view: TensorView) => ({ shape: view.shape, chunks: () => recoded(view, dtype, quantizer) });
   const fused = (...views: readonly TensorView[]) => {

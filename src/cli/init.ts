@@ -92,7 +92,7 @@ async function initialise({ signal }: Session, preset: string, out: string, opti
   };
 }
 
-const torchNames = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;
+export const torchNames = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;
 
 /** Everything beside weights and config.json: the tokenizer, its template and the sampling. */
 export function promptFiles(
@@ -117,7 +117,7 @@ export function promptFiles(
 const shown = (json: object) => `${JSON.stringify(json, null, 2)}\n`;
 
 /** What the configuration names of the vocabulary. */
-function tokenIds({ special, bos, stop }: Tokenizer): TokenIds {
+export function tokenIds({ special, bos, stop }: Tokenizer): TokenIds {
   const named = { imageStart: "<|image_start|>", imageEnd: "<|image_end|>", patch: "<|patch|>" };
   const found = Object.entries(named).flatMap(([key, text]) => {
     const id = special.get(text);

@@ -17,6 +17,7 @@ const commands: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   convert: async () => (await import("./convert.ts")).convertCommand,
   serve: async () => (await import("./serve.ts")).serve,
   bench: async () => (await import("./bench.ts")).bench,
+  train: async () => (await import("./train.ts")).train,
 };
 
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));

@@ -1,0 +1,239 @@
+// A training run on disk:
+//
+//     log.jsonl                    a line for each step, measurement and sample
+//     report.html                  the same for people
+//     tokenizer.json               where it was learnt from the data
+//     checkpoints/step-00001200/   a model as any other, with training/ beside its weights: what the run goes on from
+//     model/                       what came out
+//
+// A checkpoint is written beside its place and renamed when it is whole; the older ones go only then.
+
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  truncateSync,
+  writeSync,
+} from "node:fs";
+import { mkdir, open, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { toHuggingFace as configFile } from "../checkpoint/config-hugging-face.ts";
+import { folderTensors } from "../checkpoint/convert.ts";
+import { parseObject } from "../checkpoint/json.ts";
+import { openCheckpoint } from "../checkpoint/open.ts";
+import { toPreprocessorConfig } from "../checkpoint/preprocessor-config.ts";
+import { readSafetensors } from "../checkpoint/safetensors.ts";
+import { memorySource, openFile } from "../checkpoint/source.ts";
+import { writeHuggingFace, writeSafetensorsFile } from "../checkpoint/writers.ts";
+import type { Llama4Config } from "../model/config.ts";
+import type { Tokenizer } from "../prompt/tokenizer.ts";
+import type { Backend } from "../tensor/backend.ts";
+import { RequestError, TrainingError } from "../tensor/errors.ts";
+import type { Tensor, TensorView } from "../tensor/tensor.ts";
+import type { TrainConfig } from "../train/config.ts";
+import { type Leaf, mapWeights, type Weights } from "../train/leaves.ts";
+import type { Progress } from "../train/trainer.ts";
+import { promptFiles, torchNames } from "./init.ts";
+
+/** What a checkpoint holds beside weights and moments. */
+export interface SavedState {
+  readonly progress: Progress;
+  /** Spent so far. */
+  readonly seconds: number;
+  /** Of the log, at that step. */
+  readonly logBytes: number;
+  readonly config: TrainConfig;
+}
+
+export interface SavedCheckpoint {
+  readonly path: string;
+  readonly state: SavedState;
+  /** The moments' views, and what closes their file. */
+  readonly moments: readonly TensorView[];
+  close(): Promise<void>;
+}
+
+const shape = /^step-(\d{8})$/;
+
+export class RunFolder {
+  readonly path: string;
+  readonly #checkpoints: string;
+  readonly #logPath: string;
+  #log: number | undefined;
+  #logBytes = 0;
+
+  constructor(path: string) {
+    this.path = path;
+    this.#checkpoints = join(path, "checkpoints");
+    this.#logPath = join(path, "log.jsonl");
+  }
+
+  get exists(): boolean {
+    return existsSync(this.#checkpoints) || existsSync(this.#logPath);
+  }
+
+  async create(): Promise<void> {
+    await mkdir(this.#checkpoints, { recursive: true });
+    this.#log = openSync(this.#logPath, "a");
+  }
+
+  /** The newest checkpoint that is whole; what a killed run left half-written is removed. */
+  async latest(): Promise<SavedCheckpoint | undefined> {
+    if (!existsSync(this.#checkpoints)) return undefined;
+    for (const name of readdirSync(this.#checkpoints))
+      if (/^step-\d{8}\.partial$/.test(name)) await rm(join(this.#checkpoints, name), { recursive: true });
+    const newest = this.#steps().at(-1);
+    if (newest === undefined) return undefined;
+    const path = join(this.#checkpoints, newest);
+    const stateFile = join(path, "training", "state.json");
+    const state = parseObject(readFileSync(stateFile, "utf8"), stateFile) as unknown as SavedState; // we wrote it
+    if (typeof state.progress?.step !== "number" || typeof state.logBytes !== "number")
+      throw new TrainingError(`${stateFile} is no state of a run; remove ${path} to resume from the checkpoint before`);
+    const file = await openFile(join(path, "training", "moments.safetensors"));
+    return { path, state, moments: await readSafetensors(file), close: () => file.close() };
+  }
+
+  /** Goes on with the log as it was at a checkpoint. */
+  async resume({ logBytes }: SavedState): Promise<void> {
+    await this.create();
+    truncateSync(this.#logPath, logBytes);
+    this.#logBytes = logBytes;
+  }
+
+  log(entry: object): void {
+    const line = Buffer.from(`${JSON.stringify(entry)}\n`);
+    writeSync(this.#log!, line);
+    this.#logBytes += line.length;
+  }
+
+  /** The log so far, entry by entry. */
+  entries(): Record<string, unknown>[] {
+    const lines = readFileSync(this.#logPath, "utf8").split("\n").filter(Boolean);
+    return lines.map((line) => JSON.parse(line));
+  }
+
+  /** Writes a checkpoint, then removes all but the newest `keep`. */
+  async save(
+    { step }: Progress,
+    state: Omit<SavedState, "logBytes">,
+    { backend, weights, moments, model, tokenizer }: Contents & { moments: readonly Leaf[] },
+    keep: number,
+  ): Promise<void> {
+    fsyncSync(this.#log!); // what the state counts on
+    const path = join(this.#checkpoints, `step-${String(step).padStart(8, "0")}`);
+    const draft = `${path}.partial`;
+    await rm(draft, { recursive: true, force: true });
+    try {
+      await writeModel(draft, { backend, weights, model, tokenizer }, "f32");
+      const training = join(draft, "training");
+      await mkdir(training);
+      await writeSafetensorsFile(
+        join(training, "moments.safetensors"),
+        moments.map(({ name, weight }) => ({
+          ...{ name, shape: weight.shape, dtype: "f32" },
+          chunks: () => numbersOf(backend, weight),
+        })),
+      );
+      const file = await open(join(training, "state.json"), "w");
+      await file.writeFile(`${JSON.stringify({ ...state, logBytes: this.#logBytes } satisfies SavedState)}\n`);
+      await file.sync();
+      await file.close();
+      await rm(path, { recursive: true, force: true });
+      await rename(draft, path);
+      flushFolder(this.#checkpoints);
+    } catch (error) {
+      await rm(draft, { recursive: true, force: true });
+      throw error;
+    }
+    for (const old of this.#steps().slice(0, -keep)) await rm(join(this.#checkpoints, old), { recursive: true });
+  }
+
+  /** A text file, whole or not at all. */
+  async write(name: string, text: string): Promise<void> {
+    const draft = join(this.path, `${name}.partial`);
+    await writeFile(draft, text);
+    await rename(draft, join(this.path, name));
+  }
+
+  close(): void {
+    if (this.#log !== undefined) closeSync(this.#log);
+    this.#log = undefined;
+  }
+
+  #steps(): string[] {
+    return readdirSync(this.#checkpoints)
+      .filter((name) => shape.test(name))
+      .sort();
+  }
+}
+
+interface Contents {
+  readonly backend: Backend;
+  readonly weights: Weights;
+  readonly model: Llama4Config;
+  readonly tokenizer: Tokenizer;
+}
+
+/** A folder in Hugging Face's layout. */
+export async function writeModel(
+  folder: string,
+  { backend, weights, model, tokenizer }: Contents,
+  dtype: "f32" | "bf16",
+): Promise<void> {
+  const bytes = new Map<Tensor, TensorView>();
+  const tensors: Tensor[] = [];
+  mapWeights(weights, (x) => tensors.push(x));
+  for (const x of tensors) {
+    const numbers = Float32Array.from(await backend.read(x));
+    const source = memorySource(new Uint8Array(numbers.buffer), "a weight");
+    bytes.set(x, { name: "", dtype: "f32", shape: x.shape, source, offset: 0 });
+  }
+  const { text, vision } = mapWeights(weights, (x) => bytes.get(x)!);
+  const out = folderTensors({ config: model, parameters: text, ...(vision && { vision }) }, dtype);
+  const json = (value: object) => `${JSON.stringify(value, null, 2)}\n`;
+  const files = {
+    "config.json": json(configFile(model, torchNames[dtype])),
+    ...promptFiles(model, tokenizer, { defaults: {} }),
+    ...(model.vision && { "preprocessor_config.json": json(toPreprocessorConfig(model.vision)) }),
+  };
+  await writeHuggingFace(folder, files, out);
+}
+
+/** The weights of a folder, loaded. */
+export async function readModel(folder: string, backend: Backend): Promise<{ model: Llama4Config; weights: Weights }> {
+  const checkpoint = await openCheckpoint(folder);
+  try {
+    const { parameters, vision, config } = checkpoint;
+    const views: TensorView[] = [];
+    const tree: Weights<TensorView> = { text: parameters, ...(vision && { vision }) };
+    mapWeights(tree, (view) => views.push(view));
+    const tensors = await backend.load(views);
+    const at = new Map(views.map((view, i) => [view, tensors[i]!]));
+    return { model: config, weights: mapWeights(tree, (view) => at.get(view)!) };
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+async function* numbersOf(backend: Backend, x: Tensor): AsyncGenerator<Uint8Array> {
+  const numbers = Float32Array.from(await backend.read(x));
+  yield new Uint8Array(numbers.buffer);
+}
+
+function flushFolder(path: string): void {
+  const folder = openSync(path, "r");
+  fsyncSync(folder);
+  closeSync(folder);
+}
+
+/** Refuses to resume with a config that makes another model or other batches. */
+export function refuseOtherRun(before: TrainConfig, now: TrainConfig): void {
+  for (const key of ["model", "context", "rows", "accumulate", "seed"] as const)
+    if (JSON.stringify(before[key]) !== JSON.stringify(now[key]))
+      throw new RequestError(
+        `${key} was ${JSON.stringify(before[key])} when the run began and is ${JSON.stringify(now[key])}; expected the same to resume: mend the config, or begin anew in another folder`,
+      );
+}

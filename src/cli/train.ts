@@ -1,0 +1,345 @@
+// `llama4 train`: from data to a model, with checkpoints to go on from, a log, and a report to look at.
+
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { basename, dirname, isAbsolute, join, resolve } from "node:path";
+import { type Command, Option } from "commander";
+import { openNative } from "../backends/native/backend.ts";
+import { openReference } from "../backends/reference/reference.ts";
+import { randomTensors } from "../checkpoint/init.ts";
+import { parseObject } from "../checkpoint/json.ts";
+import { bindHuggingFace, huggingFaceTensors } from "../checkpoint/names-hugging-face.ts";
+import { type FileSource, memorySource, openFile } from "../checkpoint/source.ts";
+import { countParameters, type Llama4Config } from "../model/config.ts";
+import type { Tokenizer } from "../prompt/tokenizer.ts";
+import { fromHuggingFace, toHuggingFace } from "../prompt/tokenizer-json.ts";
+import type { TrainingBackend } from "../tensor/backend.ts";
+import { RequestError } from "../tensor/errors.ts";
+import type { Tensor, TensorView } from "../tensor/tensor.ts";
+import { modelConfig, readConfig, type TrainConfig } from "../train/config.ts";
+import { Documents } from "../train/documents.ts";
+import { mapWeights, type Weights } from "../train/leaves.ts";
+import { trainTokenizer } from "../train/tokenizer.ts";
+import { type HeldOutLoss, type Sample, Trainer } from "../train/trainer.ts";
+import { type Answer, progress, type Run, type Session } from "./answer.ts";
+import { tokenIds } from "./init.ts";
+import { define, whole } from "./options.ts";
+import { RunFolder, readModel, refuseOtherRun, type SavedCheckpoint, writeModel } from "./run-folder.ts";
+import { Meter } from "./train-meter.ts";
+import { reportPage } from "./train-report.ts";
+
+interface TrainOptions {
+  readonly config?: string;
+  readonly depth?: number;
+  readonly data?: string;
+  readonly steps?: number;
+  readonly out?: string;
+  readonly resume?: true;
+  readonly backend?: "native" | "reference";
+  readonly threads?: number;
+}
+
+export function train(program: Command, run: Run): void {
+  define(program, "train", "A model from data: text, images and chats, into a mixture of experts of Llama 4's kind.", [
+    "llama4 train --config examples/train-tiny/config.json",
+    "llama4 train --config examples/train-tiny/config.json --resume",
+    "llama4 train --depth 4 --data documents.jsonl --steps 2000 --out my-model",
+    "llama4 chat --model my-model/model",
+  ])
+    .option("--config <file>", "what to train: docs/training.md says what may stand in it")
+    .option("--depth <n>", "instead of a config: a whole model from its number of layers", whole(1))
+    .option("--data <file>", "with --depth: documents, one JSON object a line, or a plain text file")
+    .option("--steps <n>", "with --depth: steps of about 4,000 tokens (default: 2000)", whole(1))
+    .option("--out <folder>", "where the run is kept (default: the config's)")
+    .option("--resume", "goes on from the newest checkpoint in that folder")
+    .addOption(new Option("--backend <name>", "default: native").choices(["native", "reference"]))
+    .option("--threads <n>", "threads that compute (default: all cores)", whole(1))
+    .action(run((session, options: TrainOptions) => trained(session, options)));
+}
+
+async function trained({ signal }: Session, options: TrainOptions): Promise<Answer> {
+  const { config, at } = configOf(options);
+  const folder = new RunFolder(options.out === undefined ? at(config.out) : options.out);
+  const saved = options.resume ? await folder.latest() : undefined;
+  if (options.resume && !saved && !folder.exists)
+    throw new RequestError(`${folder.path}: no run to resume; leave out --resume to begin one`);
+  if (!options.resume && folder.exists)
+    throw new RequestError(`${folder.path} holds a run already; go on with it by --resume, or choose another --out`);
+  const files: FileSource[] = [];
+  const backend: TrainingBackend =
+    options.backend === "reference"
+      ? openReference()
+      : openNative({ activations: "f32", ...(options.threads && { threads: options.threads }) });
+  try {
+    if (saved) {
+      refuseOtherRun(saved.state.config, config);
+      await folder.resume(saved.state);
+    } else {
+      await folder.create();
+      await folder.resume({ progress: { step: 0, tokens: 0, cursor: {} }, seconds: 0, logBytes: 0, config });
+    }
+    const open = async (path: string) => openDocuments(at(path), files);
+    const [data, heldOut] = [await opened(config.data, open), await opened(config.heldOut, open)];
+    const samples = config.samples === undefined ? undefined : await open(config.samples);
+    const tokenizer = await tokenizerOf(config, at, folder, data, signal);
+    const tileSize = [...data.values()].map((documents) => documents.tileSize).find((size) => size !== undefined);
+    const model = modelConfig(
+      config.model,
+      { vocabSize: tokenizer.vocabSize, context: config.context, tileSize },
+      tokenIds(tokenizer),
+    );
+    const weights = saved
+      ? (await readModel(saved.path, backend)).weights
+      : await randomWeights(model, config.seed, backend);
+    const state = saved && { progress: saved.state.progress, moments: await momentsOf(saved, backend) };
+    const trainer = new Trainer({
+      ...{ config, model, backend, weights, tokenizer, data, heldOut },
+      ...(samples && { samples }),
+      ...(state && { state }),
+    });
+    return await loop({
+      trainer,
+      folder,
+      config,
+      model,
+      backend,
+      tokenizer,
+      samples,
+      seconds: saved?.state.seconds ?? 0,
+      signal,
+    });
+  } finally {
+    await saved?.close();
+    for (const file of files) await file.close();
+    folder.close();
+    backend.close();
+  }
+}
+
+interface RunParts {
+  readonly trainer: Trainer;
+  readonly folder: RunFolder;
+  readonly config: TrainConfig;
+  readonly model: Llama4Config;
+  readonly backend: TrainingBackend;
+  readonly tokenizer: Tokenizer;
+  readonly samples: Documents | undefined;
+  /** Spent before. */
+  readonly seconds: number;
+  readonly signal: AbortSignal;
+}
+
+const mostSamples = 12;
+const sampleTokens = 48;
+
+async function loop({
+  trainer,
+  folder,
+  config,
+  model,
+  backend,
+  tokenizer,
+  samples,
+  seconds,
+  signal,
+}: RunParts): Promise<Answer> {
+  const begun = performance.now();
+  const spent = () => seconds + (performance.now() - begun) / 1000;
+  const { steps } = config.schedule;
+  const meter = new Meter(model, backend, steps, trainer.progress.step);
+  let savedAt = performance.now();
+  let savedStep = trainer.progress.step;
+  let last: Record<string, HeldOutLoss> = {};
+  const save = async () => {
+    await folder.save(
+      trainer.progress,
+      { progress: trainer.progress, seconds: spent(), config },
+      { ...{ backend, model, tokenizer }, weights: trainer.weights, moments: trainer.moments() },
+      config.checkpoint.keep,
+    );
+    savedAt = performance.now();
+    savedStep = trainer.progress.step;
+  };
+  const look = async () => {
+    last = await trainer.evaluate();
+    folder.log({ type: "heldOut", step: trainer.progress.step, losses: last, seconds: spent() });
+    const shown = await trainer.samples(mostSamples, sampleTokens);
+    if (shown.length > 0) folder.log({ type: "samples", step: trainer.progress.step, samples: shown });
+    meter.heldOut(last, shown);
+    await folder.write("report.html", reportPage(folder.entries(), config, model, await picturesOf(shown, samples)));
+  };
+  try {
+    while (trainer.progress.step < steps) {
+      const start = performance.now();
+      const report = await trainer.step();
+      const entry = { type: "step", ...report, seconds: (performance.now() - start) / 1000 };
+      folder.log(entry);
+      meter.step(entry);
+      const isLast = report.step === steps;
+      if (isLast || report.step % config.evaluate.every === 0) await look();
+      const due = performance.now() - savedAt >= config.checkpoint.minutes * 60_000;
+      if (isLast || due || signal.aborted) await save();
+      if (signal.aborted) throw signal.reason;
+      await new Promise((resolve) => setImmediate(resolve)); // Ctrl-C is heard here
+    }
+  } finally {
+    meter.stop(savedStep);
+  }
+  const out = join(folder.path, "model");
+  if (trainer.progress.step > savedStep || !existsSync(out))
+    await writeModel(out, { backend, weights: trainer.averaged, model, tokenizer }, "bf16");
+  const { total, active } = countParameters(model);
+  const { step, tokens } = trainer.progress;
+  const losses = Object.entries(last).map(
+    ([name, { loss, bitsPerByte }]) => `${name} ${loss.toFixed(3)} nats, ${bitsPerByte.toFixed(2)} bits/byte`,
+  );
+  return {
+    json: {
+      out,
+      steps: step,
+      tokens,
+      seconds: spent(),
+      parameters: { total, active },
+      heldOut: last,
+      report: join(folder.path, "report.html"),
+    },
+    text: [
+      `${out}: ${total.toLocaleString("en")} parameters after ${step.toLocaleString("en")} steps and ${tokens.toLocaleString("en")} tokens`,
+      ...losses.map((line) => `  held out: ${line}`),
+      `Look at ${join(folder.path, "report.html")}; talk to it: llama4 chat --model ${out}`,
+    ].join("\n"),
+  };
+}
+
+/** The config that the options mean, and how it names files. */
+function configOf({ config: file, depth, data, steps = 2000 }: TrainOptions): {
+  config: TrainConfig;
+  at: (path: string) => string;
+} {
+  if ((file === undefined) === (depth === undefined))
+    throw new RequestError("train: expected --config F, or --depth N with --data F; llama4 train --help shows both");
+  if (file !== undefined) {
+    const json = parseObject(readFileSync(file, "utf8"), file);
+    const home = dirname(resolve(file));
+    return { config: readConfig(json, basename(file)), at: (path) => (isAbsolute(path) ? path : join(home, path)) };
+  }
+  if (data === undefined)
+    throw new RequestError("train: --depth without --data; expected a file of documents or of text");
+  const vision = existsSync(tilesOf(data)) && { vision: {} };
+  const json = {
+    model: { depth, ...vision },
+    data: { documents: data },
+    phases: [{ steps, mix: { documents: 1 }, loss: "answers" }],
+  };
+  return { config: readConfig(json, "--depth"), at: (path) => path };
+}
+
+const tilesOf = (path: string) => path.replace(/\.jsonl$/, ".tiles");
+
+async function openDocuments(path: string, files: FileSource[]): Promise<Documents> {
+  const open = async (name: string) => {
+    const file = await openFile(name);
+    files.push(file);
+    return file;
+  };
+  if (!path.endsWith(".jsonl")) return Documents.open(asDocuments(path));
+  const tiles = existsSync(tilesOf(path)) ? await open(tilesOf(path)) : undefined;
+  return Documents.open(await open(path), tiles);
+}
+
+/** A plain text: its paragraphs, some together, as documents. */
+function asDocuments(path: string) {
+  if (!statSync(path, { throwIfNoEntry: false })?.isFile())
+    throw new RequestError(`${path}: no such file; expected documents (.jsonl) or a text`);
+  const documents: string[] = [];
+  for (const paragraph of readFileSync(path, "utf8").split(/\n\s*\n/)) {
+    if (paragraph.trim() === "") continue;
+    const before = documents.at(-1);
+    if (before !== undefined && before.length < 4000) documents[documents.length - 1] = `${before}\n\n${paragraph}`;
+    else documents.push(paragraph);
+  }
+  const lines = documents.map((text) => `${JSON.stringify({ text })}\n`).join("");
+  return memorySource(new TextEncoder().encode(lines), basename(path));
+}
+
+async function opened(
+  files: Readonly<Record<string, string>>,
+  open: (path: string) => Promise<Documents>,
+): Promise<Map<string, Documents>> {
+  const found = new Map<string, Documents>();
+  for (const [name, path] of Object.entries(files)) found.set(name, await open(path));
+  return found;
+}
+
+const mostLearntFrom = 64e6; // characters of the data that a vocabulary is learnt from
+
+async function tokenizerOf(
+  { tokenizer }: TrainConfig,
+  at: (path: string) => string,
+  folder: RunFolder,
+  data: ReadonlyMap<string, Documents>,
+  signal: AbortSignal,
+): Promise<Tokenizer> {
+  const read = (path: string) => fromHuggingFace(parseObject(readFileSync(path, "utf8"), path));
+  if (typeof tokenizer === "string") return read(at(tokenizer));
+  const own = join(folder.path, "tokenizer.json");
+  if (existsSync(own)) return read(own);
+  const bar = progress("learning the vocabulary");
+  try {
+    const learnt = await trainTokenizer(textsOf(data), { vocabSize: tokenizer, signal, onProgress: bar.update });
+    await folder.write("tokenizer.json", `${JSON.stringify(toHuggingFace(learnt), null, 2)}\n`);
+    return read(own);
+  } finally {
+    bar.stop();
+  }
+}
+
+async function* textsOf(data: ReadonlyMap<string, Documents>): AsyncGenerator<string> {
+  for (const documents of data.values()) {
+    let taken = 0;
+    for (let i = 0; i < documents.length && taken < mostLearntFrom / data.size; i++) {
+      const text = await documents.text(i);
+      taken += text.length;
+      yield text;
+    }
+  }
+}
+
+async function randomWeights(model: Llama4Config, seed: number, backend: TrainingBackend): Promise<Weights> {
+  const views: TensorView[] = [];
+  for (const { name, dtype, shape, chunks } of randomTensors(
+    huggingFaceTensors(model),
+    model.layers.length,
+    "f32",
+    seed,
+  )) {
+    const parts: Uint8Array[] = [];
+    for await (const part of chunks()) parts.push(part);
+    views.push({ name, dtype, shape, source: memorySource(Buffer.concat(parts), name), offset: 0 });
+  }
+  const { parameters, vision } = bindHuggingFace(model, views, "random weights");
+  const tree: Weights<TensorView> = { text: parameters, ...(vision && { vision }) };
+  const list: TensorView[] = [];
+  mapWeights(tree, (view) => list.push(view));
+  const tensors = await backend.load(list);
+  const at = new Map(list.map((view, i) => [view, tensors[i]!]));
+  return mapWeights(tree, (view) => at.get(view)!);
+}
+
+async function momentsOf({ moments }: SavedCheckpoint, backend: TrainingBackend): Promise<Map<string, Tensor>> {
+  const found = new Map<string, Tensor>();
+  for (const { name, shape, source, offset } of moments) {
+    const length = shape.reduce((product, extent) => product * extent, 1);
+    const bytes = await source.read(offset, 4 * length);
+    found.set(name, backend.from(new Float32Array(bytes.buffer, bytes.byteOffset, length), shape));
+  }
+  return found;
+}
+
+/** The pixels of the samples' tiles, for the report. */
+async function picturesOf(samples: readonly Sample[], documents: Documents | undefined) {
+  const side = documents?.tileSize;
+  if (!documents || side === undefined) return undefined;
+  const found = new Map<number, Uint8Array>();
+  for (const tile of new Set(samples.flatMap(({ tiles }) => tiles))) found.set(tile, await documents.pixels([tile]));
+  return { side, tiles: found };
+}

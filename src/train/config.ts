@@ -1,0 +1,325 @@
+// What a training run is: its model, data, phases, optimizer, and what is kept of it. Read from JSON, with a default for
+// all that may be left out; the model's sizes follow from one number, its depth, unless they are given.
+
+import { type Llama4Config, layerKinds, publishedPreprocessing, type VisionConfig } from "../model/config.ts";
+import { RequestError } from "../tensor/errors.ts";
+import type { Mix } from "./batches.ts";
+import type { OptimizerOptions } from "./optimizer.ts";
+import type { Schedule } from "./schedule.ts";
+
+export interface Phase extends Mix {
+  readonly steps: number;
+}
+
+export interface TrainConfig {
+  readonly model: ModelSizes;
+  /** A tokenizer.json, or how many tokens to learn from the data. */
+  readonly tokenizer: string | number;
+  /** Names and files: JSON lines, with the tiles of their images in a file that ends in .tiles instead of .jsonl. */
+  readonly data: Readonly<Record<string, string>>;
+  /** Files that are never learnt from, by name: their loss is measured. */
+  readonly heldOut: Readonly<Record<string, string>>;
+  /** A file of documents that the model continues now and then. */
+  readonly samples: string | undefined;
+  readonly phases: readonly Phase[];
+  /** Longest document, in tokens. */
+  readonly context: number;
+  /** Tokens of a forward and backward pass, and how many of those make a step. */
+  readonly rows: number;
+  readonly accumulate: number;
+  readonly rate: number;
+  readonly schedule: Schedule;
+  readonly optimizer: OptimizerOptions;
+  /** Computes activations again on the way back instead of keeping them. */
+  readonly recompute: boolean;
+  /** Steps from one measurement of the held-out loss, and of samples, to the next; tokens of each file that are measured. */
+  readonly evaluate: { readonly every: number; readonly tokens: number };
+  readonly checkpoint: { readonly minutes: number; readonly keep: number };
+  readonly seed: number;
+  readonly out: string;
+}
+
+/** The sizes of a model; everything that is left out follows from `depth`. */
+export interface ModelSizes {
+  readonly depth: number;
+  readonly dim: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly expertFfn: number;
+  readonly ffn: number;
+  readonly experts: number;
+  readonly topK: number;
+  readonly moeStep: number;
+  /** Every n-th layer is global, without rotation. */
+  readonly nopeEvery: number;
+  readonly chunk: number;
+  readonly tied: boolean;
+  readonly vision: VisionSizes | undefined;
+}
+
+export interface VisionSizes {
+  readonly dim: number;
+  readonly layers: number;
+  readonly heads: number;
+  readonly patch: number;
+}
+
+const headDim = 32;
+
+/**
+ * A whole Llama 4 from its depth: 32 wide a layer, heads of 32 with two queries to a key, eight experts of twice the width
+ * beside a shared one, every fourth layer global. 4 gives about 3 million weights beside the tables, 8 about 22 million.
+ */
+export function sizesOfDepth(depth: number): Omit<ModelSizes, "vision"> {
+  const dim = 32 * Math.max(4, depth);
+  return {
+    ...{ depth, dim, headDim, heads: dim / headDim, kvHeads: Math.max(1, Math.ceil(dim / headDim / 4)) },
+    ...{ expertFfn: 2 * dim, ffn: 4 * dim, experts: 8, topK: 1, moeStep: 1, nopeEvery: 4, chunk: 256, tied: false },
+  };
+}
+
+/** The config of the model itself. */
+export function modelConfig(
+  s: ModelSizes,
+  { vocabSize, context, tileSize }: { vocabSize: number; context: number; tileSize: number | undefined },
+  tokens: Llama4Config["tokens"],
+): Llama4Config {
+  const vision = s.vision && tileSize !== undefined ? visionConfig(s, s.vision, tileSize) : undefined;
+  return {
+    ...{ vocabSize, dim: s.dim, nHeads: s.heads, nKvHeads: s.kvHeads, headDim: s.headDim },
+    ...{ ffnDim: s.ffn, expertDim: s.expertFfn, nExperts: s.experts, topK: s.topK },
+    layers: layerKinds(s.depth, s.nopeEvery, s.experts > 0 ? s.moeStep : 0),
+    attentionChunk: s.chunk,
+    ...{ normEps: 1e-5, qkNorm: true, ropeTheta: 10000 },
+    // Sharpens global layers beyond what was trained on, as the published models do beyond 8,192.
+    temperature: { floor: context, scale: 0.1 },
+    tied: s.tied,
+    contextLength: 64 * context,
+    tokens,
+    ...(vision && { vision }),
+  };
+}
+
+function visionConfig({ dim }: ModelSizes, v: VisionSizes, imageSize: number): VisionConfig {
+  return {
+    ...{ dim: v.dim, nLayers: v.layers, nHeads: v.heads, ffnDim: 4 * v.dim, imageSize, patchSize: v.patch },
+    ...{ nChannels: 3, normEps: 1e-5, ropeTheta: 10000, shuffle: 2, adapterDim: 2 * dim, outputDim: 2 * dim },
+    preprocessing: publishedPreprocessing,
+  };
+}
+
+// ---- from JSON ----
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** Reads a config. Throws RequestError for a key that it does not know and a value that makes no sense. */
+export function readConfig(json: unknown, file: string): TrainConfig {
+  const top = new Fields(json, file);
+  const given = top.fields("model");
+  const model = readModel(given);
+  const rows = top.whole("batchTokens", 4096, 2);
+  const phases = top.list("phases").map((phase, i): Phase => {
+    const at = new Fields(phase, `${file}: phases[${i}]`);
+    const read = {
+      steps: at.whole("steps", undefined, 1),
+      shares: at.numbers("mix"),
+      loss: at.one("loss", ["text", "answers"], "text"),
+    };
+    at.end();
+    return read;
+  });
+  const steps = phases.reduce((sum, { steps }) => sum + steps, 0);
+  const schedule = top.fields("schedule");
+  const optimizer = top.fields("optimizer");
+  const evaluate = top.fields("evaluate");
+  const checkpoint = top.fields("checkpoint");
+  const config: TrainConfig = {
+    model,
+    tokenizer: top.textOrWhole("tokenizer", 4096),
+    data: top.texts("data"),
+    heldOut: top.texts("heldOut", {}),
+    samples: top.text("samples", undefined),
+    phases,
+    ...{ context: top.whole("context", Math.min(512, rows), 2), rows, accumulate: top.whole("accumulate", 1, 1) },
+    rate: optimizer.number("rate", 0.24 / model.dim, 0),
+    schedule: {
+      kind: schedule.one("kind", ["wsd", "cosine"], "wsd"),
+      steps,
+      warmup: schedule.whole("warmup", Math.min(200, Math.ceil(steps / 20)), 0),
+      decay: schedule.whole("decay", Math.ceil(steps / 4), 0),
+      final: schedule.number("final", 0.02, 0, 1),
+    },
+    optimizer: {
+      kind: optimizer.one("kind", ["adamw", "muon"], "adamw"),
+      beta1: optimizer.number("beta1", 0.9, 0, 1),
+      beta2: optimizer.number("beta2", 0.95, 0, 1),
+      eps: optimizer.number("eps", 1e-8, 0),
+      decay: optimizer.number("decay", 0.1, 0),
+      clip: optimizer.number("clip", 1, 0),
+      visionRate: optimizer.number("visionRate", 1, 0),
+      average: optimizer.number("average", 0, 0, 1),
+    },
+    recompute: top.flag("recompute", false),
+    evaluate: {
+      every: evaluate.whole("every", Math.max(1, Math.ceil(steps / 20)), 1),
+      tokens: evaluate.whole("tokens", 4 * rows, 1),
+    },
+    checkpoint: { minutes: checkpoint.number("minutes", 10, 0), keep: checkpoint.whole("keep", 2, 1) },
+    seed: top.whole("seed", 0, 0),
+    out: top.text("out", undefined) ?? "run",
+  };
+  for (const fields of [given, schedule, optimizer, evaluate, checkpoint, top]) fields.end();
+  check(config, file);
+  return config;
+}
+
+function readModel(given: Fields): ModelSizes {
+  const base = sizesOfDepth(given.whole("depth", 4, 1));
+  const dim = given.whole("dim", base.dim, 8);
+  const heads = given.whole("heads", Math.max(1, Math.round(dim / headDim)), 1);
+  const vision = given.optional("vision");
+  const sizes = {
+    ...{ depth: base.depth, dim, heads },
+    kvHeads: given.whole("kvHeads", largestDivisor(heads, Math.ceil(heads / 4)), 1),
+    headDim: given.whole("headDim", headDim, 2),
+    expertFfn: given.whole("expertFfn", 2 * dim, 1),
+    ffn: given.whole("ffn", 4 * dim, 1),
+    experts: given.whole("experts", base.experts, 0),
+    topK: given.whole("topK", base.topK, 1),
+    moeStep: given.whole("moeStep", base.moeStep, 0),
+    nopeEvery: given.whole("nopeEvery", base.nopeEvery, 0),
+    chunk: given.whole("chunk", base.chunk, 1),
+    tied: given.flag("tied", base.tied),
+    vision: vision && {
+      dim: vision.whole("dim", 128, 4),
+      layers: vision.whole("layers", 4, 1),
+      heads: vision.whole("heads", 4, 1),
+      patch: vision.whole("patch", 8, 1),
+    },
+  };
+  vision?.end();
+  return sizes;
+}
+
+function largestDivisor(n: number, most: number): number {
+  let divisor = most;
+  while (n % divisor) divisor--;
+  return divisor;
+}
+
+function check({ model: m, data, phases, context, rows }: TrainConfig, file: string): void {
+  const refuse = (sentence: string) => {
+    throw new RequestError(`${file}: ${sentence}`);
+  };
+  if (m.heads % m.kvHeads) refuse(`model: ${m.heads} heads cannot share ${m.kvHeads} kvHeads; expected a divisor`);
+  if (m.headDim % 2) refuse(`model.headDim is ${m.headDim}; expected an even number (rotary pairs)`);
+  if (m.experts > 0 && m.topK > m.experts) refuse(`model.topK is ${m.topK} of ${m.experts} experts`);
+  if (m.vision && (m.vision.dim / m.vision.heads) % 4)
+    refuse(
+      `model.vision: heads of ${m.vision.dim / m.vision.heads}; expected a multiple of 4 (rotary pairs of two axes)`,
+    );
+  if (context > rows) refuse(`context is ${context} and batchTokens ${rows}; expected a batch to hold a document`);
+  if (Object.keys(data).length === 0) refuse("data names no file; expected at least one");
+  if (phases.length === 0) refuse("phases is empty; expected at least one, with its steps and its mix");
+  for (const [i, { shares }] of phases.entries())
+    for (const name of Object.keys(shares))
+      if (!(name in data)) refuse(`phases[${i}].mix names "${name}"; expected one of ${Object.keys(data).join(", ")}`);
+}
+
+/** The keys of an object, each taken once; what nobody asked for is refused. */
+class Fields {
+  readonly #json: Json;
+  readonly #place: string;
+  readonly #known = new Set<string>();
+
+  constructor(json: unknown, place: string) {
+    if (typeof json !== "object" || json === null || Array.isArray(json))
+      throw new RequestError(`${place} is ${JSON.stringify(json)}; expected an object`);
+    this.#json = json as Json; // an object of JSON has string keys
+    this.#place = place;
+  }
+
+  fields(key: string): Fields {
+    return new Fields(this.#take(key) ?? {}, `${this.#place}: ${key}`);
+  }
+
+  optional(key: string): Fields | undefined {
+    return this.#take(key) === undefined ? undefined : this.fields(key);
+  }
+
+  whole(key: string, otherwise: number | undefined, least: number): number {
+    return this.#checked(
+      key,
+      otherwise,
+      `a whole number from ${least}`,
+      (x) => Number.isSafeInteger(x) && Number(x) >= least,
+    );
+  }
+
+  number(key: string, otherwise: number, least: number, most = Infinity): number {
+    const range = most === Infinity ? `a number from ${least}` : `a number from ${least} to ${most}`;
+    return this.#checked(key, otherwise, range, (x) => typeof x === "number" && x >= least && x <= most);
+  }
+
+  flag(key: string, otherwise: boolean): boolean {
+    return this.#checked(key, otherwise, "true or false", (x) => typeof x === "boolean");
+  }
+
+  text(key: string, otherwise: string | undefined): string | undefined {
+    return this.#take(key) === undefined ? otherwise : this.#checked<string>(key, "", "a text", isText);
+  }
+
+  textOrWhole(key: string, otherwise: number): string | number {
+    return this.#checked<string | number>(
+      key,
+      otherwise,
+      "a file, or a number of tokens",
+      (x) => isText(x) || Number.isInteger(x),
+    );
+  }
+
+  one<T extends string>(key: string, choices: readonly T[], otherwise: T): T {
+    return this.#checked(key, otherwise, `one of ${choices.join(", ")}`, (x) => choices.includes(x as T));
+  }
+
+  list(key: string): readonly unknown[] {
+    return this.#checked<readonly unknown[]>(key, undefined, "a list", Array.isArray);
+  }
+
+  texts(key: string, otherwise?: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
+    return this.#checked(key, otherwise, "names and their files", (x) => isRecordOf(x, isText));
+  }
+
+  numbers(key: string): Readonly<Record<string, number>> {
+    return this.#checked<Readonly<Record<string, number>>>(key, undefined, "names and their shares, from 0", (x) =>
+      isRecordOf(x, (share) => typeof share === "number" && share >= 0),
+    );
+  }
+
+  /** Refuses keys that nobody asked for. */
+  end(): void {
+    for (const key of Object.keys(this.#json))
+      if (!this.#known.has(key))
+        throw new RequestError(`${this.#place}: "${key}" is not known here; expected ${[...this.#known].join(", ")}`);
+  }
+
+  #take(key: string): unknown {
+    this.#known.add(key);
+    return this.#json[key];
+  }
+
+  #checked<T>(key: string, otherwise: T | undefined, expected: string, fits: (x: unknown) => boolean): T {
+    const found = this.#take(key) ?? otherwise;
+    if (found === undefined || !fits(found))
+      throw new RequestError(
+        `${this.#place}: ${key} is ${JSON.stringify(this.#json[key]) ?? "missing"}; expected ${expected}`,
+      );
+    return found as T; // by `fits`
+  }
+}
+
+const isText = (x: unknown): x is string => typeof x === "string" && x !== "";
+
+const isRecordOf = (x: unknown, fits: (value: unknown) => boolean): boolean =>
+  typeof x === "object" && x !== null && !Array.isArray(x) && Object.values(x).every(fits);

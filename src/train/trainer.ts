@@ -1,0 +1,285 @@
+// A model that learns: batch after batch through the tape, the optimizer's step, and now and then a look at what it can
+// do. What a step depends on is in its state, so that a run goes on from there to the bit.
+
+import type { Llama4Config } from "../model/config.ts";
+import { tokensPerTile } from "../model/config.ts";
+import { forward } from "../model/transformer.ts";
+import { encodeImage } from "../model/vision.ts";
+import { normalise } from "../prompt/image.ts";
+import type { Tokenizer } from "../prompt/tokenizer.ts";
+import type { Backend, Segment, TrainingBackend } from "../tensor/backend.ts";
+import { TrainingError } from "../tensor/errors.ts";
+import { crossEntropy } from "../tensor/ops.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import { type Batch, Batches, type BatchOptions, type Cursor, inOrder } from "./batches.ts";
+import type { TrainConfig } from "./config.ts";
+import type { Documents, Example } from "./documents.ts";
+import { inOrderOf, type Leaf, leavesOf, mapWeights, type Weights } from "./leaves.ts";
+import { Optimizer } from "./optimizer.ts";
+import { rateAt } from "./schedule.ts";
+import { Tape } from "./tape.ts";
+
+/** What a run begins with, and what it may go on from. */
+export interface Beginning {
+  readonly config: TrainConfig;
+  readonly model: Llama4Config;
+  readonly backend: TrainingBackend;
+  /** f32 (f64 in a reference of that precision); they are changed in place. */
+  readonly weights: Weights;
+  readonly tokenizer: Tokenizer;
+  readonly data: ReadonlyMap<string, Documents>;
+  readonly heldOut: ReadonlyMap<string, Documents>;
+  readonly samples?: Documents;
+  readonly state?: { readonly progress: Progress; readonly moments: ReadonlyMap<string, Tensor> };
+}
+
+/** Everything but weights and moments that the next step depends on. */
+export interface Progress {
+  readonly step: number;
+  /** Seen so far. */
+  readonly tokens: number;
+  readonly cursor: Cursor;
+}
+
+/** What one step was. */
+export interface StepReport {
+  /** From 1 on. */
+  readonly step: number;
+  readonly phase: number;
+  /** Nats a token that counts. */
+  readonly loss: number;
+  readonly rate: number;
+  /** Of the gradients, before clipping. */
+  readonly norm: number;
+  /** Seen in this step, and of these: had to be predicted. */
+  readonly tokens: number;
+  readonly counted: number;
+  /** Of images. */
+  readonly tiles: number;
+  /** Each expert's share of the choices, layer by layer, where there are experts. */
+  readonly load: readonly (readonly number[])[];
+}
+
+/** The loss on documents that are not learnt from. */
+export interface HeldOutLoss {
+  /** Nats a token. */
+  readonly loss: number;
+  readonly bitsPerByte: number;
+}
+
+export interface Sample {
+  readonly prompt: string;
+  /** What the document says next. */
+  readonly expected: string;
+  readonly text: string;
+  /** Tiles of its images. */
+  readonly tiles: readonly number[];
+}
+
+/** Holds weights, moments and batches, and takes steps. */
+export class Trainer {
+  readonly #b: Beginning;
+  readonly #leaves: readonly Leaf[];
+  readonly #optimizer: Optimizer;
+  readonly #tape: Tape;
+  readonly #watched: Weights;
+  readonly #batches: Batches;
+  readonly #packing: Omit<BatchOptions, "seed">;
+  #step: number;
+  #tokens: number;
+
+  constructor(beginning: Beginning) {
+    const { config, backend, weights, tokenizer, data, state, model } = beginning;
+    this.#b = beginning;
+    this.#leaves = leavesOf(weights);
+    this.#optimizer = new Optimizer(backend, this.#leaves, config.optimizer);
+    this.#tape = new Tape(backend, { recompute: config.recompute });
+    this.#watched = this.#tape.watch(weights);
+    const perTile = model.vision ? tokensPerTile(model.vision) : 0;
+    this.#packing = { rows: config.rows, context: config.context, tokensPerTile: perTile };
+    for (const documents of [...data.values(), ...beginning.heldOut.values()])
+      if (documents.tileSize !== undefined && documents.tileSize !== model.vision?.imageSize)
+        throw new TrainingError(
+          `${documents.name} has tiles of ${documents.tileSize} pixels and the model's vision encoder ${model.vision ? `takes ${model.vision.imageSize}` : "is not there"}; expected the same in all data`,
+        );
+    const batchOptions = { ...this.#packing, seed: config.seed };
+    this.#batches = new Batches(data, tokenizer, batchOptions, state?.progress.cursor);
+    this.#step = state?.progress.step ?? 0;
+    this.#tokens = state?.progress.tokens ?? 0;
+    if (state) this.#optimizer.restore(state.progress.step, state.moments);
+  }
+
+  get progress(): Progress {
+    return { step: this.#step, tokens: this.#tokens, cursor: this.#batches.cursor };
+  }
+
+  /** The moments of the optimizer, by name. */
+  moments(): Leaf[] {
+    return this.#optimizer.state();
+  }
+
+  /** The weights as they are, and as their average where one is kept. */
+  get weights(): Weights {
+    return this.#b.weights;
+  }
+
+  get averaged(): Weights {
+    const averages = this.#optimizer.averages();
+    const at = new Map(this.#leaves.map(({ weight }, i) => [weight, averages[i]!]));
+    return mapWeights(this.#b.weights, (weight) => at.get(weight)!);
+  }
+
+  /** One step. Throws TrainingError, with the weights as they were, where the loss or a gradient is no number. */
+  async step(): Promise<StepReport> {
+    const { config, backend } = this.#b;
+    const { phase, index, first } = phaseAt(config, this.#step);
+    if (first) this.#batches.remix();
+    const batches: Batch[] = [];
+    for (let i = 0; i < config.accumulate; i++) batches.push(await this.#batches.next(phase));
+    const counted = batches.reduce((sum, { targets }) => sum + targets.length, 0);
+    if (counted === 0) throw new TrainingError(`step ${this.#step + 1}: nothing to predict; expected text in the data`);
+    let loss = 0;
+    let sums: Tensor[] | undefined;
+    for (const batch of batches) {
+      const share = batch.targets.length / counted;
+      if (share === 0) continue;
+      const { nats, gradients } = await this.#backward(batch);
+      loss += share * nats;
+      if (sums) for (const [i, sum] of sums.entries()) backend.blend(sum, gradients[i]!, 1, share);
+      else if (share < 1) for (const gradient of gradients) backend.blend(gradient, gradient, share, 0);
+      if (sums) for (const gradient of gradients) free(backend, gradient);
+      else sums = gradients;
+    }
+    const rate = config.rate * rateAt(config.schedule, this.#step);
+    const norm = await this.#optimizer.step(sums!, rate);
+    for (const sum of sums!) free(backend, sum);
+    const tokens = batches.reduce((sum, batch) => sum + batch.tokens.length, 0);
+    this.#step++;
+    this.#tokens += tokens;
+    const tiles = batches.reduce((sum, { images }) => sum + (images?.tiles ?? 0), 0);
+    return { step: this.#step, phase: index, loss, rate, norm, tokens, counted, tiles, load: [] };
+  }
+
+  async #backward(batch: Batch): Promise<{ nats: number; gradients: Tensor[] }> {
+    const loss = await lossOf(this.#tape, this.#watched, this.#b.model, batch);
+    const [nats] = await this.#tape.read(loss);
+    if (!Number.isFinite(nats)) {
+      this.#tape.clear();
+      throw new TrainingError(
+        `the loss is ${nats} at step ${this.#step + 1}; lower the rate, lengthen the warm-up or clip gradients, and resume from the last checkpoint`,
+      );
+    }
+    const gradients = this.#tape.gradients(loss, this.#watched);
+    return { nats: nats!, gradients: inOrderOf(this.#b.weights, gradients) };
+  }
+
+  /** The held-out losses with the weights that would ship. */
+  async evaluate(): Promise<Record<string, HeldOutLoss>> {
+    const { heldOut, tokenizer, model, backend, config } = this.#b;
+    const results: Record<string, HeldOutLoss> = {};
+    for (const [name, documents] of heldOut) {
+      let nats = 0;
+      let tokens = 0;
+      let bytes = 0;
+      const range = { loss: "answers", most: config.evaluate.tokens } as const;
+      for await (const batch of inOrder(documents, tokenizer, this.#packing, range)) {
+        if (batch.targets.length === 0) continue;
+        const loss = await backend.scope(async () => {
+          const scalar = await lossOf(backend, this.averaged, model, batch);
+          return (await backend.read(scalar))[0]!;
+        });
+        nats += loss * batch.targets.length;
+        tokens += batch.targets.length;
+        for (const id of batch.targets) bytes += tokenizer.isSpecial(id) ? 0 : tokenizer.tokenBytes(id).length;
+      }
+      results[name] = { loss: nats / tokens, bitsPerByte: nats / Math.LN2 / Math.max(1, bytes) };
+    }
+    return results;
+  }
+
+  /** What the model says where the last answer, or the text, of each sample would go on: the likeliest tokens. */
+  async samples(most: number, length: number): Promise<Sample[]> {
+    const { samples, tokenizer } = this.#b;
+    const found: Sample[] = [];
+    for (let i = 0; samples && i < Math.min(most, samples.length); i++) {
+      const { tokensPerTile } = this.#packing;
+      const example = await samples.example(i, tokenizer, { loss: "answers", tokensPerTile });
+      const cut = promptLength(example);
+      const ids = await this.#continued(example, cut, length, samples);
+      found.push({
+        prompt: tokenizer.decode(example.tokens.subarray(0, cut)),
+        expected: tokenizer.decode(example.tokens.subarray(cut), { skipSpecial: true }),
+        text: tokenizer.decode(ids, { skipSpecial: true }),
+        tiles: example.tiles,
+      });
+    }
+    return found;
+  }
+
+  async #continued({ tokens, tiles }: Example, cut: number, length: number, documents: Documents): Promise<number[]> {
+    const { backend, model, tokenizer, config } = this.#b;
+    const patch = tokenizer.special.get("<|patch|>");
+    const prompt = [...tokens.subarray(0, cut)];
+    const at = Int32Array.from(prompt.flatMap((id, row) => (id === patch ? [row] : [])));
+    const images = tiles.length > 0 && { pixels: await documents.pixels(tiles), tiles: tiles.length, at };
+    const said: number[] = [];
+    while (said.length < length && prompt.length + said.length < config.context) {
+      const all = Int32Array.from([...prompt, ...said]);
+      const batch: Batch = {
+        tokens: all,
+        segments: [{ row: 0, length: all.length, position: 0, sequence: 0 } satisfies Segment],
+        ...{ wanted: Int32Array.of(all.length - 1), targets: new Int32Array(1) },
+        ...(images && { images }),
+      };
+      const next = await backend.scope(async () => {
+        return likeliest(await backend.read(await logitsOf(backend, this.averaged, model, batch)));
+      });
+      if (tokenizer.stop.has(next)) break;
+      said.push(next);
+    }
+    return said;
+  }
+}
+
+/** The logits of the rows that are wanted, by the same forward as inference. */
+async function logitsOf(backend: Backend, { text, vision }: Weights, c: Llama4Config, batch: Batch): Promise<Tensor> {
+  const { tokens, segments, wanted, images } = batch;
+  const step = { tokens, segments, wanted };
+  if (!images) return forward(text, c, step);
+  if (!vision || !c.vision) throw new TrainingError("a document with images for a model without a vision encoder");
+  const { imageSize: S, nChannels: C, preprocessing } = c.vision;
+  const pixels = backend.from(normalise(images.pixels, S, preprocessing), [images.tiles, C, S, S]);
+  return forward(text, c, { ...step, images: { rows: await encodeImage(vision, c, pixels), at: images.at } });
+}
+
+async function lossOf(backend: Backend, weights: Weights, c: Llama4Config, batch: Batch): Promise<Tensor> {
+  return crossEntropy(await logitsOf(backend, weights, c, batch), batch.targets);
+}
+
+/** The phase of a step, counted from 0, and whether it is its first. */
+export function phaseAt({ phases }: Pick<TrainConfig, "phases">, step: number) {
+  let before = 0;
+  for (const [index, phase] of phases.entries()) {
+    if (step < before + phase.steps) return { phase, index, first: step === before };
+    before += phase.steps;
+  }
+  return { phase: phases.at(-1)!, index: phases.length - 1, first: false };
+}
+
+/** Of a chat all but the last answer; of a text all but its end. */
+function promptLength({ tokens, counts, divisible }: Example): number {
+  if (divisible) return tokens.length - 1;
+  let at = tokens.length;
+  while (at > 1 && counts[at - 1]) at--;
+  return at;
+}
+
+function likeliest(logits: ArrayLike<number>): number {
+  let best = 0;
+  for (let id = 1; id < logits.length; id++) if (logits[id]! > logits[best]!) best = id;
+  return best;
+}
+
+function free(backend: TrainingBackend, x: Tensor): void {
+  backend.backward?.free(x);
+}

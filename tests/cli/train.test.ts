@@ -1,0 +1,221 @@
+// Runs of `llama4 train` as a person starts them: whole, killed, resumed, and with what goes wrong.
+
+import { spawn } from "node:child_process";
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { tilesHeader } from "../../src/train/documents.ts";
+import { integers } from "../backends/drawn.ts";
+import { random } from "../prompt/corpus.ts";
+import { llama4, main, objectOf } from "./llama4.ts";
+
+const side = 4;
+const steps = 10;
+const place = mkdtempSync(join(tmpdir(), "llama4-train-"));
+const at = (name: string) => join(place, name);
+const config = {
+  model: {
+    depth: 4,
+    dim: 16,
+    heads: 2,
+    kvHeads: 1,
+    headDim: 8,
+    experts: 3,
+    expertFfn: 12,
+    chunk: 16,
+    moeStep: 2,
+    vision: { dim: 8, layers: 1, heads: 2, patch: 1 },
+  },
+  tokenizer: 300,
+  data: { docs: "docs.jsonl" },
+  heldOut: { docs: "docs.jsonl" },
+  samples: "samples.jsonl",
+  phases: [
+    { steps: 6, mix: { docs: 1 }, loss: "text" },
+    { steps: 4, mix: { docs: 1 }, loss: "answers" },
+  ],
+  ...{ context: 40, batchTokens: 48, accumulate: 2 },
+  optimizer: { average: 0.9, rate: 0.005 },
+  evaluate: { every: 5, tokens: 40 },
+  checkpoint: { minutes: 0, keep: 2 }, // at every step
+  seed: 3,
+};
+
+function write(name: string, value: object | readonly object[]): string {
+  const text = Array.isArray(value)
+    ? value.map((record) => `${JSON.stringify(record)}\n`).join("")
+    : JSON.stringify(value);
+  writeFileSync(at(name), text);
+  return at(name);
+}
+
+const train = (...args: string[]) => llama4(["train", "--backend", "reference", "--json", ...args]);
+
+/** The log without what a clock says. */
+const logOf = (out: string) =>
+  readFileSync(join(out, "log.jsonl"), "utf8")
+    .split("\n")
+    .filter(Boolean)
+    .map((line) => ({ ...JSON.parse(line), seconds: 0 }));
+
+const weightsOf = (folder: string) => readFileSync(join(folder, "model.safetensors"));
+const checkpointsOf = (out: string) => readdirSync(join(out, "checkpoints")).sort();
+
+beforeAll(() => {
+  const chat = (image: number) => ({
+    messages: [
+      { role: "user", content: [{ image }, "What?"] },
+      { role: "assistant", content: ["a cat", "a dog", "an ant"][image] },
+    ],
+  });
+  const texts = ["the cat sees the dog", "the dog sees an ant", "the cat and the dog and the ant"].map((text) => ({
+    text,
+  }));
+  write("docs.jsonl", [...texts, chat(0), chat(1), chat(2)]);
+  write("samples.jsonl", [{ text: "the cat" }]);
+  const pixels = integers(3 * 3 * side ** 2, 256, 5);
+  writeFileSync(at("docs.tiles"), Buffer.concat([tilesHeader(side), Uint8Array.from(pixels)]));
+  write("config.json", config);
+});
+
+afterAll(() => rmSync(place, { recursive: true }));
+
+describe("llama4 train", () => {
+  it("makes a model that the other commands run, with a log and a report", async () => {
+    const out = at("whole");
+    const answer = objectOf(await train("--config", at("config.json"), "--out", out));
+    expect(answer).toMatchObject({ out: join(out, "model"), steps });
+    expect(checkpointsOf(out)).toEqual(["step-00000009", "step-00000010"]);
+    const log = logOf(out);
+    expect(log.filter(({ type }) => type === "step").map(({ step, phase }) => [step, phase])).toEqual(
+      Array.from({ length: steps }, (_, i) => [i + 1, i < 6 ? 0 : 1]),
+    );
+    const losses = log.filter(({ type }) => type === "step").map(({ loss }) => loss);
+    expect(losses.at(-1)).toBeLessThan(losses[0] - 1);
+    for (const folder of [join(out, "model"), join(out, "checkpoints", "step-00000010")]) {
+      const said = objectOf(
+        await llama4([
+          "generate",
+          "--backend",
+          "reference",
+          "--model",
+          folder,
+          "--prompt",
+          "the",
+          "--raw",
+          "--bos",
+          "--max-tokens",
+          "3",
+          "--json",
+        ]),
+      );
+      expect(said["promptTokens"]).toBeGreaterThan(1);
+    }
+    const page = readFileSync(join(out, "report.html"), "utf8");
+    for (const word of ["Learning rate", "Held out", "What it says", "<svg"]) expect(page).toContain(word);
+    expect(page).not.toMatch(/(src|href)="https?:/);
+  });
+
+  it("killed at 20 random moments and resumed gives the same losses and the same weights, to the bit", async () => {
+    const out = at("killed");
+    const draw = random(11);
+    let kills = 0;
+    for (let runs = 0; runs < 200; runs++) {
+      const resume = existsSync(join(out, "log.jsonl")) ? ["--resume"] : [];
+      const args = ["train", "--backend", "reference", "--config", at("config.json"), "--out", out, ...resume];
+      const child = spawn(process.execPath, [main, ...args], { stdio: ["ignore", "ignore", "pipe"] });
+      let said = "";
+      child.stderr.on("data", (bytes) => {
+        said += bytes;
+      });
+      const spared = kills >= 20 || checkpointsSafely(out).includes("step-00000009"); // let the end be an end
+      const timer = spared ? undefined : setTimeout(() => child.kill("SIGKILL"), 300 + 1500 * draw());
+      const code = await new Promise<number | null>((resolve) => child.on("exit", resolve));
+      clearTimeout(timer);
+      if (code === 0) {
+        if (kills >= 20) break;
+        // Done before it was killed often enough: go on with killing from an earlier checkpoint.
+        rmSync(join(out, "checkpoints", "step-00000010"), { recursive: true });
+        continue;
+      }
+      expect(code, said).toBe(null); // killed, not failed
+      kills++;
+      // So that 20 moments fit into a run of 10 steps, every third kill loses a checkpoint as well.
+      const found = checkpointsSafely(out).filter((name) => !name.endsWith(".partial"));
+      if (kills % 3 === 0 && found.length > 1) rmSync(join(out, "checkpoints", found.at(-1)!), { recursive: true });
+    }
+    expect(kills).toBeGreaterThanOrEqual(20);
+    expect(logOf(out)).toEqual(logOf(at("whole")));
+    for (const folder of ["model", "checkpoints/step-00000010"])
+      expect(weightsOf(join(out, folder)).equals(weightsOf(join(at("whole"), folder)))).toBe(true);
+    const moments = (run: string) =>
+      readFileSync(join(at(run), "checkpoints/step-00000010/training/moments.safetensors"));
+    expect(moments("killed").equals(moments("whole"))).toBe(true);
+  });
+
+  it("says what is wrong, and what to do, before anything is trained", async () => {
+    const failing = async (...args: string[]) => {
+      const ended = await train(...args);
+      expect(ended.status).toBe(2);
+      return (objectOf(ended)["error"] as { message: string }).message;
+    };
+    expect(await failing()).toMatch(/expected --config F, or --depth N/);
+    expect(await failing("--config", at("config.json"), "--out", at("whole"))).toMatch(/holds a run already.*--resume/);
+    expect(await failing("--config", at("config.json"), "--out", at("none"), "--resume")).toMatch(/no run to resume/);
+    const typo = write("typo.json", { ...config, phases: [{ steps: 1, mix: { dogs: 1 } }] });
+    expect(await failing("--config", typo, "--out", at("typo"))).toMatch(
+      /phases\[0\].mix names "dogs"; expected one of docs/,
+    );
+    const key = write("key.json", { ...config, batchToken: 3 });
+    expect(await failing("--config", key, "--out", at("key"))).toMatch(
+      /"batchToken" is not known here; expected .*batchTokens/,
+    );
+    const other = write("other.json", { ...config, seed: 4 });
+    expect(await failing("--config", other, "--out", at("whole"), "--resume")).toMatch(
+      /seed was 3 when the run began and is 4/,
+    );
+  });
+
+  it("stops at a bad line and at a loss that is no number; the last checkpoint stays good", async () => {
+    const bad = at("bad");
+    write("bad.jsonl", [{ text: "the cat" }]);
+    writeFileSync(at("bad.jsonl"), `${JSON.stringify({ text: "the cat sees" })}\n{"text": "the c`);
+    const badConfig = write("bad.json", {
+      ...config,
+      tokenizer: join(at("whole"), "tokenizer.json"),
+      data: { docs: "bad.jsonl" },
+      heldOut: {},
+      model: { ...config.model, vision: undefined },
+    });
+    const ended = await train("--config", badConfig, "--out", bad);
+    expect(ended.status).toBe(1);
+    expect(objectOf(ended)["error"]).toMatchObject({
+      name: "TrainingError",
+      message: expect.stringMatching(/bad.jsonl: line 2, at byte 24: no JSON/),
+    });
+    const wild = at("wild");
+    cpSync(at("whole"), wild, { recursive: true });
+    rmSync(join(wild, "checkpoints/step-00000010"), { recursive: true });
+    const before = weightsOf(join(wild, "checkpoints/step-00000009"));
+    const longer = {
+      ...config,
+      phases: [config.phases[0], { ...config.phases[1], steps: 14 }],
+      optimizer: { ...config.optimizer, rate: 1e25 },
+    };
+    const ended2 = await train("--config", write("wild.json", longer), "--out", wild, "--resume");
+    expect(ended2.status).toBe(1);
+    expect(objectOf(ended2)["error"]).toMatchObject({
+      name: "TrainingError",
+      message: expect.stringMatching(/(loss|gradient of .*) is .* at step 1\d;? .*/),
+    });
+    expect(
+      checkpointsOf(wild).every((name) => existsSync(join(wild, "checkpoints", name, "training/state.json"))),
+    ).toBe(true);
+    expect(before.length).toBeGreaterThan(1000);
+  });
+});
+
+function checkpointsSafely(out: string): string[] {
+  return existsSync(join(out, "checkpoints")) ? checkpointsOf(out) : [];
+}
