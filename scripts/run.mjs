@@ -122,6 +122,7 @@ function start() {
 function test() {
   install(".");
   install("tests/peers");
+  install("tests/clients");
   build();
   must("npx", ["biome", "check", "."]);
   must("npx", ["tsc", "--noEmit"]);
