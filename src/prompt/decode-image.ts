@@ -160,7 +160,11 @@ async function readable<T>(format: string, work: Promise<T>): Promise<T> {
   try {
     return await work;
   } catch (error) {
-    const why = (error instanceof Error ? error.message : String(error)).split("\n").filter(Boolean).at(-1);
+    const why = (error instanceof Error ? error.message : String(error))
+      .split("\n")
+      .filter(Boolean)
+      .at(-1)
+      ?.replace(/:\s*$/, "");
     throw new RequestError(`image: this ${format} cannot be read (${why}); expected a whole file`, { cause: error });
   }
 }

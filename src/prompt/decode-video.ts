@@ -233,7 +233,9 @@ async function* run(program: string, args: readonly string[], signal?: AbortSign
           .split("\n")
           .at(-1)
           ?.replace(/^.*file:\S*: /, "") || `status ${status}`;
-      throw new RequestError(`video: ${program} cannot read it (${why}); expected a whole file that ffmpeg decodes`);
+      throw new RequestError(
+        `video: ${program} cannot read it (${why}); expected a whole file that ffmpeg decodes, no playlist or script that names others`,
+      );
     }
   } finally {
     signal?.removeEventListener("abort", kill);

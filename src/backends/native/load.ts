@@ -45,10 +45,10 @@ export async function readViews(
       signal?.throwIfAborted();
       const view = views[i]!;
       await (packed(view)
-        ? pack(addon, view, buffers[i]!)
+        ? pack(addon, view, buffers[i]!, signal)
         : view.strides
-          ? gather(view, buffers[i]!)
-          : copy(view, buffers[i]!, (bytes) => report(done + bytes)));
+          ? gather(view, buffers[i]!, signal)
+          : copy(view, buffers[i]!, signal, (bytes) => report(done + bytes)));
       done += storedBytes(view);
       report(done);
     }
@@ -343,9 +343,9 @@ function run(
 }
 
 /** The same of a source that is not a file: all of it is read first. */
-async function pack(addon: Addon, view: TensorView, buffer: ArrayBuffer): Promise<void> {
+async function pack(addon: Addon, view: TensorView, buffer: ArrayBuffer, signal?: AbortSignal): Promise<void> {
   const plain = new ArrayBuffer(storedBytes(view));
-  await (view.strides ? gather(view, plain) : copy(view, plain, () => {}));
+  await (view.strides ? gather(view, plain, signal) : copy(view, plain, signal));
   const [rows, columns] = view.shape.slice(-2) as [number, number];
   const [from, to] = [rows * rowBytes(view.dtype, columns), packedBytes(view.dtype, [rows, columns])];
   const type = dtypes[view.dtype].ggmlType!;
@@ -354,17 +354,23 @@ async function pack(addon: Addon, view: TensorView, buffer: ArrayBuffer): Promis
 }
 
 /** A view of a source that is not a file. */
-async function copy(view: TensorView, buffer: ArrayBuffer, report: (bytes: number) => void): Promise<void> {
+async function copy(
+  view: TensorView,
+  buffer: ArrayBuffer,
+  signal?: AbortSignal,
+  report: (bytes: number) => void = () => {},
+): Promise<void> {
   const out = new Uint8Array(buffer);
   const total = storedBytes(view);
   for (let at = 0; at < total; at += blockBytes) {
+    signal?.throwIfAborted();
     out.set(await view.source.read(view.offset + at, Math.min(blockBytes, total - at)), at);
     report(at);
   }
 }
 
 /** Any strides of a source that is not a file, slice by slice of the first axis. */
-async function gather(view: TensorView, buffer: ArrayBuffer): Promise<void> {
+async function gather(view: TensorView, buffer: ArrayBuffer, signal?: AbortSignal): Promise<void> {
   const { shape, dtype, source, offset } = view;
   const strides = view.strides!;
   const element = dtypes[dtype].blockBytes;
@@ -380,6 +386,7 @@ async function gather(view: TensorView, buffer: ArrayBuffer): Promise<void> {
     for (let i = 0; i < shape[axis]!; i++) walk(axis + 1, from + i * strides[axis]!);
   };
   for (let slice = 0; slice < (shape[0] ?? 1); slice++) {
+    signal?.throwIfAborted();
     bytes = await source.read(offset + slice * (strides[0] ?? 0) * element, reach * element);
     walk(1, 0);
   }

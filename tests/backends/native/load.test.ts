@@ -198,6 +198,22 @@ describe.runIf(isBuilt())("loading with the native backend", () => {
     await expect(loading).rejects.toThrow("enough");
   });
 
+  it("stops in the middle of a tensor that is computed as it is read, as 8-bit floats are", async () => {
+    const controller = new AbortController();
+    let reads = 0;
+    const source = {
+      name: "computed",
+      byteLength: 64 * 2 ** 20,
+      async read(_offset: number, length: number) {
+        if (++reads === 2) controller.abort(new Error("enough"));
+        return new Uint8Array(length);
+      },
+    };
+    const view = { name: "w", dtype: "f16", shape: [32, 2 ** 20], source, offset: 0 } as const;
+    await expect(backend.load([view], { signal: controller.signal })).rejects.toThrow("enough");
+    expect(reads).toBe(2);
+  });
+
   it("an error of onProgress ends the loading and comes back", async () => {
     const view = fileOf("throw.bin", 64)("f16", [4, 8], 0);
     const onProgress = () => {
