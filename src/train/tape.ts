@@ -6,12 +6,21 @@
 // them are counted, because the garbage collector does not see how large they are.
 
 import type { Backend, ExpertBank, KVPool, LoadOptions, Routes, Span } from "../tensor/backend.ts";
-import type { Backward } from "../tensor/backward.ts";
+import type { Backward, RouterLoss } from "../tensor/backward.ts";
 import { elementCount, type Shape, type Tensor, type TensorView } from "../tensor/tensor.ts";
 
 export interface TapeOptions {
   /** Keeps only what scopes (the model's layers) return, and computes what is inside them again on the way back. */
   readonly recompute?: boolean;
+  readonly router?: Router;
+}
+
+/** Takes part in every `route` of a forward pass, in the order of the layers: see balance.ts. */
+export interface Router {
+  /** `[E]`: added to the logits for the choice alone, not for the score. */
+  bias(): Float64Array | undefined;
+  /** `lossOf` records a scalar of the logits, to be added to the step's loss. */
+  routed(logits: Tensor, routes: Routes, lossOf: (logits: Tensor, loss: RouterLoss) => Tensor): void;
 }
 
 /** A tensor of the wrapped backend. */
@@ -57,19 +66,21 @@ export class Tape implements Backend {
   readonly #inner: Backend;
   readonly #backward: Backward;
   readonly #recompute: boolean;
+  readonly #router: Router | undefined;
   readonly #leaves = new WeakMap<Tensor, Tensor>(); // watched
   readonly #constants = new WeakMap<Tensor, Tensor>();
   readonly #reached = new Set<Node>(); // leaves that have a gradient
   #nodes: Node[] = []; // in the order of the forward pass
   #scope: Node[] = [];
 
-  constructor(backend: Backend, { recompute = false }: TapeOptions = {}) {
+  constructor(backend: Backend, { recompute = false, router }: TapeOptions = {}) {
     if (!backend.backward)
       throw new RangeError(`the tape's backend "${backend.name}" knows no way back; train on native or reference`);
     this.name = `tape of ${backend.name}`;
     this.#inner = backend;
     this.#backward = backend.backward;
     this.#recompute = recompute;
+    this.#router = router;
   }
 
   // --- what training does with it ---
@@ -446,9 +457,25 @@ export class Tape implements Backend {
 
   route(logits: Tensor, topK: number): Routes {
     const a = node(logits);
-    const { experts, scores } = this.#inner.route(this.#value(a), topK);
-    this.#backward.free(scores); // computed by the node, which can do so again
-    return { topK, experts, scores: this.#scores(a, { topK, experts }) };
+    const experts = this.#choose(this.#value(a), topK);
+    const routes = { topK, experts, scores: this.#scores(a, { topK, experts }) };
+    this.#router?.routed(logits, routes, (x, loss) => this.#routerLoss(node(x), loss));
+    return routes;
+  }
+
+  #choose(logits: Tensor, topK: number): Int32Array {
+    const made: Tensor[] = [];
+    const keep = (x: Tensor) => made[made.push(x) - 1]!;
+    const bias = this.#router?.bias();
+    let biased = logits;
+    if (bias) {
+      const row = keep(this.#inner.from(bias, [1, bias.length]));
+      const everywhere = keep(this.#inner.rows(row, new Int32Array(logits.shape[0]!)));
+      biased = keep(this.#inner.add(logits, everywhere));
+    }
+    const { experts, scores } = this.#inner.route(biased, topK);
+    for (const x of [...made, scores]) this.#backward.free(x); // the scores are a node's, which can compute them again
+    return experts;
   }
 
   #scores(logits: Node, choice: Pick<Routes, "topK" | "experts">): Tensor {
@@ -459,6 +486,18 @@ export class Tape implements Backend {
       back: ({ tensor: dy }) =>
         this.#offer(logits, () => this.#backward.scoresBackward(this.#value(logits), choice, dy)),
     });
+  }
+
+  #routerLoss(logits: Node, loss: RouterLoss): Tensor {
+    const scalar = this.#record({
+      inputs: [logits],
+      run: () => this.#backward.routerLoss(this.#value(logits), loss),
+      needs: [logits],
+      back: ({ tensor: dy }) =>
+        this.#offer(logits, () => this.#backward.routerLossBackward(this.#value(logits), loss, dy)),
+    });
+    node(scalar).returned = node(scalar).needed = true; // it leaves its layer beside the result
+    return scalar;
   }
 
   /** In its parts, so that the way back finds what was in between: rows grouped by expert, no row left out. */
