@@ -75,7 +75,12 @@ async function trained({ signal }: Session, options: TrainOptions): Promise<Answ
       await folder.resume(saved.state);
     } else {
       await folder.create();
-      await folder.resume({ progress: { step: 0, tokens: 0, cursor: {} }, seconds: 0, logBytes: 0, config });
+      await folder.resume({
+        progress: { step: 0, tokens: 0, cursor: {}, biases: [] },
+        seconds: 0,
+        logBytes: 0,
+        config,
+      });
     }
     const open = async (path: string) => openDocuments(at(path), files);
     const [data, heldOut] = [await opened(config.data, open), await opened(config.heldOut, open)];

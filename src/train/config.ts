@@ -11,6 +11,16 @@ export interface Phase extends Mix {
   readonly steps: number;
 }
 
+/** How the load of the experts is kept even. */
+export interface Balancing {
+  /** `loss`: an auxiliary loss; `bias`: one that only the choice sees, faded out before the end; `none`: see balance.ts. */
+  readonly by: "loss" | "bias" | "none";
+  /** The loss's weight, or what a bias moves by in a step. */
+  readonly strength: number;
+  /** Weight of the router's z-loss. */
+  readonly z: number;
+}
+
 export interface TrainConfig {
   readonly model: ModelSizes;
   /** A tokenizer.json, or how many tokens to learn from the data. */
@@ -30,6 +40,7 @@ export interface TrainConfig {
   readonly rate: number;
   readonly schedule: Schedule;
   readonly optimizer: OptimizerOptions;
+  readonly balance: Balancing;
   /** Computes activations again on the way back instead of keeping them. */
   readonly recompute: boolean;
   /** Steps from one measurement of the held-out loss, and of samples, to the next; tokens of each file that are measured. */
@@ -132,6 +143,8 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const steps = phases.reduce((sum, { steps }) => sum + steps, 0);
   const schedule = top.fields("schedule");
   const optimizer = top.fields("optimizer");
+  const balance = top.fields("balance");
+  const by = balance.one("by", ["bias", "loss", "none"], "bias");
   const evaluate = top.fields("evaluate");
   const checkpoint = top.fields("checkpoint");
   const config: TrainConfig = {
@@ -160,6 +173,11 @@ export function readConfig(json: unknown, file: string): TrainConfig {
       visionRate: optimizer.number("visionRate", 1, 0),
       average: optimizer.number("average", 0, 0, 1),
     },
+    balance: {
+      by,
+      strength: balance.number("strength", by === "loss" ? 0.01 : 0.001, 0),
+      z: balance.number("z", 1e-4, 0),
+    },
     recompute: top.flag("recompute", false),
     evaluate: {
       every: evaluate.whole("every", Math.max(1, Math.ceil(steps / 20)), 1),
@@ -169,7 +187,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     seed: top.whole("seed", 0, 0),
     out: top.text("out", undefined) ?? "run",
   };
-  for (const fields of [given, schedule, optimizer, evaluate, checkpoint, top]) fields.end();
+  for (const fields of [given, schedule, optimizer, balance, evaluate, checkpoint, top]) fields.end();
   check(config, file);
   return config;
 }

@@ -26,3 +26,9 @@ export function rateAt({ kind, steps, warmup, decay, final }: Schedule, step: nu
   const left = Math.max(0, steps - step);
   return left >= decay ? 1 : final + (1 - final) * (left / decay);
 }
+
+/** The share of the balancing biases at a step: whole until the rate falls, none in the last half of its fall. */
+export function biasShareAt({ kind, steps, decay }: Schedule, step: number): number {
+  const fall = kind === "wsd" ? decay : steps / 4;
+  return Math.max(0, Math.min(1, (2 * (steps - step)) / Math.max(1, fall) - 1));
+}

@@ -11,12 +11,13 @@ import type { Backend, Segment, TrainingBackend } from "../tensor/backend.ts";
 import { TrainingError } from "../tensor/errors.ts";
 import { crossEntropy } from "../tensor/ops.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import { Balance, type BalanceOptions } from "./balance.ts";
 import { type Batch, Batches, type BatchOptions, type Cursor, inOrder } from "./batches.ts";
 import type { TrainConfig } from "./config.ts";
 import type { Documents, Example } from "./documents.ts";
 import { inOrderOf, type Leaf, leavesOf, mapWeights, type Weights } from "./leaves.ts";
 import { Optimizer } from "./optimizer.ts";
-import { rateAt } from "./schedule.ts";
+import { biasShareAt, rateAt } from "./schedule.ts";
 import { Tape } from "./tape.ts";
 
 /** What a run begins with, and what it may go on from. */
@@ -39,6 +40,8 @@ export interface Progress {
   /** Seen so far. */
   readonly tokens: number;
   readonly cursor: Cursor;
+  /** Of the routers, layer by layer, where they are balanced by biases. */
+  readonly biases: readonly (readonly number[])[];
 }
 
 /** What one step was. */
@@ -81,6 +84,7 @@ export class Trainer {
   readonly #b: Beginning;
   readonly #leaves: readonly Leaf[];
   readonly #optimizer: Optimizer;
+  readonly #balance: Balance;
   readonly #tape: Tape;
   readonly #watched: Weights;
   readonly #batches: Batches;
@@ -93,7 +97,10 @@ export class Trainer {
     this.#b = beginning;
     this.#leaves = leavesOf(weights);
     this.#optimizer = new Optimizer(backend, this.#leaves, config.optimizer);
-    this.#tape = new Tape(backend, { recompute: config.recompute });
+    const { z } = config.balance;
+    this.#balance = new Balance({ nExperts: model.nExperts, method: methodOf(config.balance), zLoss: z });
+    if (state) this.#balance.restore(state.progress.biases);
+    this.#tape = new Tape(backend, { recompute: config.recompute, router: this.#balance });
     this.#watched = this.#tape.watch(weights);
     const perTile = model.vision ? tokensPerTile(model.vision) : 0;
     this.#packing = { rows: config.rows, context: config.context, tokensPerTile: perTile };
@@ -110,7 +117,7 @@ export class Trainer {
   }
 
   get progress(): Progress {
-    return { step: this.#step, tokens: this.#tokens, cursor: this.#batches.cursor };
+    return { step: this.#step, tokens: this.#tokens, cursor: this.#batches.cursor, biases: this.#balance.state() };
   }
 
   /** The moments of the optimizer, by name. */
@@ -138,6 +145,7 @@ export class Trainer {
     for (let i = 0; i < config.accumulate; i++) batches.push(await this.#batches.next(phase));
     const counted = batches.reduce((sum, { targets }) => sum + targets.length, 0);
     if (counted === 0) throw new TrainingError(`step ${this.#step + 1}: nothing to predict; expected text in the data`);
+    this.#balance.fade(biasShareAt(config.schedule, this.#step));
     let loss = 0;
     let sums: Tensor[] | undefined;
     for (const batch of batches) {
@@ -153,14 +161,17 @@ export class Trainer {
     const rate = config.rate * rateAt(config.schedule, this.#step);
     const norm = await this.#optimizer.step(sums!, rate);
     for (const sum of sums!) free(backend, sum);
+    const load = this.#balance.loads().map(({ choices }) => sharesOf(choices));
+    this.#balance.update();
     const tokens = batches.reduce((sum, batch) => sum + batch.tokens.length, 0);
     this.#step++;
     this.#tokens += tokens;
     const tiles = batches.reduce((sum, { images }) => sum + (images?.tiles ?? 0), 0);
-    return { step: this.#step, phase: index, loss, rate, norm, tokens, counted, tiles, load: [] };
+    return { step: this.#step, phase: index, loss, rate, norm, tokens, counted, tiles, load };
   }
 
   async #backward(batch: Batch): Promise<{ nats: number; gradients: Tensor[] }> {
+    this.#balance.begin();
     const loss = await lossOf(this.#tape, this.#watched, this.#b.model, batch);
     const [nats] = await this.#tape.read(loss);
     if (!Number.isFinite(nats)) {
@@ -169,7 +180,7 @@ export class Trainer {
         `the loss is ${nats} at step ${this.#step + 1}; lower the rate, lengthen the warm-up or clip gradients, and resume from the last checkpoint`,
       );
     }
-    const gradients = this.#tape.gradients(loss, this.#watched);
+    const gradients = this.#tape.gradients(this.#balance.loss(loss), this.#watched);
     return { nats: nats!, gradients: inOrderOf(this.#b.weights, gradients) };
   }
 
@@ -272,6 +283,16 @@ function promptLength({ tokens, counts, divisible }: Example): number {
   let at = tokens.length;
   while (at > 1 && counts[at - 1]) at--;
   return at;
+}
+
+function methodOf({ by, strength }: TrainConfig["balance"]): BalanceOptions["method"] {
+  if (by === "none") return { kind: by };
+  return by === "loss" ? { kind: by, weight: strength } : { kind: by, rate: strength };
+}
+
+function sharesOf(choices: readonly number[]): number[] {
+  const all = choices.reduce((sum, n) => sum + n, 0);
+  return choices.map((n) => n / all);
 }
 
 function likeliest(logits: ArrayLike<number>): number {
