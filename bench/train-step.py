@@ -11,6 +11,10 @@ import json
 import resource
 import sys
 import time
+from types import ModuleType
+
+# torchvision's registrations for tracing fail beside a torch for CPUs alone, and nothing here traces.
+sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
 
 import torch
 import transformers.models.llama4.modeling_llama4 as modeling

@@ -2,7 +2,7 @@
 // peak is that, and how much memory? Beside Hugging Face's model in PyTorch, if a Python that has both is named: as it is,
 // and with each token sent to its expert alone; samples of all alternate, with the peak probed around ours.
 //
-//   node --import ./scripts/ts.mjs bench/train-step.ts [--sizes 14M,127M] [--threads 2] [--runs 5] [--recompute]
+//   node --import ./scripts/ts.mjs bench/train-step.ts [--sizes 14M,127M] [--threads 2] [--runs 5] [--warm 2] [--recompute]
 //     [--python PYTHON] [--peers sparse:f32,sparse:bf16,hf:f32] [--out record.json]
 
 import { spawn } from "node:child_process";
@@ -25,6 +25,7 @@ const { values: options } = parseArgs({
     sizes: { type: "string", default: "14M,127M" },
     threads: { type: "string", default: "2" },
     runs: { type: "string", default: "5" },
+    warm: { type: "string", default: "2" },
     recompute: { type: "boolean", default: false },
     python: { type: "string" },
     peers: { type: "string", default: "sparse:f32,sparse:bf16,hf:f32" },
@@ -119,6 +120,7 @@ function ours(s: Shape) {
       return value;
     });
   return {
+    name: "ours",
     backend,
     tera: (T * operations(c)) / 1e12,
     async run(): Promise<Sample> {
@@ -141,9 +143,9 @@ function theirs(python: string, s: Shape, mode: string, dtype: string) {
     name: `${mode} ${dtype}`,
     async run(): Promise<Sample> {
       child.stdin.write("\n");
-      const [seconds, loss, megabytes] = String((await lines.next()).value)
-        .split(" ")
-        .map(Number) as [number, number, number];
+      const { value, done } = await lines.next();
+      if (done) throw new Error(`${python} bench/train-step.py ended; its own message is above`);
+      const [seconds, loss, megabytes] = value.split(" ").map(Number) as [number, number, number];
       return { seconds, loss, megabytes };
     },
     close: () => child.stdin.end(),
@@ -161,7 +163,10 @@ for (const size of options.sizes.split(",") as (keyof typeof shapes)[]) {
   });
   const samples: Record<string, Sample[]> = { ours: [] };
   const shares: number[] = [];
-  for (const { run } of [us, ...peers]) for (let warm = 0; warm < 2; warm++) await run();
+  // Memory is read before the first probe, which takes 256 MB for itself.
+  const megabytes: Record<string, number> = {};
+  for (const { name, run } of [us, ...peers])
+    for (let warm = 0; warm < Number(options.warm); warm++) megabytes[name] = (await run()).megabytes;
   for (let i = 0; i < runs; i++) {
     const before = us.backend.ceilings().f32Gflops;
     const sample = await us.run();
@@ -179,7 +184,7 @@ for (const size of options.sizes.split(",") as (keyof typeof shapes)[]) {
     const ratios = all.map(({ seconds }, i) => seconds / samples["ours"]![i]!.seconds);
     console.log(
       `  ${name.padEnd(12)} ${median(speeds).toFixed(0).padStart(6)} tokens/s (${spread(speeds, 0)}), ` +
-        `${all.at(-1)!.megabytes.toFixed(0)} MB${
+        `${megabytes[name]!.toFixed(0)} MB${
           name === "ours"
             ? `, ${(100 * median(shares)).toFixed(0)} % of the f32 peak (${spread(
                 shares.map((x) => 100 * x),
@@ -189,7 +194,7 @@ for (const size of options.sizes.split(",") as (keyof typeof shapes)[]) {
         }`,
     );
   }
-  record.push({ size, tera: us.tera, samples, shares });
+  record.push({ size, tera: us.tera, megabytes, samples, shares });
   for (const peer of peers) peer.close();
   us.backend.close();
 }
