@@ -23,6 +23,7 @@ import { type HeldOutLoss, type Sample, Trainer } from "../train/trainer.ts";
 import { type Answer, progress, type Run, type Session } from "./answer.ts";
 import { tokenIds } from "./init.ts";
 import { define, whole } from "./options.ts";
+import { replacing } from "./output.ts";
 import { RunFolder, readModel, refuseOtherRun, type SavedCheckpoint, writeModel } from "./run-folder.ts";
 import { Meter } from "./train-meter.ts";
 import { reportPage } from "./train-report.ts";
@@ -152,7 +153,8 @@ async function loop({
   const { steps } = config.schedule;
   const meter = new Meter(model, backend, steps, trainer.progress.step);
   let savedAt = performance.now();
-  let savedStep = trainer.progress.step;
+  const first = trainer.progress.step;
+  let savedStep = first;
   let last: Record<string, HeldOutLoss> = {};
   const save = async () => {
     await folder.save(
@@ -190,8 +192,8 @@ async function loop({
     meter.stop(savedStep);
   }
   const out = join(folder.path, "model");
-  if (trainer.progress.step > savedStep || !existsSync(out))
-    await writeModel(out, { backend, weights: trainer.averaged, model, tokenizer }, "bf16");
+  if (trainer.progress.step > first || !existsSync(out))
+    await replacing(out, (path) => writeModel(path, { backend, weights: trainer.averaged, model, tokenizer }, "bf16"));
   const { total, active } = countParameters(model);
   const { step, tokens } = trainer.progress;
   const losses = Object.entries(last).map(

@@ -1,7 +1,7 @@
 // Runs of `llama4 train` as a person starts them: whole, killed, resumed, and with what goes wrong.
 
-import { spawn } from "node:child_process";
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -213,6 +213,53 @@ describe("llama4 train", () => {
       checkpointsOf(wild).every((name) => existsSync(join(wild, "checkpoints", name, "training/state.json"))),
     ).toBe(true);
     expect(before.length).toBeGreaterThan(1000);
+  });
+});
+
+describe("a run", () => {
+  it("stopped by Ctrl-C keeps what it has, and goes on to be longer than first asked for", async () => {
+    const out = at("stopped");
+    const args = ["train", "--backend", "reference", "--config", at("config.json"), "--out", out];
+    const child = spawn(process.execPath, [main, ...args], { stdio: ["ignore", "ignore", "pipe"] });
+    child.stderr.once("data", () => child.kill("SIGINT")); // it has made a step
+    expect(await new Promise((resolve) => child.on("exit", resolve))).toBe(130);
+    const kept = checkpointsOf(out).at(-1)!;
+    expect(existsSync(join(out, "checkpoints", kept, "training/state.json"))).toBe(true);
+    expect(objectOf(await train("--config", at("config.json"), "--out", out, "--resume"))).toMatchObject({ steps });
+    expect(weightsOf(join(out, "model")).equals(weightsOf(join(at("whole"), "model")))).toBe(true);
+    const longer = write("longer.json", { ...config, phases: [...config.phases, { steps: 2, mix: { docs: 1 } }] });
+    expect(objectOf(await train("--config", longer, "--out", out, "--resume"))).toMatchObject({ steps: steps + 2 });
+    expect(weightsOf(join(out, "model")).equals(weightsOf(join(at("whole"), "model")))).toBe(false);
+  });
+
+  // A disk of its own needs a mount namespace, which some machines do not give to everybody.
+  const mount = "mount -t tmpfs -o size=600k none";
+  const mayMount = spawnSync("unshare", ["-rm", "sh", "-c", `${mount} /mnt`]).status === 0;
+  it.skipIf(!mayMount)("on a full disk says so, and leaves the last good checkpoint", async () => {
+    const disk = at("disk");
+    const copy = at("rescued");
+    mkdirSync(disk);
+    const args = [
+      "train",
+      "--backend",
+      "reference",
+      "--json",
+      "--config",
+      at("config.json"),
+      "--out",
+      join(disk, "run"),
+    ];
+    const script = `${mount} "$0" && "$@"; status=$?; cp -r "$0/run" "${copy}"; exit $status`;
+    const ended = spawnSync("unshare", ["-rm", "sh", "-c", script, disk, process.execPath, main, ...args], {
+      encoding: "utf8",
+    });
+    expect(ended.status).toBe(1);
+    const { name, message } = JSON.parse(ended.stdout).error;
+    expect(name === "CapacityError" || /disk is full/.test(message)).toBe(true);
+    for (const kept of checkpointsOf(copy)) expect(kept).not.toMatch(/partial/);
+    const resumed = objectOf(await train("--config", at("config.json"), "--out", copy, "--resume"));
+    expect(resumed).toMatchObject({ steps });
+    expect(weightsOf(join(copy, "model")).equals(weightsOf(join(at("whole"), "model")))).toBe(true);
   });
 });
 

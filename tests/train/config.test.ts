@@ -1,0 +1,83 @@
+import { describe, expect, it } from "vitest";
+import { countParameters } from "../../src/model/config.ts";
+import { modelConfig, readConfig, sizesOfDepth } from "../../src/train/config.ts";
+import { phaseAt } from "../../src/train/trainer.ts";
+
+const least = { data: { a: "a.jsonl" }, phases: [{ steps: 10, mix: { a: 1 } }] };
+const read = (more: object) => readConfig({ ...least, ...more }, "c.json");
+
+describe("a depth", () => {
+  it.each([1, 2, 4, 6, 8, 12, 16, 24])("of %d gives a whole Llama 4 that fits together", (depth) => {
+    const sizes = { ...read({ model: { depth, vision: {} } }).model };
+    const c = modelConfig(sizes, { vocabSize: 4096, context: 512, tileSize: 48 }, { eos: [] });
+    expect(c.layers.length).toBe(depth);
+    expect(c.nHeads % c.nKvHeads).toBe(0);
+    expect(c.headDim % 4).toBe(0);
+    expect(c.layers.every((layer) => layer.moe)).toBe(true);
+    expect(c.layers.filter((layer) => !layer.rope).length).toBe(Math.floor(depth / 4));
+    expect(c.attentionChunk).toBeLessThan(512);
+    expect((c.vision!.imageSize / c.vision!.patchSize) % c.vision!.shuffle).toBe(0);
+    expect(c.vision!.dim % c.vision!.nHeads).toBe(0);
+  });
+
+  it("grows the model and lowers the rate", () => {
+    const sizes = [4, 8, 16].map((depth) => {
+      const c = modelConfig(
+        read({ model: { depth } }).model,
+        { vocabSize: 4096, context: 512, tileSize: undefined },
+        { eos: [] },
+      );
+      return countParameters(c).total - 2 * c.vocabSize * c.dim;
+    });
+    expect(sizes[0]).toBeGreaterThan(2e6);
+    expect(sizes[0]).toBeLessThan(5e6);
+    expect(sizes[1]! / sizes[0]!).toBeGreaterThan(4);
+    expect(sizes[2]! / sizes[1]!).toBeGreaterThan(4);
+    expect(read({ model: { depth: 16 } }).rate).toBeLessThan(read({ model: { depth: 4 } }).rate);
+  });
+});
+
+describe("a config", () => {
+  it("has a default for all but data and phases", () => {
+    const config = read({});
+    expect(config).toMatchObject({ context: 512, rows: 4096, accumulate: 1, tokenizer: 4096, out: "run" });
+    expect(config.model).toEqual({ ...sizesOfDepth(4), vision: undefined });
+    expect(config.schedule).toMatchObject({ kind: "wsd", steps: 10 });
+  });
+
+  it.each([
+    [{ phases: [] }, /phases is empty/],
+    [{ data: {} }, /data names no file/],
+    [{ phases: undefined }, /phases is missing; expected a list/],
+    [{ phases: [{ steps: 1, mix: { b: 1 } }] }, /phases\[0\].mix names "b"; expected one of a/],
+    [{ phases: [{ steps: 0, mix: { a: 1 } }] }, /phases\[0\]: steps is 0; expected a whole number from 1/],
+    [{ phases: [{ steps: 1, mix: { a: -1 } }] }, /mix is {"a":-1}; expected names and their shares/],
+    [{ optimizer: { kind: "sgd" } }, /optimizer: kind is "sgd"; expected one of adamw, muon/],
+    [{ optimizer: { lr: 1 } }, /optimizer: "lr" is not known here; expected .*rate/],
+    [{ model: { heads: 6, kvHeads: 4 } }, /6 heads cannot share 4 kvHeads/],
+    [{ model: { headDim: 7 } }, /headDim is 7/],
+    [{ model: { experts: 2, topK: 3 } }, /topK is 3 of 2/],
+    [{ model: { vision: { dim: 30, heads: 5 } } }, /heads of 6; expected a multiple of 4/],
+    [{ context: 9000 }, /context is 9000 and batchTokens 4096/],
+    [{ schedule: { final: 2 } }, /final is 2; expected a number from 0 to 1/],
+  ])("refuses %j", (more, message) => {
+    expect(() => read(more)).toThrow(message as RegExp);
+    expect(() => read(more)).toThrow(expect.objectContaining({ name: "RequestError" }));
+  });
+
+  it("knows the phase of a step", () => {
+    const config = read({
+      phases: [
+        { steps: 3, mix: { a: 1 } },
+        { steps: 2, mix: { a: 1 }, loss: "answers" },
+      ],
+    });
+    expect([0, 2, 3, 4, 5].map((step) => phaseAt(config, step)).map(({ index, first }) => [index, first])).toEqual([
+      [0, true],
+      [0, false],
+      [1, true],
+      [1, false],
+      [1, false],
+    ]);
+  });
+});
