@@ -1,5 +1,6 @@
 // `llama4 serve`: the model behind the HTTP APIs that programs already speak.
 
+import { setMaxListeners } from "node:events";
 import { isIP } from "node:net";
 import { basename } from "node:path";
 import type { Command } from "commander";
@@ -92,6 +93,7 @@ async function served(session: Session, options: ServeOptions, version?: string)
     idleMs: positive("--idle-timeout", options.idleTimeout) * 1000,
   };
   const speculation = speculationOf(options);
+  setMaxListeners(2 * maxConcurrent + LIMITS.images); // a request's signal has one for each of its replies and images
   await using model = await openModel(options, session, { speculation, sequences: maxConcurrent });
   const stop = new AbortController();
   const name = options.name ?? basename(path).replace(/\.gguf$/, "");

@@ -128,11 +128,12 @@ async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): 
     }),
   });
   for await (const { index, text, logprobs, finish } of said) {
-    const before = offsets.has(index) ? "" : echoed(body, index);
+    const isFirst = !offsets.has(index); // told even without a text: a sign that the prompt is read
+    const before = isFirst ? echoed(body, index) : "";
     const offset = offsets.get(index) ?? 0;
     offsets.set(index, offset + logprobs.reduce((sum, { text }) => sum + text.length, 0));
     if (finish) finishes[index] = finish;
-    if (before + text === "" && logprobs.length === 0 && !finish) continue;
+    if (!isFirst && text === "" && logprobs.length === 0 && !finish) continue;
     const shown = body.logprobs === undefined ? null : logprobsOf(logprobs, offset);
     yield chunk([{ index, text: before + text, logprobs: shown, finish_reason: finish?.reason ?? null }]);
   }

@@ -10,28 +10,29 @@ export class Exchange {
   readonly #cancel = new AbortController();
   readonly #onEnd: (() => void)[] = [];
 
-  constructor(left: AbortSignal, stop: AbortSignal | undefined, mostMs: number, held: Held) {
+  constructor(left: AbortSignal, mostMs: number, held: Held) {
     this.held = held;
     const leave = () => this.#cancel.abort(left.reason);
-    const stopped = () => this.#cancel.abort(new Refusal(503, "The server is stopping; ask again later."));
     const late = () =>
       this.#cancel.abort(new Refusal(504, `The request took longer than ${mostMs / 1000} seconds, and was given up.`));
     left.addEventListener("abort", leave);
-    stop?.addEventListener("abort", stopped);
     const timer = setTimeout(late, mostMs);
     this.onEnd(() => {
       clearTimeout(timer);
       left.removeEventListener("abort", leave);
-      stop?.removeEventListener("abort", stopped);
       held.release();
     });
     if (left.aborted) leave();
-    if (stop?.aborted) stopped();
   }
 
   /** Aborted when the work for it is to stop. */
   get signal(): AbortSignal {
     return this.#cancel.signal;
+  }
+
+  /** Tells the client that the server stops, if it is not told anything else yet. */
+  stop(): void {
+    this.#cancel.abort(new Refusal(503, "The server is stopping; ask again later."));
   }
 
   /** Is called at the end; at once where that has been. */

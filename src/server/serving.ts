@@ -91,6 +91,7 @@ export class Server {
   readonly #admission: Admission;
   readonly #rate: TokenRate;
   readonly #budget: ByteBudget;
+  readonly #exchanges = new Set<Exchange>();
 
   constructor(model: ServedModel, limits: Limits, options: ServingOptions) {
     this.#model = model;
@@ -99,6 +100,9 @@ export class Server {
     this.#admission = new Admission(limits);
     this.#rate = new TokenRate(limits.tokensPerMinute);
     this.#budget = new ByteBudget(limits.heldBytes);
+    options.signal?.addEventListener("abort", () => {
+      for (const exchange of this.#exchanges) exchange.stop();
+    });
   }
 
   get load() {
@@ -171,7 +175,11 @@ export class Server {
   }
 
   #open(request: Request): Exchange {
-    return new Exchange(request.signal, this.#options.signal, this.#limits.requestMs, new Held(this.#budget));
+    const exchange = new Exchange(request.signal, this.#limits.requestMs, new Held(this.#budget));
+    this.#exchanges.add(exchange);
+    exchange.onEnd(() => this.#exchanges.delete(exchange));
+    if (this.#options.signal?.aborted) exchange.stop();
+    return exchange;
   }
 
   /** The replies, once it is the request's turn. */
