@@ -3,7 +3,7 @@
 import type { Llama4Config } from "../model/config.ts";
 import type { Parameters, VisionParameters } from "../model/parameters.ts";
 import { forward as modelForward, type Step } from "../model/transformer.ts";
-import type { Backend, KVDType, Segment } from "../tensor/backend.ts";
+import type { Backend, KVDType, Routes, Segment } from "../tensor/backend.ts";
 import { CapacityError, RequestError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
@@ -95,6 +95,8 @@ export interface EngineStats {
   readonly stepTokens: number;
   /** Slots of the cache, each for a token in every layer of a kind, and how many of them running requests hold. */
   readonly cache: Readonly<Record<"global" | "local", { readonly used: number; readonly total: number } | undefined>>;
+  /** By layer with experts: how many tokens each expert has had. */
+  readonly experts: readonly { readonly layer: number; readonly tokens: readonly number[] }[];
 }
 
 /** So many logits have memory that stays: 64 MB, 83 rows of Llama 4's vocabulary. */
@@ -123,6 +125,8 @@ export class Engine {
   #logits = new Float32Array();
   #loop: Promise<void> | undefined;
   #sequences = 0;
+  /** By layer, `[E]`. */
+  readonly #expertTokens = new Map<number, Float64Array>();
   #steps = 0;
   #stepTokens = 0;
   #isClosed = false;
@@ -219,6 +223,7 @@ export class Engine {
       steps: this.#steps,
       stepTokens: this.#stepTokens,
       cache: this.#pages.tables.occupation(),
+      experts: [...this.#expertTokens].map(([layer, tokens]) => ({ layer, tokens: [...tokens] })),
     };
   }
 
@@ -388,6 +393,7 @@ export class Engine {
         segments,
         wanted: Int32Array.from(wanted),
         cache: this.#pages.layers,
+        routed: (layer: number, { experts }: Routes) => this.#countExperts(layer, experts),
         ...(images && { images }),
       };
       logits = await backend.read(await forward(parameters, config, step), this.#roomFor(wanted.length * V));
@@ -431,6 +437,12 @@ export class Engine {
       return { job, guesses, isDecode, position: position + first, end: position + known, from, to: wanted.length };
     });
     return { tokens, features, patches, wanted, parts };
+  }
+
+  #countExperts(layer: number, experts: Int32Array): void {
+    const counts = this.#expertTokens.get(layer) ?? new Float64Array(this.#options.config.nExperts);
+    this.#expertTokens.set(layer, counts);
+    for (const expert of experts) counts[expert]!++;
   }
 
   /** Memory for so many logits, the same in every step: a new one would cost more than to fill it. */

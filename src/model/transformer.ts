@@ -2,7 +2,7 @@
 //
 // T tokens in the step · V vocabulary · D dim · H query heads · K key/value heads · d head dim
 
-import type { LayerCache, Segment } from "../tensor/backend.ts";
+import type { LayerCache, Routes, Segment } from "../tensor/backend.ts";
 import {
   add,
   attend,
@@ -34,6 +34,8 @@ export interface Step {
   readonly images?: { readonly rows: Tensor; readonly at: Int32Array };
   /** One for each layer; without it the step sees only itself. */
   readonly cache?: readonly LayerCache[];
+  /** Hears which experts a layer's router chose. */
+  readonly routed?: (layer: number, routes: Routes) => void;
 }
 
 /** Sees the residual stream `[T, D]`: of the embeddings (layer 0), then after each layer, at last after the final norm. */
@@ -60,7 +62,7 @@ export async function forward(p: Parameters, c: Llama4Config, step: Step, observ
 async function layer(x: Tensor, block: Block, c: Llama4Config, i: number, place: Place): Promise<Tensor> {
   const h = add(x, attention(rmsNorm(x, block.attentionNorm, c.normEps), block, c, i, place));
   const normed = rmsNorm(h, block.ffnNorm, c.normEps);
-  return add(h, "router" in block.ffn ? await moe(normed, block.ffn, c) : dense(normed, block.ffn));
+  return add(h, "router" in block.ffn ? await moe(normed, block.ffn, c, i, place) : dense(normed, block.ffn));
 }
 
 function attention(x: Tensor, w: Block, c: Llama4Config, i: number, place: Place): Tensor {
@@ -90,18 +92,19 @@ function attention(x: Tensor, w: Block, c: Llama4Config, i: number, place: Place
 const dense = (x: Tensor, { w1, w2, w3 }: FeedForward) => feedForward(x, w1, w3, w2); // [T, D]
 
 /** The router's sigmoid scores scale the experts' inputs, not their outputs; the shared expert sees x as it is. */
-async function moe(x: Tensor, w: MoE, c: Llama4Config): Promise<Tensor> {
+async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place): Promise<Tensor> {
   const routes = route(linear(x, w.router), c.topK);
+  place.routed?.(i, routes);
   return add(dense(x, w.shared), await experts(x, w.experts, routes));
 }
 
 /** What the tokens' places mean to the layers, worked out once a step. */
-interface Place extends Pick<Step, "segments" | "cache"> {
+interface Place extends Pick<Step, "segments" | "cache" | "routed"> {
   rotations(kind: LayerKind): Tensor; // [T, d/2, 2]
   readonly temperatures?: Tensor; // [T, 1, 1]
 }
 
-function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache }: Step): Place {
+function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache, routed }: Step): Place {
   const { backend } = p.tokEmbeddings;
   const T = tokens.length;
   const positions = new Int32Array(T).fill(-1);
@@ -122,6 +125,7 @@ function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache }
   return {
     segments,
     ...(cache && { cache }),
+    ...(routed && { routed }),
     rotations: (kind) => (kind.chunked ? local : absolute)!,
     ...(tuned && { temperatures: backend.from(temperatures(c, positions), [T, 1, 1]) }),
   };

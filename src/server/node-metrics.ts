@@ -38,6 +38,7 @@ export function prometheus(): Observer {
   const cacheUsed = gauge("kv_cache_slots_used", "Slots that running requests hold.", ["layers"]);
   const steps = gauge("engine_steps_total", "Steps of the engine.");
   const stepTokens = gauge("engine_step_tokens_total", "Tokens computed in them, prompts' and replies'.");
+  const experts = gauge("expert_tokens_total", "Tokens that an expert has had.", ["layer", "expert"]);
 
   return {
     answered: (route, status) => requests.inc({ route, status }),
@@ -64,6 +65,8 @@ export function prometheus(): Observer {
         cache.set({ layers }, slots.total);
         cacheUsed.set({ layers }, slots.used);
       }
+      for (const { layer, tokens } of now.engine.experts)
+        for (const [expert, count] of tokens.entries()) experts.set({ layer, expert }, count);
       return { type: registry.contentType, text: await registry.metrics() };
     },
   };

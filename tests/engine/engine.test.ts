@@ -281,3 +281,18 @@ describe("many requests at once", () => {
     expect(Math.max(...widths)).toBe(4);
   });
 });
+
+describe("stats", () => {
+  it("count steps, tokens and what each expert had; when all is over nothing is held", async () => {
+    const engine = open();
+    const running = all(engine.generate({ tokens: prompt(20), maxTokens: 6, sampling: { temperature: 0 } }));
+    const [first] = await Promise.all([new Promise((resolve) => setImmediate(() => resolve(engine.stats()))), running]);
+    expect(first).toMatchObject({ running: 1, waiting: 0 });
+    await new Promise((resolve) => setTimeout(resolve)); // the loop sees that nobody is left
+    const { cache, experts, ...counts } = engine.stats();
+    expect(counts).toMatchObject({ running: 0, waiting: 0, stepTokens: 25 });
+    expect(cache.global).toEqual({ used: 0, total: 128 });
+    expect(experts.map(({ layer }) => layer)).toEqual([1, 3]);
+    for (const { tokens } of experts) expect(tokens.reduce((a, b) => a + b)).toBe(25 * config.topK);
+  });
+});

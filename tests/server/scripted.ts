@@ -102,6 +102,7 @@ export class Scripted implements ServedModel {
       steps: 2,
       stepTokens: 3,
       cache: { global: { used: 4, total: 8 }, local: undefined },
+      experts: [{ layer: 1, tokens: [5, 6] }],
     };
   }
 }

@@ -1,0 +1,28 @@
+import { expect, it } from "vitest";
+import { prometheus } from "../../src/server/node-metrics.ts";
+import { post, served, user } from "./scripted.ts";
+
+it("/metrics counts requests and tokens, and shows what the engine does", async () => {
+  const { handler } = served({ lines: ["a", "b"] }, { observer: prometheus(), limits: { concurrent: 1, queue: 0 } });
+  for (const messages of [[user("x")], [user("y")], []]) await handler(post("/v1/chat/completions", { messages }));
+  await handler(post("/anything/else", {}));
+  const page = await (await handler(new Request("http://server/metrics"))).text();
+  const lines = page.split("\n");
+  for (const line of [
+    'llama4_requests_total{route="/v1/chat/completions",status="200"} 2',
+    'llama4_requests_total{route="/v1/chat/completions",status="400"} 1',
+    'llama4_requests_total{route="other",status="404"} 1',
+    "llama4_prompt_tokens_total 14",
+    "llama4_cached_prompt_tokens_total 6",
+    "llama4_generated_tokens_total 6",
+    "llama4_time_to_first_token_seconds_count 2",
+    "llama4_time_between_tokens_seconds_count 4",
+    "llama4_requests_queued 0",
+    "llama4_replies_running 0",
+    "llama4_batch_sequences 1",
+    'llama4_kv_cache_slots{layers="global"} 8',
+    'llama4_kv_cache_slots_used{layers="global"} 4',
+    'llama4_expert_tokens_total{layer="1",expert="1"} 6',
+  ])
+    expect(lines).toContain(line);
+});
