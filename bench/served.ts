@@ -79,7 +79,8 @@ export function send(url: string, body: string | Buffer, options: Sending = {}):
         text = (text + piece).slice(-2000); // the end says how it ended
         if (readEveryMs === 0) return;
         response.pause();
-        setTimeout(() => response.resume(), readEveryMs);
+        const timer = setTimeout(() => response.resume(), readEveryMs);
+        response.once("close", () => clearTimeout(timer));
       });
       response.on("end", () => {
         isWhole = true;
