@@ -56,7 +56,7 @@ export async function compare(points: readonly Point[], loss: Loss, options = {}
     one[Math.floor(n / 3)] = 1;
     directions.push(one);
     for (const direction of directions) {
-      const h = 2e-5 / norm(direction);
+      const h = 1e-4 / norm(direction);
       const lossAt = async (step: number) => {
         const moved = tensorOf({ ...point, data: point.data.map((x, j) => x + step * direction[j]!) });
         const at = await loss(tensors.map((tensor, k) => (k === i ? moved : tensor)));

@@ -3,8 +3,11 @@
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type NativeBackend, openNative } from "../../src/backends/native/backend.ts";
+import { layerKinds } from "../../src/model/config.ts";
+import { forward } from "../../src/model/transformer.ts";
 import type { Backend, Segment } from "../../src/tensor/backend.ts";
 import type { Backward } from "../../src/tensor/backward.ts";
+import { crossEntropy } from "../../src/tensor/ops.ts";
 import { elementCount, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { Tape } from "../../src/train/tape.ts";
 import { onEachIsa } from "../addon.ts";
@@ -227,6 +230,33 @@ onEachIsa(
         b.close();
       }
       for (const result of results.slice(1)) expect(result).toEqual(results[0]);
+    });
+    // What a step frees, the next one takes: the memory that a backend has asked for is the most that a step held.
+    it("steps take no more memory than the first, and less than half of it with activations recomputed", async () => {
+      const c = { ...config, dim: 64, headDim: 16, ffnDim: 160, expertDim: 80, layers: layerKinds(8, 4, 2) };
+      const T = 512;
+      const [tokens, targets] = [integers(T, c.vocabSize, 1), integers(T, c.vocabSize, 2)];
+      const step = { tokens, segments: [segment(0, T)], wanted: tokens.map((_, row) => row) };
+      const most: number[] = [];
+      for (const recompute of [false, true]) {
+        const b = openNative({ threads: 2, isa });
+        const tape = new Tape(b, { recompute });
+        const p = tape.watch(
+          weights(c, (shape, name) => b.from(numbers(elementCount(shape), name.length), shape)).text,
+        );
+        const took: number[] = [];
+        for (let i = 0; i < 4; i++) {
+          await b.scope(async () => {
+            const loss = crossEntropy(await forward(p, c, step), targets);
+            await b.read(tape.gradients(loss, p).norm);
+          });
+          took.push(b.heldBytes);
+        }
+        expect(took.slice(1)).toEqual(took.slice(1).map(() => took[0]));
+        most.push(took[0]!);
+        b.close();
+      }
+      expect(most[1]! / most[0]!).toBeLessThan(0.5);
     });
   },
 );

@@ -39,7 +39,7 @@ function weigh(y: Tensor): Tensor {
   return reshape(linear(add(flat, mul(flat, flat)), c), []);
 }
 
-const tolerance = 1e-6; // of central differences in f64 with steps of 2e-5: their own error is below 1e-8
+const tolerance = 1e-6; // central differences in f64 over 2e-4, whose own error this is: 3.5e-7 at the worst tensor
 const at = (...rows: number[]) => Int32Array.from(rows);
 const segments = [
   { row: 0, length: 7, position: 0, sequence: 0 },

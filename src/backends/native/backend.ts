@@ -49,6 +49,8 @@ export interface NativeBackend extends TrainingBackend {
   readonly isa: Isa;
   readonly threads: number;
   readonly activations: "f32" | "int8";
+  /** Bytes of weights, caches and activations that it has asked of the system. */
+  readonly heldBytes: number;
   /** Measures for about a second, with every thread. */
   ceilings(): Ceilings;
   /** Rows in the bytes of one dtype to another's, on all threads; the index of the first value it cannot hold, or -1. */
@@ -420,6 +422,10 @@ class Native implements NativeBackend {
   }
 
   // --- beside the operations ---
+
+  get heldBytes(): number {
+    return this.#memory.bytes;
+  }
 
   ceilings(): Ceilings {
     const bytes = 256 * 2 ** 20; // beyond every cache

@@ -34,9 +34,15 @@ export class Memory {
   readonly #forgotten = new FinalizationRegistry((buffer: ArrayBuffer) => this.#giveBack(buffer));
   #closed = false;
   #ids = 0;
+  #bytes = 0;
 
   constructor(addon: Addon) {
     this.#addon = addon;
+  }
+
+  /** What was asked of the system and not given back: used, or waiting to be used again. */
+  get bytes(): number {
+    return this.#bytes;
   }
 
   /** Bytes that live until `drop` or `close`. */
@@ -47,7 +53,7 @@ export class Memory {
   }
 
   drop(buffer: ArrayBuffer): void {
-    if (this.#kept.delete(buffer)) this.#addon.release(buffer);
+    if (this.#kept.delete(buffer)) this.#release(buffer);
   }
 
   /** At least `bytes`, with whatever they held before, until the current scope ends. */
@@ -88,20 +94,27 @@ export class Memory {
 
   close(): void {
     this.#closed = true;
-    for (const buffers of this.#free.values()) for (const buffer of buffers) this.#addon.release(buffer);
-    for (const buffer of this.#kept) this.#addon.release(buffer);
+    for (const buffers of this.#free.values()) for (const buffer of buffers) this.#release(buffer);
+    for (const buffer of this.#kept) this.#release(buffer);
     this.#free.clear();
     this.#kept.clear();
   }
 
   #allocate(bytes: number): ArrayBuffer {
     try {
-      return this.#addon.allocate(bytes);
+      const buffer = this.#addon.allocate(bytes);
+      this.#bytes += bytes;
+      return buffer;
     } catch (cause) {
       throw new CapacityError(`no memory for ${bytes} bytes; close other programs or take a smaller quantization`, {
         cause,
       });
     }
+  }
+
+  #release(buffer: ArrayBuffer): void {
+    this.#bytes -= buffer.byteLength; // 0 once it is detached
+    this.#addon.release(buffer);
   }
 
   #move(lease: Lease, to: Scope | undefined): void {
@@ -120,7 +133,7 @@ export class Memory {
 
   #giveBack(buffer: ArrayBuffer): void {
     const free = this.#free.get(buffer.byteLength);
-    if (this.#closed) this.#addon.release(buffer);
+    if (this.#closed) this.#release(buffer);
     else if (free) free.push(buffer);
     else this.#free.set(buffer.byteLength, [buffer]);
   }
