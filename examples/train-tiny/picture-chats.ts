@@ -192,7 +192,7 @@ export const place: Ask = (d, w) => {
   const scene = new Scene(ground(d), d)
     .put(spriteOf(d, a, w), x![0]!, y![0]!, size())
     .put(spriteOf(d, b, w), x![1]!, y![1]!, size());
-  const [first, second] = beside ? ["left", "right"] : ["top", "bottom"];
+  const [first, second] = beside ? ["on the left", "on the right"] : ["at the top", "at the bottom"];
   const [where, answer] = d.chance(0.5) ? [first, a] : [second, b];
   if (d.chance(0.35))
     return {
@@ -200,7 +200,7 @@ export const place: Ask = (d, w) => {
       answer: `${capital(named(a.label))} and ${named(b.label)}.`,
     };
   return {
-    content: [picture(scene), d.of([`What is on the ${where}?`, `What do you see on the ${where}?`])],
+    content: [picture(scene), d.of([`What is ${where}?`, `What do you see ${where}?`])],
     answer: `${capital(named(answer.label))}.`,
   };
 };

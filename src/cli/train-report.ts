@@ -127,7 +127,7 @@ function phaseBands({ phases }: TrainConfig): Band[] {
   });
 }
 
-const [W, left, right, top, bottom] = [720, 56, 14, 12, 28];
+const [wide, narrow, left, right, top, bottom] = [720, 420, 52, 14, 12, 28];
 
 function chart(
   title: string,
@@ -138,7 +138,7 @@ function chart(
   const drawn = lines.map((line) => ({ ...line, points: thinned(line.points.filter(({ y }) => Number.isFinite(y))) }));
   const all = drawn.flatMap(({ points }) => points);
   if (all.length === 0) return "";
-  const H = tall ? 330 : 220;
+  const [W, H] = tall ? [wide, 330] : [narrow, 190];
   const xMost = Math.max(1, ...all.map(({ x }) => x));
   // A few wild values at the beginning must not flatten the rest.
   const sorted = all.map(({ y }) => y).sort((a, b) => a - b);
@@ -186,7 +186,7 @@ function chart(
       .map(({ name, points }) => ({ name, points: points.map((p) => [p.x, Number(p.y.toPrecision(4))]) })),
   );
   return `<figure><figcaption><b>${title}</b> ${unit}</figcaption>${legend}
-<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${title}" data-most="${xMost}" data-lines="${escaped(hover)}">${shades.join("")}${grid.join("")}${axis.join("")}${marks.map(({ svg }) => svg).join("")}<path class="cursor" d="M0 ${top}V${H - bottom}" visibility="hidden"/></svg><output></output></figure>`;
+<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${title}" data-width="${W}" data-most="${xMost}" data-lines="${escaped(hover)}">${shades.join("")}${grid.join("")}${axis.join("")}${marks.map(({ svg }) => svg).join("")}<path class="cursor" d="M0 ${top}V${H - bottom}" visibility="hidden"/></svg><output></output></figure>`;
 }
 
 function niceTicks(low: number, high: number): number[] {
@@ -210,7 +210,7 @@ function loadMap(steps: readonly Step[]): string {
   const columns = Math.min(120, seen.length);
   const [cell, gap] = [8, 10];
   const H = layers * (experts * cell + gap) + bottom;
-  const width = (W - left - right) / columns;
+  const width = (wide - left - right) / columns;
   const cells: string[] = [];
   for (let layer = 0; layer < layers; layer++) {
     const y = layer * (experts * cell + gap);
@@ -232,7 +232,7 @@ function loadMap(steps: readonly Step[]): string {
   const end = seen.slice(-Math.ceil(seen.length / 20)).flatMap(({ load }) => load.flat());
   const said = `lately from ${(100 * Math.min(...end)).toFixed(1)} to ${(100 * Math.max(...end)).toFixed(1)} % of a layer's tokens; even would be ${(100 / experts).toFixed(1)} %`;
   return `<figure><figcaption><b>Experts</b> who gets the tokens: pale is even, <i class="crowd">red</i> a crowd, <i class="void">blue</i> a void; ${said}</figcaption>
-<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="Load of the experts">${cells.join("")}</svg></figure>`;
+<svg viewBox="0 0 ${wide} ${H}" role="img" aria-label="Load of the experts">${cells.join("")}</svg></figure>`;
 }
 
 // ---- samples ----
@@ -330,9 +330,9 @@ function page(body: string): string {
 body { margin: 0 auto; padding: 40px 24px 60px; max-width: 1080px; background: var(--bg); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
 h1 { font-size: 34px; letter-spacing: -.02em; margin: 0 0 20px } h2 { font-size: 20px; margin: 40px 0 0 }
 .eyebrow, .hint, footer, small, figcaption, dt { color: var(--soft) } .eyebrow { margin: 0; letter-spacing: .06em; font-size: 13px }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 0 0 28px }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0 0 28px }
 dl div, figure, article { background: var(--card); border: 1px solid var(--rule); border-radius: 14px; padding: 14px 16px }
-dt { font-size: 13px } dd { margin: 0; font-size: 22px; font-variant-numeric: tabular-nums } dd small { font-size: 13px }
+dt { font-size: 13px } dd { margin: 0; font-size: 22px; font-variant-numeric: tabular-nums } dd small { font-size: 13px; white-space: nowrap }
 figure { margin: 0 0 16px; position: relative } figcaption { font-size: 14px } figcaption b { color: var(--ink); margin-right: 6px }
 figcaption i { font-style: normal } .crowd { color: var(--crowd) } .void { color: var(--void) }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 0 16px }
@@ -352,8 +352,8 @@ ${body}
 for (const svg of document.querySelectorAll("svg[data-lines]")) {
   const lines = JSON.parse(svg.dataset.lines), most = Number(svg.dataset.most), cursor = svg.querySelector(".cursor"), out = svg.parentNode.querySelector("output");
   svg.onmousemove = (event) => {
-    const box = svg.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * ${W};
-    const step = ((at - ${left}) / ${W - left - right}) * most;
+    const box = svg.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * svg.dataset.width;
+    const step = ((at - ${left}) / (svg.dataset.width - ${left + right})) * most;
     if (step < 0 || step > most) return svg.onmouseleave();
     cursor.setAttribute("transform", "translate(" + at + " 0)"); cursor.setAttribute("visibility", "visible");
     out.textContent = "step " + Math.round(step) + lines.map(({ name, points }) => {
