@@ -65,6 +65,7 @@ export function send(url: string, body: string | Buffer, options: Sending = {}):
     let firstMs: number | undefined;
     let text = "";
     let isWhole = false;
+    let waiting: ReturnType<typeof setTimeout> | undefined;
     const headers = { "content-type": type, "content-length": Buffer.byteLength(body) };
     const sent = request({ hostname, port, path, method: "POST", agent: false, headers, ...(signal && { signal }) });
     const done = () => resolve({ status, firstMs, text, isWhole });
@@ -79,9 +80,9 @@ export function send(url: string, body: string | Buffer, options: Sending = {}):
         text = (text + piece).slice(-2000); // the end says how it ended
         if (readEveryMs === 0) return;
         response.pause();
-        const timer = setTimeout(() => response.resume(), readEveryMs);
-        response.once("close", () => clearTimeout(timer));
+        waiting = setTimeout(() => response.resume(), readEveryMs);
       });
+      response.on("close", () => clearTimeout(waiting));
       response.on("end", () => {
         isWhole = true;
       });

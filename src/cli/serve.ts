@@ -117,6 +117,7 @@ async function served(session: Session, options: ServeOptions, version?: string)
   await server.drain();
   clearTimeout(late);
   clearTimeout(later);
+  stop.abort(); // whose connections were cut
   return undefined; // it has said where it listens
 }
 

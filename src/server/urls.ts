@@ -31,7 +31,7 @@ export const filesOf = (messages: readonly Message<AskedPart>[]): UrlPart[] =>
 async function fileOf({ type, url }: UrlPart, fetchMedia: FetchMedia | undefined, signal: AbortSignal) {
   if (url.slice(0, 5).toLowerCase() === "data:") return fromDataUrl(type, url);
   if (!/^https?:/i.test(url))
-    throw new Refusal(400, `An ${type} URL begins with "${url.slice(0, 12)}"; expected a data URL or https.`);
+    throw new Refusal(400, `The URL of the ${type} begins with "${url.slice(0, 12)}"; expected a data URL or https.`);
   if (!fetchMedia)
     throw new Refusal(400, `This server fetches no files; expected the ${type} as a data URL.`, {
       code: "invalid_image_url",
@@ -42,12 +42,12 @@ async function fileOf({ type, url }: UrlPart, fetchMedia: FetchMedia | undefined
 function fromDataUrl(type: string, url: string): Uint8Array {
   const comma = url.indexOf(",", 5);
   if (comma < 0 || !/;base64$/i.test(url.slice(5, Math.min(comma, 200))))
-    throw new Refusal(400, `The data URL of an ${type} is not "data:<type>;base64,<data>"; expected that.`);
+    throw new Refusal(400, `The data URL of the ${type} is not "data:<type>;base64,<data>"; expected that.`);
   let binary: string;
   try {
     binary = atob(url.slice(comma + 1));
   } catch {
-    throw new Refusal(400, `The data URL of an ${type} is not in base64; expected that.`);
+    throw new Refusal(400, `The data URL of the ${type} is not in base64; expected that.`);
   }
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);

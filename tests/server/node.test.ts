@@ -1,0 +1,90 @@
+// The handler on a port: what Node adds.
+
+import { connect } from "node:net";
+import { text } from "node:stream/consumers";
+import { afterAll, describe, expect, it } from "vitest";
+import { type Client, createHandler } from "../../src/server/handler.ts";
+import { type Listening, type ListenOptions, listen } from "../../src/server/node.ts";
+import { Scripted, user } from "./scripted.ts";
+
+const servers: Listening[] = [];
+afterAll(() => {
+  for (const server of servers) {
+    server.cut();
+    server.drain();
+  }
+});
+
+async function start(options: Partial<ListenOptions> = {}) {
+  const clients: Client[] = [];
+  const model = new Scripted({ lines: ["Hi"] });
+  const answer = createHandler(model, { name: "m" });
+  const handler: typeof answer = (request, client) => {
+    clients.push(client!);
+    return answer(request, client);
+  };
+  const server = await listen(handler, { host: "127.0.0.1", port: 0, ...options });
+  servers.push(server);
+  return { server, clients, model };
+}
+
+describe("listening", () => {
+  it("answers on its port, and knows the client's address", async () => {
+    const { server, clients } = await start();
+    const response = await fetch(`${server.url}/v1/chat/completions`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ messages: [user("Hello")] }),
+    });
+    expect((await response.json()).choices[0].message.content).toBe("Hi");
+    expect(clients).toEqual([{ address: "127.0.0.1" }]);
+  });
+
+  it("hands the page's files out before the handler is asked, and nothing else", async () => {
+    const page = (request: Request) =>
+      new URL(request.url).pathname === "/" ? new Response("<h1>Chat</h1>") : undefined;
+    const { server, clients } = await start({ page });
+    expect(await (await fetch(server.url)).text()).toBe("<h1>Chat</h1>");
+    expect(clients).toEqual([]);
+    expect((await fetch(`${server.url}/health`)).status).toBe(200);
+    expect((await fetch(`${server.url}/../etc/passwd`)).status).toBe(404);
+  });
+
+  it("says so where the port is taken, or the address is not this machine's", async () => {
+    const { server } = await start();
+    const port = Number(new URL(server.url).port);
+    await expect(start({ port })).rejects.toThrow(`127.0.0.1:${port}: another program listens there`);
+    await expect(start({ host: "192.0.2.1" })).rejects.toThrow("this machine has no such address");
+  });
+
+  it("answers what is no HTTP with 400 and nothing of itself", async () => {
+    const { server } = await start();
+    for (const sent of ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n"]) {
+      const socket = connect(Number(new URL(server.url).port), "127.0.0.1");
+      socket.end(sent);
+      const answer = await text(socket);
+      expect(answer).toMatch(/^HTTP\/1\.1 400 /);
+      expect(answer).not.toMatch(/node_modules| at |Error:/);
+    }
+  });
+
+  it("drains: what is being answered is answered, and then it is gone", async () => {
+    const { server, model } = await start();
+    let go = (_: unknown) => {};
+    const wait = new Promise((resolve) => {
+      go = resolve;
+    });
+    model.script = { lines: ["a", { wait }, "b"] };
+    const asked = fetch(`${server.url}/v1/completions`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ prompt: "x" }),
+    });
+    await expect.poll(() => model.asked.length).toBe(1);
+    const drained = server.drain();
+    setTimeout(() => go(undefined), 20);
+    expect((await (await asked).json()).choices[0].text).toBe("ab");
+    await drained;
+    await expect(fetch(server.url)).rejects.toThrow();
+  });
+});
