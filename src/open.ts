@@ -15,7 +15,7 @@ import { chatFormat } from "./prompt/template.ts";
 import { fromTiktoken } from "./prompt/tiktoken.ts";
 import type { Tokenizer } from "./prompt/tokenizer.ts";
 import { fromHuggingFace } from "./prompt/tokenizer-json.ts";
-import type { Backend, KVDType } from "./tensor/backend.ts";
+import { type Backend, type KVDType, kvDtypes } from "./tensor/backend.ts";
 import { CapacityError, RequestError } from "./tensor/errors.ts";
 import { storedBytes, type Tensor, type TensorView } from "./tensor/tensor.ts";
 
@@ -63,11 +63,20 @@ export interface OpenModel {
   close(): void;
 }
 
+const backends = ["native", "reference"];
+
+function oneOf(name: string, value: unknown, allowed: readonly unknown[]): void {
+  if (value === undefined || allowed.includes(value)) return;
+  throw new RequestError(`${name} is ${JSON.stringify(value)}; expected one of ${allowed.join(", ")}`);
+}
+
 /** Opens a checkpoint and loads its weights. Says before loading whether they fit. */
 export async function openModel(path: string, options: OpenOptions = {}): Promise<OpenModel> {
   const start = performance.now();
   const { threads, activations, mmproj, onProgress, onWarning = () => {}, signal } = options;
   signal?.throwIfAborted();
+  oneOf("backend", options.backend, backends);
+  oneOf("kvDtype", options.kvDtype, kvDtypes);
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
     throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
   const opened = await openCheckpoint(path, { mmproj, signal });

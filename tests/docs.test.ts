@@ -1,5 +1,6 @@
 // A page that names a file or a command of ours names one that exists.
 
+import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, it } from "vitest";
@@ -21,4 +22,10 @@ it.each(pages.filter((page) => /(\.md|NOTICE)$/.test(page)))("%s names only file
   // Made by the build, or by an install.
   const made = /^(native\/build|tests\/peers\/node_modules)/;
   expect([...paths, ...links].filter((path) => !made.test(path) && !existsSync(join(root, path)))).toEqual([]);
+});
+
+// A link to a folder of one machine was committed twice, and an install in a clone went through it.
+it.skipIf(!existsSync(join(root, ".git")))("the repository holds no symbolic link", () => {
+  const files = execFileSync("git", ["ls-files", "-s"], { cwd: root, encoding: "utf8" }).split("\n");
+  expect(files.filter((line) => line.startsWith("120000"))).toEqual([]);
 });

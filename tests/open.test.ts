@@ -52,6 +52,15 @@ describe("threads", () => {
   });
 });
 
+describe("a backend or a type of keys and values that there is not", () => {
+  it.each([
+    [{ backend: "gpu" }, 'backend is "gpu"; expected one of native, reference'],
+    [{ kvDtype: "q9" }, 'kvDtype is "q9"; expected one of f32, f16, q8_0'],
+  ])("%j is refused, and no other taken for it", async (options, message) => {
+    await expect(openModel("nowhere", options as object)).rejects.toThrow(new RequestError(message));
+  });
+});
+
 describe("available memory", () => {
   const files = (contents: Record<string, string>) => (path: string) => contents[path];
   const meminfo = { "/proc/meminfo": "MemTotal: 16000 kB\nMemFree: 1 kB\nMemAvailable:   8000 kB" };

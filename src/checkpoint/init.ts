@@ -4,6 +4,7 @@ import { type Llama4Config, layerKinds, presets, type VisionConfig } from "../mo
 import { type DType, dtypes, f32ToBf16, f32ToF16 } from "../tensor/dtype.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { elementCount, type Shape } from "../tensor/tensor.ts";
+import { mostLayers } from "./config.ts";
 import type { OutTensor } from "./writers.ts";
 
 /** What `init` may change about a preset; what is left out follows the preset's proportions to `dim`. */
@@ -39,6 +40,8 @@ export function overridePreset(name: keyof typeof presets, overrides: Overrides)
       throw new RequestError(`init: ${key} is ${value}; expected a whole number of at least ${least}`);
     }
   }
+  if (overrides.layers !== undefined && overrides.layers > mostLayers)
+    throw new RequestError(`init: layers is ${overrides.layers}; expected at most ${mostLayers}`);
   const dim = overrides.dim ?? preset.dim;
   const headDim = overrides.headDim ?? Math.min(dim, preset.headDim);
   const scaled = (width: number) => Math.max(32, Math.round((width * dim) / preset.dim / 32) * 32);

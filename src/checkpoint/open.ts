@@ -200,7 +200,12 @@ async function huggingFaceTemplate(folder: string): Promise<string | undefined> 
   for (const name of ["chat_template.json", "tokenizer_config.json"]) {
     const template = (await ifThere(join(folder, name), readJson))?.["chat_template"];
     if (typeof template === "string") return template;
-    if (!Array.isArray(template)) continue; // several templates by name
+    if (template === undefined || template === null) continue;
+    if (!Array.isArray(template))
+      // else several templates by name
+      throw new CheckpointError(
+        `${name}: chat_template is ${JSON.stringify(template)}; expected a text, or a list of them by name`,
+      );
     const usual = template.find((entry) => isObject(entry) && entry["name"] === "default");
     if (isObject(usual) && typeof usual["template"] === "string") return usual["template"];
   }

@@ -4,7 +4,7 @@ import { randomBytes } from "node:crypto";
 import { mkdir, open, rename, rm, statfs, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { type DType, dtypes } from "../tensor/dtype.ts";
-import { CapacityError, CheckpointError } from "../tensor/errors.ts";
+import { CapacityError, CheckpointError, RequestError } from "../tensor/errors.ts";
 import { type Shape, storedBytes } from "../tensor/tensor.ts";
 
 /** A tensor to be written. */
@@ -124,24 +124,34 @@ async function beside(
   write: (draft: string) => Promise<void>,
 ): Promise<void> {
   const place = dirname(resolve(target));
-  await mkdir(place, { recursive: true });
   const bytes = tensors.reduce((sum, tensor) => sum + storedBytes(tensor), 0);
-  const { bavail, bsize } = await statfs(place);
-  if (bytes > bavail * bsize)
-    throw new CapacityError(
-      `${target} needs ${gigabytes(bytes)} and its disk has ${gigabytes(bavail * bsize)} free; choose a smaller type or another disk`,
-    );
   const draft = `${resolve(target)}.${randomBytes(4).toString("hex")}.partial`;
   try {
+    await mkdir(place, { recursive: true });
+    const { bavail, bsize } = await statfs(place);
+    if (bytes > bavail * bsize)
+      throw new CapacityError(
+        `${target} needs ${size(bytes)} and its disk has ${size(bavail * bsize)} free; choose a smaller type or another disk`,
+      );
     await write(draft);
     await rename(draft, target);
   } catch (error) {
-    await rm(draft, { recursive: true, force: true });
-    if ((error as NodeJS.ErrnoException).code === "ENOSPC")
-      throw new CapacityError(`${target}: the disk is full; it needs ${gigabytes(bytes)}`);
-    throw error;
+    await rm(draft, { recursive: true, force: true }).catch(() => {}); // where nothing can be written, nothing is there
+    const { code = "" } = error as NodeJS.ErrnoException;
+    if (code === "ENOSPC") throw new CapacityError(`${target}: the disk is full; it needs ${size(bytes)}`);
+    const reason = refusals[code];
+    throw reason ? new RequestError(`${target}: ${reason}; choose another place`, { cause: error }) : error;
   }
 }
+
+// Why a system lets nobody write there.
+const refusals: Readonly<Record<string, string>> = {
+  EROFS: "its file system is read-only",
+  EACCES: "permission denied",
+  EPERM: "permission denied",
+  ENOTDIR: "a part of the path is a file",
+  EEXIST: "a part of the path is a file",
+};
 
 /** A file in the making. */
 interface Draft {
@@ -182,7 +192,7 @@ async function writing(path: string, body: (file: Draft) => Promise<void>): Prom
   }
 }
 
-const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(2)} GB`;
+const size = (bytes: number) => (bytes < 1e8 ? `${(bytes / 1e6).toFixed(3)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
 const pad = (n: number) => String(n).padStart(5, "0");
 
 /** Consecutive groups of at most `maxBytes`, or of one tensor that is larger. */

@@ -1,6 +1,6 @@
 // `llama4 init`: a randomly initialised checkpoint in Hugging Face layout.
 
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { type Command, Option } from "commander";
 import { toHuggingFace as configFile } from "../checkpoint/config-hugging-face.ts";
 import { type Overrides, overridePreset, randomTensors } from "../checkpoint/init.ts";
@@ -14,9 +14,10 @@ import { byteLevel, cut } from "../prompt/small-vocabularies.ts";
 import { fromTiktoken } from "../prompt/tiktoken.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { fromHuggingFace, toHuggingFace, toHuggingFaceConfig } from "../prompt/tokenizer-json.ts";
+import { RequestError } from "../tensor/errors.ts";
 import { type Answer, oneOf, progress, type Run, type Session } from "./answer.ts";
 import { define, whole } from "./options.ts";
-import { refuseToOverwrite, replacing } from "./output.ts";
+import { isFile, refuseToOverwrite, replacing } from "./output.ts";
 
 interface InitOptions extends Omit<Overrides, "vision"> {
   readonly vision?: "on" | "off";
@@ -127,6 +128,9 @@ export function tokenIds({ special, bos, stop }: Tokenizer): TokenIds {
 }
 
 function cutTo(vocabSize: number, file: string): Tokenizer {
+  if (!existsSync(file)) throw new RequestError(`--tokenizer: there is no file ${file}; check the path`);
+  if (!isFile(file))
+    throw new RequestError(`--tokenizer: ${file} is no file; expected a tokenizer.model or tokenizer.json`);
   const bytes = readFileSync(file);
   const isJson = file.endsWith(".json");
   const whole = isJson ? fromHuggingFace(parseObject(bytes.toString(), file)) : fromTiktoken(bytes);

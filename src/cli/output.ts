@@ -7,6 +7,7 @@ import { RequestError } from "../tensor/errors.ts";
 
 /** Without --force a command leaves alone what is there; with it, it replaces a checkpoint and nothing else. */
 export function refuseToOverwrite(out: string, force: true | undefined, isOurs = isCheckpoint): void {
+  if (out === "") throw new RequestError("the name of the output is empty; expected a path");
   if (!existsSync(out)) return;
   if (!force) throw new RequestError(`${out} exists already; choose another place, or replace it with --force`);
   if (!isOurs(out))

@@ -196,6 +196,7 @@ export class StopStrings {
   #held = "";
 
   constructor(strings: readonly string[]) {
+    if (!Array.isArray(strings)) throw new RequestError(`stop is ${typeof strings}; expected a list of texts`);
     if (strings.some((s) => typeof s !== "string" || s === ""))
       throw new RequestError("a stop string is empty; expected a text");
     this.#strings = strings;

@@ -107,6 +107,10 @@ export class ImageProcessor {
 
   /** Messages with a place for each image, and the images, in order. */
   async messages(messages: readonly Message[], options: ProcessOptions, signal?: AbortSignal) {
+    if (!Array.isArray(messages))
+      throw new RequestError(
+        `messages is ${messages === null ? "null" : typeof messages}; expected a list of messages`,
+      );
     // what is no list of parts is refused by the chat format
     const contents = messages.map(({ content }) => (Array.isArray(content) ? content : []));
     const { contents: plain, images } = await this.contents(contents, options, signal);

@@ -62,6 +62,9 @@ describe("overrides of a preset", () => {
   });
 
   it("without experts every layer is dense", () => {
+    expect(() => overridePreset("scout", { layers: 99_999_999 })).toThrow(
+      "init: layers is 99999999; expected at most 4096",
+    );
     expect(overridePreset("maverick", { experts: 0, layers: 4 }).layers.some((kind) => kind.moe)).toBe(false);
   });
 

@@ -18,7 +18,7 @@ import { memorySource, openFile, sideBySide } from "../../src/checkpoint/source.
 import { type GgufValue, type OutTensor, writeGguf, writeHuggingFace } from "../../src/checkpoint/writers.ts";
 import { type Llama4Config, presets } from "../../src/model/config.ts";
 import { mapParameters, type Parameters } from "../../src/model/parameters.ts";
-import { CheckpointError } from "../../src/tensor/errors.ts";
+import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
 import { elementCount, type TensorView } from "../../src/tensor/tensor.ts";
 
 const golden = (name: string) => join(import.meta.dirname, "../golden/llama4", name);
@@ -219,6 +219,21 @@ describe("a Hugging Face folder", () => {
     });
     expect(huggingFaceTensors(presets.scout)).toHaveLength(1133); // specification §12
     expect(huggingFaceTensors(presets.maverick)).toHaveLength(1061);
+  });
+
+  it("whose chat template is no text is refused, and Meta's format not taken for it", async () => {
+    const folder = join(scratch, "template");
+    cpSync(golden("maverick"), folder, { recursive: true });
+    writeFileSync(join(folder, "tokenizer_config.json"), JSON.stringify({ chat_template: 7 }));
+    await expect(openCheckpoint(folder)).rejects.toThrow("tokenizer_config.json: chat_template is 7; expected a text");
+  });
+
+  it("that we wrote below a file is refused by its name", async () => {
+    const file = join(scratch, "a-file");
+    writeFileSync(file, "");
+    await expect(writeHuggingFace(join(file, "out"), {}, [])).rejects.toThrow(
+      new RequestError(`${join(file, "out")}: a part of the path is a file; choose another place`),
+    );
   });
 
   it("that we wrote in several shards opens with the numbers that went in", async () => {

@@ -77,11 +77,21 @@ describe("llama4 init", () => {
     expect(readFileSync(`${work}/thesis.txt`, "utf8")).toBe("mine");
   });
 
+  it("refuses a place without a name, and leaves nothing beside the working folder", async () => {
+    const ended = await llama4(["init", "scout", "", ...tinySizes, "--json"]);
+    expect(objectOf(ended)).toEqual({
+      error: { name: "RequestError", message: "the name of the output is empty; expected a path" },
+    });
+    expect(ended.status).toBe(2);
+  });
+
   it.each([
     [["scot", "x"], 'the preset is "scot"'],
     [["scout", "x", ...tinySizes, "--kv-heads", "3"], "3 key/value heads"],
     [["scout", "x", ...tinySizes, "--dtype", "q8"], "Allowed choices"],
-    [["scout", "x", ...tinySizes, "--tokenizer", "missing.model"], "missing.model"],
+    [["scout", "x", ...tinySizes, "--tokenizer", "missing.model"], "--tokenizer: there is no file missing.model"],
+    [["scout", "x", ...tinySizes, "--tokenizer", "src"], "--tokenizer: src is no file"],
+    [["scout", "x", ...tinySizes, "--layers", "99999999"], "layers is 99999999"],
   ])("refuses %j", async (args, message) => {
     const [preset, name, ...rest] = args as [string, string, ...string[]];
     const ended = await llama4(["init", preset, place.at(name), ...rest, "--json"]);
@@ -170,7 +180,7 @@ describe("llama4 generate", () => {
     [["--raw", "--prompt", "<|image|>"], "RequestError", "1 <|image|> and 0 --image are given", 2],
     [["--prompt", "x", "--image", "package.json"], "RequestError", "package.json: image: the file is no image", 2],
     [["--prompt", "x", "--video", "package.json"], "RequestError", "for a model that reads text only", 2],
-    [["--prompt", "x", "--max-tiles", "17"], "RequestError", "Expected a whole number from 1 to 16", 2],
+    [["--prompt", "x", "--max-tiles", "65"], "RequestError", "Expected a whole number from 1 to 64", 2],
     [["--prompt", "x", "--bos"], "RequestError", "--raw", 2],
     [["--prompt", "x", "--colour"], "RequestError", "unknown option", 2],
     [[], "RequestError", "no prompt", 2],

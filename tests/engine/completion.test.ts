@@ -92,6 +92,7 @@ describe("stop strings", () => {
   });
 
   it("are refused when empty", () => {
+    expect(() => new StopStrings("END" as never)).toThrow("stop is string; expected a list of texts");
     expect(() => new StopStrings([""])).toThrow("a stop string is empty; expected a text");
   });
 });

@@ -51,6 +51,10 @@ describe("a prompt with images", () => {
     );
   });
 
+  it.each(["hi", null])("is refused where %j stands for its messages", async (messages) => {
+    await expect(processor.messages(messages as never, {})).rejects.toThrow("expected a list of messages");
+  });
+
   it("shows a video as frames, each behind its time", async () => {
     expect(await tokensOf([{ type: "video", path: "clip" }, text("?")])).toContain(
       `\n\n[0:00.3]${one}[0:00.8]${one}?<|eot|>`,
