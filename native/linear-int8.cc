@@ -86,7 +86,8 @@ struct Packed : Format<Type> {
     const uint8_t* header = headers + b * header_bytes;
     ahead = at + blocks_ahead * integer_bytes + (b < soon ? 0 : integers_on);
     const uint8_t* ahead_header = header + blocks_ahead * header_bytes + (b < soon ? 0 : headers_on);
-    for (int i = 0; i < header_bytes; i += 64) __builtin_prefetch(ahead_header + i);
+    if (asks())
+      for (int i = 0; i < header_bytes; i += 64) __builtin_prefetch(ahead_header + i);
     const vec d = widen(reinterpret_cast<const f16*>(header));
     const uint8_t* s = header + 2 * kGroup * F::fields.halves + 2 * lane;  // words, so the lane is 2 bytes a row further
     if constexpr (!F::minima && Type != kQ6_K) {
@@ -108,9 +109,13 @@ struct Packed : Format<Type> {
     }
   }
 
+  // The first rows of a group ask for all 16: they share lines.
+  bool asks() const { return W >= kGroup || lane == 0; }
+
   // Asks for a run's share of the block ahead: a whole block's lines at once would wait for each other.
   void ask(int run) const {
     constexpr int lines = F::fields.integers / F::runs;
+    if (!asks()) return;
     for (int i = 0; i < lines; i++) __builtin_prefetch(ahead + 64 * (run * lines + i));
   }
 
