@@ -57,7 +57,8 @@ export function train(program: Command, run: Run): void {
     .action(run((session, options: TrainOptions) => trained(session, options)));
 }
 
-async function trained({ signal }: Session, options: TrainOptions): Promise<Answer> {
+async function trained({ signal, allowToEnd }: Session, options: TrainOptions): Promise<Answer> {
+  allowToEnd(120_000); // a step and a checkpoint: a second Ctrl-C does not wait for them
   const { config, at } = configOf(options);
   const folder = new RunFolder(options.out === undefined ? at(config.out) : options.out);
   const saved = options.resume ? await folder.latest() : undefined;
