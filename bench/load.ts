@@ -17,8 +17,11 @@ import { mapParameters } from "../src/model/parameters.ts";
 import type { TensorView } from "../src/tensor/tensor.ts";
 import { median, spread } from "./samples.ts";
 
-const [model, runs = "5"] = process.argv.slice(2);
-if (!model) throw new Error("usage: bench/load.ts MODEL [runs]");
+const [model = usage(), runs = "5"] = process.argv.slice(2);
+
+function usage(): never {
+  throw new Error("usage: bench/load.ts MODEL [runs]");
+}
 
 function dropPageCache(): boolean {
   try {
@@ -68,7 +71,7 @@ await checkpoint.close();
 const fileBytes = paths.reduce((bytes, path) => bytes + statSync(path).size, 0);
 
 /** Uses as much memory as the files take, and frees it. */
-function warmMemory(): void {
+async function warmMemory(): Promise<void> {
   execFileSync(process.execPath, ["-e", `new Uint8Array(${fileBytes}).fill(1)`]);
 }
 
@@ -76,7 +79,7 @@ const settle = () => new Promise((resolve) => setTimeout(resolve, 6000)); // Lin
 
 let cold = true;
 let resident = 0;
-async function compare(prepare: () => void | Promise<unknown>): Promise<{ plain: number[]; ours: number[] }> {
+async function compare(prepare: () => Promise<unknown>): Promise<{ plain: number[]; ours: number[] }> {
   const plain: number[] = [];
   const ours: number[] = [];
   for (let run = 0; run < Number(runs); run++) {
@@ -86,7 +89,7 @@ async function compare(prepare: () => void | Promise<unknown>): Promise<{ plain:
         plain.push(bytes / seconds / 1e9);
       },
       async () => {
-        const { seconds, residentBytes } = await load(model!);
+        const { seconds, residentBytes } = await load(model);
         ours.push(fileBytes / seconds / 1e9);
         resident = Math.max(resident, residentBytes);
       },

@@ -20,7 +20,7 @@ import {
   type ToMain,
   type ToWorker,
 } from "./protocol.ts";
-import { RequestError } from "./tensor/errors.ts";
+import { EngineError, RequestError } from "./tensor/errors.ts";
 import { type EngineThread, startThread } from "./thread.ts";
 
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
@@ -89,6 +89,12 @@ export interface Llama4 extends AsyncDisposable {
 /** Loads a checkpoint: a folder or a .gguf file; without a path, the model that ships. */
 export async function load(path: string = shippedModel(), options: LoadOptions = {}): Promise<Llama4> {
   const { onProgress, onWarning = console.warn, signal, thread = startThread(), ...start } = options;
+  const unknown = Object.keys(start).find((name) => !(name in START));
+  if (unknown !== undefined)
+    throw new RequestError(
+      `load: there is no option "${unknown}"; expected ${Object.keys(START).join(", ")}, thread, onProgress, onWarning or signal`,
+    );
+  checkSignal(signal);
   const { worker, ended } = thread;
   const calls = new Calls(worker);
   const { promise, resolve, reject } = settlement<ModelInfo>();
@@ -116,6 +122,16 @@ export async function load(path: string = shippedModel(), options: LoadOptions =
   } finally {
     signal?.removeEventListener("abort", abort);
   }
+}
+
+const START: Record<keyof Omit<Start, "path">, true> = {
+  ...{ backend: true, threads: true, activations: true, context: true, kvDtype: true, mmproj: true, sequences: true },
+  ...{ stepTokens: true, speculation: true, imageCacheBytes: true },
+};
+
+function checkSignal(signal: AbortSignal | undefined): void {
+  if (signal && typeof signal.throwIfAborted !== "function")
+    throw new RequestError(`signal is ${JSON.stringify(signal) ?? typeof signal}; expected an AbortSignal`);
 }
 
 class LoadedModel implements Llama4 {
@@ -189,6 +205,7 @@ class Calls {
 
   /** The call begins with the first next(): one that nobody iterates computes nothing. */
   start<T>(call: Call, signal?: AbortSignal): AsyncIterable<T> {
+    checkSignal(signal);
     signal?.throwIfAborted();
     if (this.#ended) throw this.#ended;
     const id = this.#next++;
@@ -248,7 +265,7 @@ class Calls {
   }
 
   #end(): Promise<void> {
-    this.failAll(new Error("the model was closed"));
+    this.failAll(new EngineError("the model was closed; load it again"));
     return new Promise((resolve) => {
       this.#closed = resolve;
       this.#post({ type: "close" });

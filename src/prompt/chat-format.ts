@@ -139,9 +139,14 @@ export function checkMessages(messages: readonly Message<PlainPart>[]): void {
       throw new RequestError(`message ${i}: role is ${shown(role)}; expected one of ${ROLES.join(", ")}`);
     if (typeof content !== "string" && !Array.isArray(content))
       throw new RequestError(`message ${i}: content is ${typeof content}; expected a text or a list of parts`);
-    for (const part of partsOf(content))
-      if (!(part.type === "image" || (part.type === "text" && typeof part.text === "string")))
+    for (const part of partsOf(content)) {
+      if (part.type !== "image" && part.type !== "text")
         throw new RequestError(`message ${i}: a part of type ${shown(part.type)}; expected a text or an image`);
+      if (part.type === "text" && typeof part.text !== "string")
+        throw new RequestError(
+          `message ${i}: the text of a part is ${typeof part.text}; expected {type: "text", text}`,
+        );
+    }
     if (toolCalls.length > 0 && role !== "assistant")
       throw new RequestError(`message ${i}: tool calls by the ${role}; expected them from the assistant only`);
     for (const call of toolCalls) checkDepth(call.arguments, `message ${i}: the arguments of ${call.name}`);

@@ -133,6 +133,16 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
     await expect(loading).rejects.toMatchObject({ name: "TimeoutError" });
   });
 
+  it("refuses options that it does not know, and signals that are none", async () => {
+    await expect(library.load(folder, { nope: 1 } as object)).rejects.toMatchObject({
+      name: "RequestError",
+      message: expect.stringContaining('there is no option "nope"; expected backend, '),
+    });
+    const signal = 5 as unknown as AbortSignal;
+    await expect(library.load(folder, { signal })).rejects.toThrow("signal is 5; expected an AbortSignal");
+    expect(() => model.complete("a", { signal })).toThrow("signal is 5; expected an AbortSignal");
+  });
+
   it("ends what runs when it is closed, and refuses what comes after", async () => {
     const other = await library.load(folder, { backend: "reference", context: 64 });
     const reply = all(other.complete("a"));
