@@ -139,7 +139,8 @@ export function checkMessages(messages: readonly Message<PlainPart>[]): void {
       throw new RequestError(`message ${i}: role is ${shown(role)}; expected one of ${ROLES.join(", ")}`);
     if (typeof content !== "string" && !Array.isArray(content))
       throw new RequestError(`message ${i}: content is ${typeof content}; expected a text or a list of parts`);
-    for (const part of partsOf(content)) {
+    const parts: readonly { readonly type: unknown; readonly text?: unknown }[] = partsOf(content); // as callers made them
+    for (const part of parts) {
       if (part.type !== "image" && part.type !== "text")
         throw new RequestError(`message ${i}: a part of type ${shown(part.type)}; expected a text or an image`);
       if (part.type === "text" && typeof part.text !== "string")

@@ -81,10 +81,14 @@ beforeAll(() => {
 
 afterAll(() => rmSync(place, { recursive: true }));
 
+let wholeMs = 0; // of a run that nobody disturbs
+
 describe("llama4 train", () => {
   it("makes a model that the other commands run, with a log and a report", async () => {
     const out = at("whole");
+    const start = performance.now();
     const answer = objectOf(await train("--config", at("config.json"), "--out", out));
+    wholeMs = performance.now() - start;
     expect(answer).toMatchObject({ out: join(out, "model"), steps });
     expect(checkpointsOf(out)).toEqual(["step-00000009", "step-00000010"]);
     const log = logOf(out);
@@ -120,8 +124,7 @@ describe("llama4 train", () => {
   it("killed at 20 random moments and resumed gives the same losses and the same weights, to the bit", async () => {
     const out = at("killed");
     const draw = random(11);
-    let kills = 0;
-    for (let runs = 0; runs < 200; runs++) {
+    for (let kills = 0; ; ) {
       const resume = existsSync(join(out, "log.jsonl")) ? ["--resume"] : [];
       const args = ["train", "--backend", "reference", "--config", at("config.json"), "--out", out, ...resume];
       const child = spawn(process.execPath, [main, ...args], { stdio: ["ignore", "ignore", "pipe"] });
@@ -129,30 +132,28 @@ describe("llama4 train", () => {
       child.stderr.on("data", (bytes) => {
         said += bytes;
       });
-      const spared = kills >= 20 || checkpointsSafely(out).includes("step-00000009"); // let the end be an end
-      const timer = spared ? undefined : setTimeout(() => child.kill("SIGKILL"), 300 + 1500 * draw());
+      const isSpared = kills === 20;
+      const timer = isSpared ? undefined : setTimeout(() => child.kill("SIGKILL"), wholeMs * draw());
       const code = await new Promise<number | null>((resolve) => child.on("exit", resolve));
       clearTimeout(timer);
       if (code === 0) {
-        if (kills >= 20) break;
-        // Done before it was killed often enough: go on with killing from an earlier checkpoint.
-        rmSync(join(out, "checkpoints", "step-00000010"), { recursive: true });
+        if (isSpared) break;
+        rmSync(out, { recursive: true }); // done before it was killed often enough: another run
         continue;
       }
       expect(code, said).toBe(null); // killed, not failed
       kills++;
-      // So that 20 moments fit into a run of 10 steps, every third kill loses a checkpoint as well.
+      // So that more of them fit into a run of 10 steps, every third kill loses a checkpoint as well.
       const found = checkpointsSafely(out).filter((name) => !name.endsWith(".partial"));
       if (kills % 3 === 0 && found.length > 1) rmSync(join(out, "checkpoints", found.at(-1)!), { recursive: true });
     }
-    expect(kills).toBeGreaterThanOrEqual(20);
     expect(logOf(out)).toEqual(logOf(at("whole")));
     for (const folder of ["model", "checkpoints/step-00000010"])
       expect(weightsOf(join(out, folder)).equals(weightsOf(join(at("whole"), folder)))).toBe(true);
     const moments = (run: string) =>
       readFileSync(join(at(run), "checkpoints/step-00000010/training/moments.safetensors"));
     expect(moments("killed").equals(moments("whole"))).toBe(true);
-  });
+  }, 900_000); // some forty processes, one after the other
 
   it("says what is wrong, and what to do, before anything is trained", async () => {
     const failing = async (...args: string[]) => {

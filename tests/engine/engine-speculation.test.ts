@@ -30,9 +30,9 @@ async function all(pieces: AsyncIterable<Generated>): Promise<Generated[]> {
   return list;
 }
 
-/** All but the times and what was guessed. */
+/** All but the times, what was guessed and what the cache held. */
 const said = async (engine: Engine, request: GenerateRequest) =>
-  (await all(engine.generate(request))).map(({ finish, ...piece }) => ({ ...piece, reason: finish?.reason }));
+  (await all(engine.generate(request))).map(({ prompt, finish, ...piece }) => ({ ...piece, reason: finish?.reason }));
 
 /** Guesses at random among few tokens: often wrong, sometimes right, for every number of guesses. */
 class Random implements Guesser {
