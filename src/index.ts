@@ -26,6 +26,7 @@ import { type EngineThread, startThread } from "./thread.ts";
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
 export type { Constraint } from "./engine/constraint.ts";
 export type { EngineStats, LogitRows } from "./engine/engine.ts";
+export type { TokenRoutes } from "./engine/route-trace.ts";
 export type { Sampling } from "./engine/sampler.ts";
 export type { ContentPart, Media, Message, Role, Tool, ToolCall } from "./prompt/chat-format.ts";
 export type { MediaOptions } from "./prompt/media.ts";
@@ -54,6 +55,8 @@ export interface CompleteOptions extends Sampling {
   readonly media?: MediaOptions | undefined;
   /** What the reply has to be. */
   readonly constraint?: Constraint | undefined;
+  /** Whether each piece says which experts its token came by. */
+  readonly routes?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -186,8 +189,15 @@ class LoadedModel implements Llama4 {
   }
 }
 
-function requestOf({ maxTokens, stop, media, constraint, ...sampling }: Omit<CompleteOptions, "bos" | "signal">) {
-  return { maxTokens, stop: typeof stop === "string" ? [stop] : stop, media, constraint, sampling };
+function requestOf({
+  maxTokens,
+  stop,
+  media,
+  constraint,
+  routes,
+  ...sampling
+}: Omit<CompleteOptions, "bos" | "signal">) {
+  return { maxTokens, stop: typeof stop === "string" ? [stop] : stop, media, constraint, routes, sampling };
 }
 
 /** The calls that wait for the engine's thread. */

@@ -1,6 +1,7 @@
 // What index.ts and worker.ts say to each other.
 
 import type { CompletionRequest } from "./engine/completion.ts";
+import type { ModelShape } from "./engine/model-shape.ts";
 import type { ChatOptions, ContentPart, Message } from "./prompt/chat-format.ts";
 import type { ImageProcessorConfig, MediaOptions } from "./prompt/media.ts";
 import type { KVDType } from "./tensor/backend.ts";
@@ -35,6 +36,7 @@ export interface ModelInfo {
   /** Longest prompt and reply together, in tokens. */
   readonly context: number;
   readonly parameters: { readonly total: number; readonly active: number };
+  readonly shape: ModelShape;
   readonly weightBytes: number;
   readonly kvBytes: number;
   readonly kvDtype: string;

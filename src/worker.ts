@@ -3,6 +3,7 @@
 import { parentPort } from "node:worker_threads";
 import { complete } from "./engine/completion.ts";
 import { Engine, type LogitRows } from "./engine/engine.ts";
+import { modelShape } from "./engine/model-shape.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
 import { type OpenModel, openDraft, openModel } from "./open.ts";
@@ -77,6 +78,7 @@ function infoOf(model: OpenModel): ModelInfo {
     backend: backend.name,
     vocabSize: config.vocabSize,
     parameters: countParameters(config),
+    shape: modelShape(config),
     hasTokenizer: tokenizer !== undefined,
     ...{ context, weightBytes, kvBytes, kvDtype, loadMs },
   };

@@ -1,6 +1,7 @@
 // `llama4 init`: a randomly initialised checkpoint in Hugging Face layout.
 
 import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { type Command, Option } from "commander";
 import { toHuggingFace as configFile } from "../checkpoint/config-hugging-face.ts";
 import { type Overrides, overridePreset, randomTensors } from "../checkpoint/init.ts";
@@ -75,7 +76,7 @@ async function initialise({ signal }: Session, preset: string, out: string, opti
   const config = { ...shape, tokens: tokenIds(tokenizer) };
   const tensors = randomTensors(huggingFaceTensors(config), config.layers.length, dtype, seed);
   const files = {
-    "config.json": shown(configFile(config, torchNames[dtype])),
+    "config.json": shown({ ...configFile(config, torchNames[dtype]), [RANDOM]: seed }),
     ...(config.vision && { "preprocessor_config.json": shown(toPreprocessorConfig(config.vision)) }),
     ...promptFiles(config, tokenizer, { defaults: {} }),
   };
@@ -91,6 +92,15 @@ async function initialise({ signal }: Session, preset: string, out: string, opti
     json: { out, preset: name, parameters, layers: config.layers.length, dtype, seed },
     text: `${out}: a random ${name} with ${total} parameters, ${active} of them active. Next: llama4 inspect ${out}`,
   };
+}
+
+/** The key of config.json that says that nobody trained these weights. */
+const RANDOM = "llama4_random_seed";
+
+/** Whether a model is one that `init` has made. */
+export function isRandom(path: string): boolean {
+  const file = join(path, "config.json");
+  return isFile(file) && RANDOM in parseObject(readFileSync(file, "utf8"), file);
 }
 
 export const torchNames = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;

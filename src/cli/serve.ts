@@ -11,6 +11,7 @@ import { mediaFetcher } from "../server/node-fetch.ts";
 import { prometheus } from "../server/node-metrics.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Answer, Run, Session } from "./answer.ts";
+import { isRandom } from "./init.ts";
 import { openModel } from "./model.ts";
 import {
   collect,
@@ -102,6 +103,7 @@ async function served(session: Session, options: ServeOptions, version?: string)
     origins: options.corsOrigin,
     fetchMedia: options.imageHost && mediaFetcher({ hosts: options.imageHost, ...privateOf(options) }),
     hosts: isLoopback(host) ? ["localhost", "127.0.0.1", "[::1]", host] : undefined,
+    randomWeights: isRandom(path),
     isDraining: () => session.signal.aborted,
     onError: (error, id) => process.stderr.write(`${id}: ${error instanceof Error ? error.stack : String(error)}\n`),
   });

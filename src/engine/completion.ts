@@ -7,6 +7,7 @@ import { RequestError } from "../tensor/errors.ts";
 import { type Constraint, refuseConstraint } from "./constraint.ts";
 import type { Engine, Finish, Generated } from "./engine.ts";
 import type { PromptImage } from "./images.ts";
+import type { TokenRoutes } from "./route-trace.ts";
 import type { Logprob, Sampling } from "./sampler.ts";
 
 export interface CompletionRequest {
@@ -21,6 +22,8 @@ export interface CompletionRequest {
   readonly tools?: readonly string[] | undefined;
   /** What the reply has to be. */
   readonly constraint?: Constraint | undefined;
+  /** Whether each token comes with the experts behind it. */
+  readonly routes?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -60,6 +63,8 @@ export interface Piece {
   readonly tokens: readonly number[];
   readonly logprobs?: readonly (TokenLogprob & { readonly top: readonly TokenLogprob[] })[];
   readonly toolCalls?: readonly ToolCall[];
+  /** Where asked for: the experts of the pass that gave the token; their `layers` is empty in a model without experts. */
+  readonly routes?: TokenRoutes;
   readonly finishReason?: Finish["reason"];
   /** With the end: the stop string that brought it. */
   readonly stopString?: string;
@@ -75,7 +80,7 @@ export function complete(
   stopTokens: ReadonlySet<number>,
   request: CompletionRequest,
 ): AsyncIterable<Piece> {
-  const { tokens, images, maxTokens, sampling, stop = [], tools, constraint, signal } = request;
+  const { tokens, images, maxTokens, sampling, stop = [], tools, constraint, routes, signal } = request;
   if (constraint) refuseConstraint(constraint);
   const text = tokenizer && new ReplyText(tokenizer, stop, tools);
   if (!text && stop.length > 0)
@@ -87,7 +92,7 @@ export function complete(
     return next.isOver;
   };
   return pieces(
-    engine.generate({ tokens, images, maxTokens, sampling, stopTokens, signal, onToken }),
+    engine.generate({ tokens, images, maxTokens, sampling, routes, stopTokens, signal, onToken }),
     said,
     text,
     tokenizer,
@@ -100,7 +105,7 @@ async function* pieces(
   text: ReplyText | undefined,
   tokenizer: Tokenizer | undefined,
 ): AsyncGenerator<Piece> {
-  for await (const { token, logprob, top, prompt, finish } of generated) {
+  for await (const { token, logprob, top, prompt, routes, finish } of generated) {
     const now = said.shift()!;
     const rest = finish && text ? text.end() : { text: "", toolCalls: [] };
     const toolCalls = [...now.toolCalls, ...rest.toolCalls];
@@ -113,6 +118,7 @@ async function* pieces(
       tokens: [token],
       ...(logprob !== undefined && { logprobs: [{ ...shown({ token, logprob }), top: (top ?? []).map(shown) }] }),
       ...(toolCalls.length > 0 && { toolCalls }),
+      ...(routes && { routes }),
       ...(prompt && { usage: { ...prompt, completionTokens: 1 } }),
       ...(finish && { finishReason: finish.reason, usage: usageOf(finish), timings: timingsOf(finish) }),
       ...(finish && text?.stopString !== undefined && { stopString: text.stopString }),

@@ -11,6 +11,7 @@ import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
 import { IMAGE_CACHE_BYTES, ImageEncoder, type PromptImage, PromptImages } from "./images.ts";
 import { openPages, type Pages } from "./pages.ts";
 import { PromptLookup } from "./prompt-lookup.ts";
+import { RouteTrace, type TokenRoutes } from "./route-trace.ts";
 import { type Logprob, Sampler, type Sampling } from "./sampler.ts";
 import { type Schedulable, schedule } from "./scheduler.ts";
 import { type Judged, Speculation } from "./speculation.ts";
@@ -49,6 +50,8 @@ export interface GenerateRequest {
   /** Default: until the context is full. */
   readonly maxTokens?: number | undefined;
   readonly sampling?: Sampling | undefined;
+  /** Whether each token comes with the experts behind it. */
+  readonly routes?: boolean | undefined;
   /** Tokens that end the reply. */
   readonly stopTokens?: ReadonlySet<number> | undefined;
   /** Hears each token as it is sampled, stop tokens too; true ends the reply with it. */
@@ -63,6 +66,7 @@ export interface Generated {
   readonly logprob?: number;
   readonly top?: readonly Logprob[];
   readonly prompt?: Pick<Finish, "promptTokens" | "cachedTokens">;
+  readonly routes?: TokenRoutes;
   readonly finish?: Finish;
 }
 
@@ -151,6 +155,7 @@ export class Engine {
   /** Tokens as they are sampled. Throws RequestError or CapacityError at once where the request cannot be served. */
   generate(request: GenerateRequest): AsyncIterableIterator<Generated> {
     const { sampling = {}, stopTokens = new Set(), maxTokens = this.context + 1, onToken, signal } = request;
+    const { routes: wantsRoutes } = request;
     const { vocabSize } = this.#options.config;
     const tokens = this.#checkPrompt(request.tokens);
     if (!Number.isInteger(maxTokens) || maxTokens < 1)
@@ -162,10 +167,10 @@ export class Engine {
     const job: Job = new Job(
       this.#sequences++,
       tokens,
-      { sampler, mostTokens: tokens.length + most, images: this.#checkImages(tokens, request.images) },
+      { sampler, mostTokens: tokens.length + most, wantsRoutes, images: this.#checkImages(tokens, request.images) },
       {
         failed: (error) => channel.fail(error),
-        computed: (rows) => {
+        computed: (rows, _, routes) => {
           job.firstTokenAt ??= performance.now();
           const sample = sampler.sample(rows);
           const token = typeof sample === "number" ? sample : sample.token;
@@ -174,6 +179,7 @@ export class Engine {
           const sampled = {
             ...(typeof sample === "number" ? { token } : sample),
             ...(job.length === promptTokens + 1 && { prompt: { promptTokens, cachedTokens } }),
+            ...(routes && { routes }),
           };
           const isLast = onToken?.(token) || stopTokens.has(token);
           const reason = isLast ? "stop" : job.length >= job.mostTokens ? "length" : undefined;
@@ -382,6 +388,8 @@ export class Engine {
     const { backend, parameters, config, forward } = this.#options;
     const { dim: D, vocabSize: V } = config;
     const { tokens, wanted, features, patches, parts } = this.#batch(segments);
+    const traced = parts.flatMap(({ job, from, to }) => (job.wantsRoutes ? wanted.slice(from, to) : []));
+    const trace = traced.length > 0 ? new RouteTrace(traced) : undefined;
     let logits: Float32Array | Float64Array = new Float32Array();
     await backend.scope(async () => {
       const images = patches.length > 0 && {
@@ -393,7 +401,10 @@ export class Engine {
         segments,
         wanted: Int32Array.from(wanted),
         cache: this.#pages.layers,
-        routed: (layer: number, { experts }: Routes) => this.#countExperts(layer, experts),
+        routed: (layer: number, routes: Routes, logits: Tensor) => {
+          this.#countExperts(layer, routes.experts);
+          return trace?.hear(layer, routes, logits);
+        },
         ...(images && { images }),
       };
       logits = await backend.read(await forward(parameters, config, step), this.#roomFor(wanted.length * V));
@@ -403,7 +414,9 @@ export class Engine {
     const judged: Judged[] = [];
     for (const { job, guesses, isDecode, position, end, from, to } of parts) {
       job.position = end;
-      const accepted = from === to ? 0 : this.#handOut(job, logits.subarray(from * V, to * V), position, guesses);
+      const routesAt = trace && job.wantsRoutes ? (i: number) => trace.of(wanted[from + i]!) : undefined;
+      const rows = logits.subarray(from * V, to * V);
+      const accepted = from === to ? 0 : this.#handOut(job, rows, position, guesses, routesAt);
       job.position += accepted;
       job.images?.forgetBefore(job.position);
       this.#pages.tables.commit(job.sequence, job.tokens, job.position);
@@ -453,14 +466,20 @@ export class Engine {
   }
 
   /** Gives a request its logits, up to and with those behind its last right guess. How many guesses were right. */
-  #handOut(job: Job, logits: Float32Array | Float64Array, position: number, guesses: readonly number[]): number {
+  #handOut(
+    job: Job,
+    logits: Float32Array | Float64Array,
+    position: number,
+    guesses: readonly number[],
+    routesAt?: (row: number) => TokenRoutes | undefined,
+  ): number {
     const size = guesses.length > 0 ? this.#options.config.vocabSize : logits.length;
     job.guessedTokens += guesses.length;
     let accepted = 0;
     try {
       while (!job.isOver) {
         const rows = logits.subarray(accepted * size, (accepted + 1) * size);
-        if (!job.reader.computed(rows, position + accepted)) job.isOver = true;
+        if (!job.reader.computed(rows, position + accepted, routesAt?.(accepted))) job.isOver = true;
         if (accepted === guesses.length || job.tokens.at(-1) !== guesses[accepted]) break;
         job.acceptedTokens++;
         accepted++;
@@ -496,7 +515,7 @@ function joined(rows: readonly Float32Array[], D: number): Float32Array {
 interface Reader {
   failed(error: unknown): void;
   /** Gets logits `[n, V]` from `position` on; false where the request is done. */
-  computed(logits: Float32Array | Float64Array, position: number): boolean;
+  computed(logits: Float32Array | Float64Array, position: number, routes?: TokenRoutes): boolean;
 }
 
 /** What a request wants: a reply of so many tokens, prompt counted, or logits. */
@@ -504,6 +523,7 @@ interface Wish {
   readonly sampler?: Sampler;
   readonly mostTokens?: number;
   readonly wantsAll?: boolean;
+  readonly wantsRoutes?: boolean | undefined;
   readonly images?: PromptImages | undefined;
 }
 
@@ -521,6 +541,7 @@ class Job implements Schedulable {
   readonly mostTokens: number;
   /** Logits of all its positions are wanted, so none may come from the cache. */
   readonly wantsAll: boolean;
+  readonly wantsRoutes: boolean;
   readonly images: PromptImages | undefined;
   readonly reader: Reader;
   readonly submittedAt = performance.now();
@@ -539,7 +560,8 @@ class Job implements Schedulable {
   over: () => void = () => {};
 
   constructor(sequence: number, tokens: number[], wish: Wish, reader: Reader) {
-    const { sampler, mostTokens = 0, wantsAll = false, images } = wish;
+    const { sampler, mostTokens = 0, wantsAll = false, wantsRoutes = false, images } = wish;
+    this.wantsRoutes = wantsRoutes;
     this.images = images;
     this.sequence = sequence;
     this.tokens = tokens;

@@ -34,8 +34,8 @@ export interface Step {
   readonly images?: { readonly rows: Tensor; readonly at: Int32Array };
   /** One for each layer; without it the step sees only itself. */
   readonly cache?: readonly LayerCache[];
-  /** Hears which experts a layer's router chose. */
-  readonly routed?: (layer: number, routes: Routes) => void;
+  /** Hears which experts a layer's router chose, and from which logits `[T, E]`; these it may read before it resolves. */
+  readonly routed?: (layer: number, routes: Routes, logits: Tensor) => Promise<void> | undefined;
 }
 
 /** Sees the residual stream `[T, D]`: of the embeddings (layer 0), then after each layer, at last after the final norm. */
@@ -93,8 +93,9 @@ const dense = (x: Tensor, { w1, w2, w3 }: FeedForward) => feedForward(x, w1, w3,
 
 /** The router's sigmoid scores scale the experts' inputs, not their outputs; the shared expert sees x as it is. */
 async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place): Promise<Tensor> {
-  const routes = route(linear(x, w.router), c.topK);
-  place.routed?.(i, routes);
+  const logits = linear(x, w.router); // [T, E]
+  const routes = route(logits, c.topK);
+  await place.routed?.(i, routes, logits);
   return add(dense(x, w.shared), await experts(x, w.experts, routes));
 }
 

@@ -86,8 +86,17 @@ const schema = z
     n: maybe(wholeNumber(1, 128)),
     stop: maybe(z.union([z.string(), z.array(z.string()).max(16)])),
     stream: maybe(z.boolean()),
-    stream_options: maybe(z.object({ include_usage: maybe(z.boolean()) })),
+    stream_options: maybe(
+      z.object({
+        include_usage: maybe(z.boolean()),
+        continuous_usage_stats: maybe(z.boolean()).describe("with `include_usage`: in every chunk (not OpenAI's)"),
+      }),
+    ),
     logprobs: maybe(z.boolean()),
+    return_routed_experts: maybe(z.boolean()).describe(
+      "each choice gets `routed_experts`, for each token: its id, the layers with experts, the experts chosen there with " +
+        "their scores, and by how much the choice was ahead of the next (not OpenAI's)",
+    ),
     top_logprobs: maybe(wholeNumber(0, 20)),
     tool_choice: maybe(
       z.union([
@@ -137,6 +146,7 @@ function ask(body: Body): Ask {
     options: {
       ...samplingOf(body),
       ...(logprobs && { logprobs: top_logprobs }),
+      routes: body.return_routed_experts,
       maxTokens: body.max_completion_tokens ?? body.max_tokens,
       stop: typeof stop === "string" ? [stop] : stop,
       media: areAllSmall(body.messages) ? { maxTiles: 1 } : undefined,
@@ -210,7 +220,7 @@ function whole(body: Body, replies: readonly Reply[], { model }: Meta): object {
     object: "chat.completion",
     created: seconds(),
     model,
-    choices: replies.map(({ text, toolCalls, logprobs, finish }, index) => ({
+    choices: replies.map(({ text, tokens, toolCalls, logprobs, routes, finish }, index) => ({
       index,
       message: {
         role: "assistant",
@@ -220,6 +230,7 @@ function whole(body: Body, replies: readonly Reply[], { model }: Meta): object {
       },
       logprobs: body.logprobs ? logprobsOf(logprobs) : null,
       finish_reason: finish.reason,
+      ...(body.return_routed_experts && { routed_experts: routedOf(tokens, routes) }),
     })),
     usage: usageOf(
       totalUsage(
@@ -248,12 +259,23 @@ const logprobsOf = (list: Said["logprobs"]) => ({
   refusal: null,
 });
 
+/** Rounded: four digits are more than can be seen, and a token of 48 layers is long enough. */
+const routedOf = (tokens: readonly number[], routes: Said["routes"]) =>
+  routes.map(({ layers, experts, scores, margins }, i) => ({
+    ...{ token_id: tokens[i], layers, experts },
+    scores: scores.map((of) => of.map(rounded)),
+    margins: margins.map((margin) => margin && rounded(margin)),
+  }));
+
+const rounded = (x: number) => Math.round(x * 1e4) / 1e4;
+
 const logprobOf = ({ text, logprob, bytes }: TokenLogprob) => ({ token: text, logprob, bytes });
 
 async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): AsyncGenerator<ServerEvent> {
   const id = newId("chatcmpl-");
   const created = seconds();
   const wantsUsage = body.stream_options?.include_usage ?? false;
+  const isContinuous = wantsUsage && body.stream_options?.continuous_usage_stats;
   const chunk = (choices: readonly object[], usage?: object) => ({
     data: JSON.stringify({
       ...{ id, object: "chat.completion.chunk", created, model, choices },
@@ -262,25 +284,31 @@ async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): 
   });
   const begun = new Set<number>();
   const calls = new Map<number, number>();
-  const finishes: Finish[] = [];
-  for await (const { index, text, toolCalls, logprobs, finish } of said) {
+  const used: Pick<Finish, "usage">[] = []; // so far, by reply
+  const n = body.n ?? 1;
+  for await (const { index, text, tokens, toolCalls, logprobs, routes, usage, finish } of said) {
+    const before = used[index]?.usage ?? { ...usage!, completionTokens: 0 }; // the first piece brings it
+    used[index] = finish ?? { usage: { ...before, completionTokens: before.completionTokens + tokens.length } };
     const choice = (delta: object, finish_reason: string | null = null) => {
       const shown = body.logprobs && logprobs.length > 0 && "content" in delta ? logprobsOf(logprobs) : null;
-      return chunk([{ index, delta, logprobs: shown, finish_reason }]);
+      const routed = routes.length > 0 && "content" in delta && { routed_experts: routedOf(tokens, routes) };
+      return chunk(
+        [{ index, delta, logprobs: shown, finish_reason, ...routed }],
+        isContinuous ? usageOf(totalUsage(used, n)) : undefined,
+      );
     };
     if (!begun.has(index)) {
       begun.add(index);
       yield choice({ role: "assistant", content: text, refusal: null });
-    } else if (text !== "" || logprobs.length > 0) yield choice({ content: text });
+    } else if (text !== "" || logprobs.length > 0 || routes.length > 0) yield choice({ content: text });
     for (const call of toolCalls) {
       const at = calls.get(index) ?? 0;
       calls.set(index, at + 1);
       yield choice({ tool_calls: [{ index: at, ...written(call) }] });
     }
     if (!finish) continue;
-    finishes[index] = finish;
     yield choice({}, finish.reason);
   }
-  if (wantsUsage) yield chunk([], usageOf(totalUsage(finishes, body.n ?? 1)));
+  if (wantsUsage) yield chunk([], usageOf(totalUsage(used, n)));
   yield { data: "[DONE]" };
 }

@@ -3,6 +3,8 @@
 import type { Piece, Timings, TokenLogprob, Usage } from "../engine/completion.ts";
 import type { Constraint } from "../engine/constraint.ts";
 import type { EngineStats } from "../engine/engine.ts";
+import type { ModelShape } from "../engine/model-shape.ts";
+import type { TokenRoutes } from "../engine/route-trace.ts";
 import type { Sampling } from "../engine/sampler.ts";
 import type { ContentPart, Message, Tool, ToolCall } from "../prompt/chat-format.ts";
 import type { MediaOptions } from "../prompt/media.ts";
@@ -12,6 +14,8 @@ export interface ReplyOptions extends Sampling {
   readonly stop?: readonly string[] | undefined;
   readonly media?: MediaOptions | undefined;
   readonly constraint?: Constraint | undefined;
+  /** Whether each token comes with the experts behind it. */
+  readonly routes?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -21,6 +25,7 @@ export interface ServedModel {
     /** Longest prompt and reply together, in tokens. */
     readonly context: number;
     readonly parameters: { readonly total: number; readonly active: number };
+    readonly shape?: ModelShape | undefined;
     readonly vision?: object | undefined;
   };
   chat(
@@ -86,13 +91,15 @@ export interface Said {
   readonly tokens: readonly number[];
   readonly logprobs: readonly (TokenLogprob & { readonly top: readonly TokenLogprob[] })[];
   readonly toolCalls: readonly ToolCall[];
+  /** Of its tokens, where asked for. */
+  readonly routes: readonly TokenRoutes[];
   /** With the reply's first piece. */
   readonly usage?: Usage | undefined;
   readonly finish?: Finish | undefined;
 }
 
 /** A whole reply. */
-export interface Reply extends Pick<Said, "text" | "logprobs" | "toolCalls"> {
+export interface Reply extends Pick<Said, "text" | "tokens" | "logprobs" | "toolCalls" | "routes"> {
   readonly finish: Finish;
 }
 
@@ -125,14 +132,15 @@ async function* reply(index: number, pieces: AsyncIterable<Piece>, oneCall: bool
   let completionTokens = 0;
   let calls = 0;
   for await (const piece of pieces) {
-    const { text, tokens, logprobs = [], toolCalls = [], finishReason, stopString, usage, timings } = piece;
+    const { text, tokens, logprobs = [], toolCalls = [], routes, finishReason, stopString, usage, timings } = piece;
     completionTokens += tokens.length;
     calls += toolCalls.length;
     const first = prompt ? undefined : usage;
     prompt ??= usage;
     // OpenAI's lists end before the token that ended the reply
     const isEnd = finishReason === "stop" && stopString === undefined;
-    const said = { index, text, tokens, logprobs: isEnd ? [] : logprobs, toolCalls, usage: first };
+    const heard = { tokens, logprobs: isEnd ? [] : logprobs, routes: routes ? [routes] : [] };
+    const said = { index, text, ...heard, toolCalls, usage: first };
     if (oneCall && calls > 0) {
       const usage = { ...prompt!, completionTokens }; // the first piece has brought it
       yield { ...said, toolCalls: toolCalls.slice(0, 1), finish: { reason: "tool_calls", usage } };
@@ -185,13 +193,22 @@ async function* together<T>(
 
 /** All replies, once they are whole, in order. */
 export async function collect(said: AsyncIterable<Said>): Promise<Reply[]> {
-  const replies = new Map<number, { text: string; logprobs: Said["logprobs"][number][]; toolCalls: ToolCall[] }>();
+  const empty = () => ({
+    text: "",
+    tokens: [] as number[],
+    logprobs: [] as Said["logprobs"][number][],
+    routes: [] as TokenRoutes[],
+    toolCalls: [] as ToolCall[],
+  });
+  const replies = new Map<number, ReturnType<typeof empty>>();
   const done: Reply[] = [];
-  for await (const { index, text, logprobs, toolCalls, finish } of said) {
-    const reply = replies.get(index) ?? { text: "", logprobs: [], toolCalls: [] };
+  for await (const { index, text, tokens, logprobs, routes, toolCalls, finish } of said) {
+    const reply = replies.get(index) ?? empty();
     replies.set(index, reply);
     reply.text += text;
+    reply.tokens.push(...tokens);
     reply.logprobs.push(...logprobs);
+    reply.routes.push(...routes);
     reply.toolCalls.push(...toolCalls);
     if (finish) done[index] = { ...reply, finish };
   }
@@ -199,7 +216,7 @@ export async function collect(said: AsyncIterable<Said>): Promise<Reply[]> {
 }
 
 /** Tokens of all replies together; a prompt counts once for all its replies. */
-export function totalUsage(finishes: readonly Finish[], n: number): Usage {
+export function totalUsage(finishes: readonly Pick<Finish, "usage">[], n: number): Usage {
   const total = { promptTokens: 0, cachedTokens: 0, completionTokens: 0 };
   for (const [i, { usage }] of finishes.entries()) {
     total.completionTokens += usage.completionTokens;

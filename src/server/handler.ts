@@ -18,6 +18,8 @@ export { LIMITS, type Limits, type Observer } from "./serving.ts";
 export interface HandlerOptions extends ServingOptions {
   /** The name under which the model is listed. */
   readonly name: string;
+  /** Says to clients that nobody trained this model. */
+  readonly randomWeights?: boolean | undefined;
   /** The program's version, for the OpenAPI document. */
   readonly version?: string | undefined;
   /** Without any, everybody is served. */
@@ -48,6 +50,7 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
     keys = [],
     origins = [],
     hosts,
+    randomWeights = false,
     observer,
     onError = console.error,
     isDraining = () => false,
@@ -106,11 +109,19 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
     return next();
   });
 
+  const { shape } = model.info;
   const card = {
     ...{ id: name, object: "model", created, owned_by: "llama4" },
     ...{ type: "model", display_name: name, created_at: new Date(created * 1000).toISOString() }, // Anthropic's fields
     max_model_len: model.info.context,
     parameters: model.info.parameters,
+    ...(shape && {
+      architecture: {
+        ...{ layers: shape.layers, global_layers: shape.globalLayers, attention_chunk: shape.attentionChunk },
+        ...{ expert_layers: shape.expertLayers, experts: shape.experts, experts_per_token: shape.expertsPerToken },
+      },
+    }),
+    ...(randomWeights && { random_weights: true }),
     modalities: model.info.vision ? ["text", "image", "video"] : ["text"],
   };
   app.get("/v1/models", (c) =>

@@ -35,6 +35,26 @@ describe("POST /v1/chat/completions", () => {
     });
   });
 
+  it("says which experts each token came by, where that is asked for", async () => {
+    const { handler } = served({ lines: ["Hi", " there"] });
+    const asked = { ...hello, return_routed_experts: true };
+    const of = (token_id: number) => ({
+      ...{ token_id, layers: [1], experts: [[token_id]], scores: [[0.1235]], margins: [2 / token_id] },
+    });
+    const whole = await json(await handler(post(path, asked)));
+    expect(whole.choices[0].routed_experts).toEqual([of(1), of(2)]);
+    const events = await eventsOf(await handler(post(path, { ...asked, stream: true })));
+    expect(events.flatMap(({ data }) => data.choices?.[0]?.routed_experts ?? [])).toEqual([of(1), of(2)]);
+    expect(JSON.stringify(await json(await handler(post(path, hello))))).not.toContain("routed_experts");
+  });
+
+  it("counts in every chunk, where that is asked for", async () => {
+    const { handler } = served({ lines: ["Hi", " there"] });
+    const options = { include_usage: true, continuous_usage_stats: true };
+    const events = await eventsOf(await handler(post(path, { ...hello, stream: true, stream_options: options })));
+    expect(events.slice(0, -1).map(({ data }) => data.usage.total_tokens)).toEqual([8, 9, 10, 10]);
+  });
+
   it("streams the same, a chunk a piece, with usage where it is asked for", async () => {
     const { handler } = served({ lines: ["Hi", " there"], finishReason: "length" });
     const body = { ...hello, stream: true, stream_options: { include_usage: true } };

@@ -16,6 +16,19 @@ describe("the server", () => {
     const list = await json(await handler(get("/v1/models")));
     expect(list).toMatchObject({ object: "list", data: [{ id: "m", object: "model", max_model_len: 1000 }] });
     expect(await json(await handler(get("/v1/models/m")))).toEqual(list.data[0]);
+    expect(list.data[0].architecture).toEqual({
+      ...{
+        layers: 4,
+        global_layers: [3],
+        attention_chunk: 8,
+        expert_layers: [1, 3],
+        experts: 16,
+        experts_per_token: 1,
+      },
+    });
+    expect(list.data[0].random_weights).toBeUndefined();
+    const random = await json(await served({ lines: [] }, { randomWeights: true }).handler(get("/v1/models")));
+    expect(random.data[0].random_weights).toBe(true);
     const missing = await handler(get("/v1/models/gpt"));
     expect(missing.status).toBe(404);
     expect((await json(missing)).error.code).toBe("model_not_found");

@@ -24,6 +24,7 @@ export class Scripted implements ServedModel {
   readonly info: ServedModel["info"] = {
     context: 1000,
     parameters: { total: 1, active: 1 },
+    shape: { layers: 4, globalLayers: [3], attentionChunk: 8, expertLayers: [1, 3], experts: 16, expertsPerToken: 1 },
     vision: {},
   };
   readonly asked: Asked[] = [];
@@ -45,7 +46,7 @@ export class Scripted implements ServedModel {
     return this.#say(options);
   }
 
-  async *#say({ signal, logprobs: wanted }: ReplyOptions): AsyncGenerator<Piece> {
+  async *#say({ signal, logprobs: wanted, routes: wantsRoutes }: ReplyOptions): AsyncGenerator<Piece> {
     const { lines, finishReason = "stop", stopString } = this.script;
     const gone = new Promise<never>((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
     gone.catch(() => {});
@@ -68,6 +69,9 @@ export class Scripted implements ServedModel {
           ...(typeof line !== "string" && { toolCalls: line.toolCalls }),
           ...(wanted !== undefined && { logprobs: [{ ...logprob, top: wanted > 0 ? [logprob] : [] }] }),
           ...(token === 1 && { usage: usage() }),
+          ...(wantsRoutes && {
+            routes: { layers: [1], experts: [[token]], scores: [[0.123456]], margins: [2 / token] },
+          }),
         };
       }
       completionTokens++; // the one that ends it
