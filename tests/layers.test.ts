@@ -17,6 +17,7 @@ const allowed: Record<string, readonly string[]> = {
   "backends/native": ["tensor"],
   engine: ["tensor", "model", "prompt"],
   train: ["tensor", "model", "prompt"],
+  eval: [],
   server: ["engine", "prompt", "tensor/errors.ts"],
 };
 const doors = ["cli"];

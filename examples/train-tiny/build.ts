@@ -24,7 +24,7 @@ import {
 import { readCountries, readProse } from "./prose.ts";
 import { story } from "./stories.ts";
 import { ask as askInWords, type Knowledge, needle, type Turn } from "./text-chats.ts";
-import { readSenses, type Sense, senseText } from "./words.ts";
+import { definition, readSenses, type Sense, senseText } from "./words.ts";
 
 const args = process.argv.slice(2);
 const isTuning = args.includes("--tune");
@@ -62,7 +62,7 @@ class Writer {
     return this.#tileCount++;
   }
 
-  async asked({ content, answer }: ask.Asked): Promise<void> {
+  async asked({ content, answer, accepted }: ask.Asked): Promise<void> {
     const parts: unknown[] = [];
     for (const part of content) {
       if (typeof part === "string") parts.push(part);
@@ -78,6 +78,7 @@ class Writer {
         { role: "user", content: parts },
         { role: "assistant", content: answer },
       ],
+      ...(accepted && { accepted }),
     });
   }
 
@@ -201,6 +202,10 @@ for (const [name, count] of [
     await writer.write(chat(needle(d, { words: short }, 1 + Math.floor((13 * Math.min(i, count / 2)) / (count / 2)))));
   await writer.close();
 }
+
+// What needles are hidden in at the end: lines of the same kind that were never learnt.
+const unseen = [...senses.values()].filter(({ id, gloss }) => sideOf(id) === "test" && gloss.length < 90);
+writeFileSync(join(out, "haystack.txt"), unseen.map((sense) => `${definition(sense, sense.words[0]!)}\n`).join(""));
 
 // ---- pictures ----
 

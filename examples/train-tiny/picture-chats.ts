@@ -22,6 +22,8 @@ export interface Asked {
     | { readonly frames: readonly Uint8Array[]; readonly times: readonly number[] }
   )[];
   readonly answer: string;
+  /** Where the answer may have several forms: all of them. */
+  readonly accepted?: readonly string[];
 }
 
 export interface World {
@@ -82,9 +84,11 @@ export const named = (label: string) =>
 export const nameIt: Ask = (d, w) => {
   const concept = d.of(w.concepts);
   const question = d.of(nameQuestions);
+  const accepted = [`${capital(named(concept.label))}.`, `This is ${named(concept.label)}.`];
   return {
     content: [picture(alone(d, spriteOf(d, concept, w))), question],
-    answer: `${capital(d.chance(0.3) ? `this is ${named(concept.label)}` : named(concept.label))}.`,
+    answer: accepted[d.chance(0.3) ? 1 : 0]!,
+    accepted,
   };
 };
 
@@ -252,9 +256,11 @@ export const clip: Ask = (d, w) => {
   const does =
     way === "grows" || way === "shrinks" ? way : `moves ${["up", "down"].includes(way) ? way : `to the ${way}`}`;
   if (d.chance(0.3)) return { content: [content, "What is in the clip?"], answer: `${capital(named(concept.label))}.` };
+  const accepted = [`It ${does}.`, `The ${concept.label} ${does}.`];
   return {
     content: [content, d.of(["What happens?", "What happens in the clip?", "What does it do?"])],
-    answer: d.chance(0.5) ? `It ${does}.` : `The ${concept.label} ${does}.`,
+    answer: accepted[d.chance(0.5) ? 0 : 1]!,
+    accepted,
   };
 };
 

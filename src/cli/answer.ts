@@ -85,20 +85,20 @@ function fileMessage(error: NodeJS.ErrnoException): string | undefined {
   return known && `${error.path ?? error.syscall ?? "a file"}: ${known}`;
 }
 
-/** A bar on stderr, where that is a terminal. */
-export function progress(what: string): { update(done: number, total: number): void; stop(): void } {
+/** A bar on stderr, where that is a terminal; it counts bytes, or what is named. */
+export function progress(what: string, unit?: string): { update(done: number, total: number): void; stop(): void } {
   let bar: SingleBar | undefined;
   return {
     update(done, total) {
       if (!process.stderr.isTTY) return;
-      bar ??= started(what, total);
+      bar ??= started(what, total, unit === undefined ? bytes(total) : `${total.toLocaleString("en")} ${unit}`);
       bar.update(done);
     },
     stop: () => bar?.stop(),
   };
 }
 
-function started(what: string, total: number): SingleBar {
+function started(what: string, total: number, size: string): SingleBar {
   const require = createRequire(import.meta.url); // loaded for those who see it
   const { SingleBar }: typeof import("cli-progress") = require("cli-progress");
   const bar = new SingleBar({
@@ -107,7 +107,7 @@ function started(what: string, total: number): SingleBar {
     clearOnComplete: true,
     hideCursor: true,
   });
-  bar.start(total, 0, { size: bytes(total) });
+  bar.start(total, 0, { size });
   return bar;
 }
 

@@ -4,7 +4,7 @@
 import { startThread } from "../thread.ts";
 
 const [, , command = ""] = process.argv;
-const thread = ["chat", "generate", "logits", "serve"].includes(command) ? startThread() : undefined;
+const thread = ["chat", "generate", "logits", "serve", "eval"].includes(command) ? startThread() : undefined;
 thread?.worker.unref(); // it keeps no command from ending
 const { runCommand } = await import("./program.ts");
 await runCommand(thread);

@@ -18,6 +18,7 @@ const commands: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   serve: async () => (await import("./serve.ts")).serve,
   bench: async () => (await import("./bench.ts")).bench,
   train: async () => (await import("./train.ts")).train,
+  eval: async () => (await import("./eval.ts")).evalCommand,
 };
 
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));

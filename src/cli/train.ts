@@ -1,6 +1,6 @@
 // `llama4 train`: from data to a model, with checkpoints to go on from, a log, and a report to look at.
 
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { openNative } from "../backends/native/backend.ts";
@@ -8,7 +8,7 @@ import { openReference } from "../backends/reference/reference.ts";
 import { randomTensors } from "../checkpoint/init.ts";
 import { parseObject } from "../checkpoint/json.ts";
 import { bindHuggingFace, huggingFaceTensors } from "../checkpoint/names-hugging-face.ts";
-import { type FileSource, memorySource, openFile } from "../checkpoint/source.ts";
+import { type FileSource, memorySource } from "../checkpoint/source.ts";
 import { countParameters, type Llama4Config } from "../model/config.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { fromHuggingFace, toHuggingFace } from "../prompt/tokenizer-json.ts";
@@ -16,11 +16,12 @@ import type { TrainingBackend } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Tensor, TensorView } from "../tensor/tensor.ts";
 import { modelConfig, readConfig, type TrainConfig } from "../train/config.ts";
-import { Documents } from "../train/documents.ts";
+import type { Documents } from "../train/documents.ts";
 import { mapWeights, type Weights } from "../train/leaves.ts";
 import { trainTokenizer } from "../train/tokenizer.ts";
 import { type HeldOutLoss, type Sample, Trainer } from "../train/trainer.ts";
 import { type Answer, progress, type Run, type Session } from "./answer.ts";
+import { openDocuments, tilesOf } from "./documents.ts";
 import { tokenIds } from "./init.ts";
 import { define, whole } from "./options.ts";
 import { replacing } from "./output.ts";
@@ -239,34 +240,6 @@ function configOf({ config: file, depth, data, steps = 2000 }: TrainOptions): {
     phases: [{ steps, mix: { documents: 1 }, loss: "answers" }],
   };
   return { config: readConfig(json, "--depth"), at: (path) => path };
-}
-
-const tilesOf = (path: string) => path.replace(/\.jsonl$/, ".tiles");
-
-async function openDocuments(path: string, files: FileSource[]): Promise<Documents> {
-  const open = async (name: string) => {
-    const file = await openFile(name);
-    files.push(file);
-    return file;
-  };
-  if (!path.endsWith(".jsonl")) return Documents.open(asDocuments(path));
-  const tiles = existsSync(tilesOf(path)) ? await open(tilesOf(path)) : undefined;
-  return Documents.open(await open(path), tiles);
-}
-
-/** A plain text: its paragraphs, some together, as documents. */
-function asDocuments(path: string) {
-  if (!statSync(path, { throwIfNoEntry: false })?.isFile())
-    throw new RequestError(`${path}: no such file; expected documents (.jsonl) or a text`);
-  const documents: string[] = [];
-  for (const paragraph of readFileSync(path, "utf8").split(/\n\s*\n/)) {
-    if (paragraph.trim() === "") continue;
-    const before = documents.at(-1);
-    if (before !== undefined && before.length < 4000) documents[documents.length - 1] = `${before}\n\n${paragraph}`;
-    else documents.push(paragraph);
-  }
-  const lines = documents.map((text) => `${JSON.stringify({ text })}\n`).join("");
-  return memorySource(new TextEncoder().encode(lines), basename(path));
 }
 
 async function opened(

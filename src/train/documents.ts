@@ -68,23 +68,29 @@ export class Documents {
 
   /** Document i as tokens. Throws TrainingError, with the place in the file, for what is none. */
   async example(i: number, tokenizer: Tokenizer, options: EncodeOptions): Promise<Example> {
-    const start = this.#starts[i]!;
-    const bytes = await this.#source.read(start, this.#starts[i + 1]! - start);
-    const wrong = (found: string) =>
-      new TrainingError(
-        `${this.name}: line ${i + 1}, at byte ${start}: ${found}; expected {"text"}, {"parts"} or {"messages"} as JSON (build the file again)`,
-      );
-    let record: unknown;
-    try {
-      record = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-    } catch (error) {
-      throw wrong(error instanceof TypeError ? "no UTF-8 text" : `no JSON (${(error as Error).message})`);
-    }
+    const record = await this.record(i);
     try {
       return encodeRecord(record, tokenizer, options, this.#tiles);
     } catch (error) {
-      throw wrong((error as Error).message);
+      throw this.#wrong(i, (error as Error).message);
     }
+  }
+
+  /** Document i as it stands in the file. Throws TrainingError for what is no JSON. */
+  async record(i: number): Promise<unknown> {
+    const start = this.#starts[i]!;
+    const bytes = await this.#source.read(start, this.#starts[i + 1]! - start);
+    try {
+      return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    } catch (error) {
+      throw this.#wrong(i, error instanceof TypeError ? "no UTF-8 text" : `no JSON (${(error as Error).message})`);
+    }
+  }
+
+  #wrong(i: number, found: string): TrainingError {
+    return new TrainingError(
+      `${this.name}: line ${i + 1}, at byte ${this.#starts[i]}: ${found}; expected {"text"}, {"parts"} or {"messages"} as JSON (build the file again)`,
+    );
   }
 
   /** Text of document i, for learning a vocabulary. */
