@@ -128,8 +128,8 @@ export async function load(path: string = shippedModel(), options: LoadOptions =
 }
 
 const START: Record<keyof Omit<Start, "path">, true> = {
-  ...{ backend: true, threads: true, activations: true, context: true, kvDtype: true, mmproj: true, sequences: true },
-  ...{ stepTokens: true, speculation: true, imageCacheBytes: true },
+  ...{ backend: true, threads: true, activations: true, context: true, kvDtype: true, mmproj: true },
+  ...{ adapter: true, sequences: true, stepTokens: true, speculation: true, imageCacheBytes: true },
 };
 
 function checkSignal(signal: AbortSignal | undefined): void {

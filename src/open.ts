@@ -32,6 +32,8 @@ export interface OpenOptions {
   readonly kvDtype?: KVDType | undefined;
   /** The vision part of a GGUF model; default: `mmproj-<name>` beside it, if it is there. */
   readonly mmproj?: string | undefined;
+  /** A folder with an adapter in PEFT's layout, for a model in Hugging Face's: it goes into the weights as they are read. */
+  readonly adapter?: string | undefined;
   /** Most bytes of images' features that are kept for when an image comes again. */
   readonly imageCacheBytes?: number | undefined;
   /** Leaves the vision encoder out: for a model that is never given an image. Default: it is loaded where there is one. */
@@ -73,13 +75,13 @@ function oneOf(name: string, value: unknown, allowed: readonly unknown[]): void 
 /** Opens a checkpoint and loads its weights. Says before loading whether they fit. */
 export async function openModel(path: string, options: OpenOptions = {}): Promise<OpenModel> {
   const start = performance.now();
-  const { threads, activations, mmproj, onProgress, onWarning = () => {}, signal } = options;
+  const { threads, activations, mmproj, adapter, onProgress, onWarning = () => {}, signal } = options;
   signal?.throwIfAborted();
   oneOf("backend", options.backend, backends);
   oneOf("kvDtype", options.kvDtype, kvDtypes);
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
     throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
-  const opened = await openCheckpoint(path, { mmproj, signal });
+  const opened = await openCheckpoint(path, { mmproj, adapter, signal });
   const checkpoint = options.vision === false ? withoutVision(opened) : opened;
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;

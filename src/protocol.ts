@@ -17,6 +17,8 @@ export interface Start {
   readonly kvDtype?: KVDType | undefined;
   /** The vision part of a GGUF model; default: `mmproj-<name>` beside it, if it is there. */
   readonly mmproj?: string | undefined;
+  /** A folder with an adapter in PEFT's layout, for a model in Hugging Face's: it goes into the weights as they are read. */
+  readonly adapter?: string | undefined;
   readonly sequences?: number | undefined;
   /** Most tokens computed at once; a prompt comes in slices of this size. */
   readonly stepTokens?: number | undefined;

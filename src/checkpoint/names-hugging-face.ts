@@ -3,7 +3,7 @@
 // V vocabulary · D dim · E experts · F expert width
 
 import type { Llama4Config } from "../model/config.ts";
-import type { Block, FeedForward, MoE } from "../model/parameters.ts";
+import type { Block, FeedForward, MoE, Slot } from "../model/parameters.ts";
 import { dtypes } from "../tensor/dtype.ts";
 import { CheckpointError } from "../tensor/errors.ts";
 import { type Piece, type Shape, storedBytes, type TensorView } from "../tensor/tensor.ts";
@@ -76,6 +76,16 @@ function visionTensors(c: Llama4Config): NamedShape[] {
   return listVision(huggingFaceVision(c.vision.nLayers)).map((name, i) => ({ name, shape: shapes[i]! }));
 }
 
+/** The tensor of a slot for low-rank changes; undefined where the layer has none. */
+export function slotTensor(c: Llama4Config, layer: number, slot: Slot): string | undefined {
+  const names = hf.layer(layer);
+  const { moe } = c.layers[layer]!;
+  const nested = c.vision ? "language_model." : "";
+  if (slot === "gateUp" || slot === "down") return moe ? nested + names[slot] : undefined;
+  if (slot === "w1" || slot === "w2" || slot === "w3") return nested + (moe ? names.shared : names.dense)[slot];
+  return nested + names[slot];
+}
+
 function swigluShapes(names: FeedForward<string>, width: number, dim: number): NamedShape[] {
   return [
     { name: names.w1, shape: [width, dim] },
@@ -88,7 +98,7 @@ function swigluShapes(names: FeedForward<string>, width: number, dim: number): N
 const prefixes = ["language_model.", "model."];
 
 /** A name as the tables above have it, whatever its exporter put before. */
-function withoutPrefix(name: string): string {
+export function withoutPrefix(name: string): string {
   if (/^model\.(vision_model|multi_modal_projector)\./.test(name)) return name.slice("model.".length);
   if (name.startsWith("model.language_model.")) {
     const rest = name.slice("model.language_model.".length);
@@ -120,9 +130,17 @@ function unscaled(tensors: readonly TensorView[], file: string): TensorView[] {
 
 const isVision = /^(vision_model|multi_modal_projector)\./;
 
-/** The trees of a Hugging Face checkpoint. A config may describe a vision encoder whose tensors an exporter left out. */
-export function bindHuggingFace(c: Llama4Config, tensors: readonly TensorView[], file: string): Bound {
-  const found = new Found(unscaled(tensors, file), file, withoutPrefix);
+/**
+ * The trees of a Hugging Face checkpoint. A config may describe a vision encoder whose tensors an exporter left out.
+ * `change` sees the matrices as they stand in the file, 8-bit floats decoded: see adapter.ts.
+ */
+export function bindHuggingFace(
+  c: Llama4Config,
+  tensors: readonly TensorView[],
+  file: string,
+  change: (tensors: readonly TensorView[]) => readonly TensorView[] = (tensors) => tensors,
+): Bound {
+  const found = new Found(change(unscaled(tensors, file)), file, withoutPrefix);
   const { dim: D, nExperts: E, expertDim: F } = c;
   const matrix = ({ name, shape }: NamedShape) => found.take(name, shape);
   const swiglu = (names: FeedForward<string>, width: number): FeedForward<TensorView> => {

@@ -9,6 +9,7 @@ import { dequantize } from "../tensor/block-formats.ts";
 import { dtypes } from "../tensor/dtype.ts";
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import { elementCount, storedBytes, type TensorView } from "../tensor/tensor.ts";
+import { merged, readAdapter } from "./adapter.ts";
 import { checked } from "./config.ts";
 import { fromGguf, type GgufMetadata, visionFromGguf } from "./config-gguf.ts";
 import { fromHuggingFace, readGenerationConfig } from "./config-hugging-face.ts";
@@ -17,7 +18,7 @@ import type { Bound } from "./found.ts";
 import { readGguf, splitNames } from "./gguf.ts";
 import { Fields, isObject, type Json, parseObject } from "./json.ts";
 import { adapterRows, bindGguf, bindMmproj, ggufVocabRows, hasGgufOutput, ropeFreqsName } from "./names-gguf.ts";
-import { bindHuggingFace } from "./names-hugging-face.ts";
+import { bindHuggingFace, withoutPrefix } from "./names-hugging-face.ts";
 import { bindMeta, metaVocabRows } from "./names-meta.ts";
 import { readPreprocessorConfig } from "./preprocessor-config.ts";
 import { readIndex, readSafetensors } from "./safetensors.ts";
@@ -61,11 +62,14 @@ export interface Checkpoint {
 export interface CheckpointOptions {
   /** The vision part of a GGUF model. Default: the file `mmproj-<name>` beside it, as `convert` writes it, if there is one. */
   readonly mmproj?: string | undefined;
+  /** A folder with an adapter in PEFT's layout, which goes into the weights: see adapter.ts. For Hugging Face folders. */
+  readonly adapter?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
 /** Opens a folder in Hugging Face's or Meta's layout, or a `.gguf` file (of a split, any part). */
-export async function openCheckpoint(path: string, { mmproj, signal }: CheckpointOptions = {}): Promise<Checkpoint> {
+export async function openCheckpoint(path: string, options: CheckpointOptions = {}): Promise<Checkpoint> {
+  const { signal } = options;
   signal?.throwIfAborted();
   const files: FileSource[] = [];
   const close = async () => {
@@ -78,7 +82,7 @@ export async function openCheckpoint(path: string, { mmproj, signal }: Checkpoin
     return file;
   };
   try {
-    const contents = await openByKind(path, mmproj, open);
+    const contents = await openByKind(path, options, open);
     return { ...contents, path, totalBytes: files.reduce((sum, file) => sum + file.byteLength, 0), close };
   } catch (error) {
     await close();
@@ -90,11 +94,15 @@ export async function openCheckpoint(path: string, { mmproj, signal }: Checkpoin
 type Open = (path: string) => Promise<FileSource>;
 type Contents = Omit<Checkpoint, "path" | "totalBytes" | "close">;
 
-async function openByKind(path: string, mmproj: string | undefined, open: Open): Promise<Contents> {
+async function openByKind(path: string, { mmproj, adapter }: CheckpointOptions, open: Open): Promise<Contents> {
   const found = await stat(path).catch(() => undefined);
   if (!found)
     throw new CheckpointError(
       `${path}: no such file or folder; expected a folder with config.json or params.json, or a .gguf file`,
+    );
+  if (adapter !== undefined && !existsSync(join(path, "config.json")))
+    throw new RequestError(
+      `the adapter ${adapter} goes with a folder in Hugging Face's layout, and ${path} is none; take the model that it was trained on, and convert what comes out`,
     );
   if (found.isFile()) {
     if (path.endsWith(".gguf")) return openGguf(path, mmproj, open);
@@ -105,7 +113,7 @@ async function openByKind(path: string, mmproj: string | undefined, open: Open):
     throw new RequestError(
       `--mmproj is ${mmproj}, and ${path} is a folder, where a vision part has its place among the weights; leave it out`,
     );
-  if (existsSync(join(path, "config.json"))) return openHuggingFace(path, open);
+  if (existsSync(join(path, "config.json"))) return openHuggingFace(path, adapter, open);
   if (existsSync(join(path, "params.json"))) return openMeta(path, open);
   const inside = await readdir(path);
   const ggufs = inside.filter((name) => name.endsWith(".gguf"));
@@ -134,18 +142,22 @@ async function ifThere<T>(path: string, read: (path: string) => Promise<T>): Pro
 
 // ---- Hugging Face ----
 
-async function openHuggingFace(folder: string, open: Open): Promise<Contents> {
+async function openHuggingFace(folder: string, adapterFolder: string | undefined, open: Open): Promise<Contents> {
   const config = await withPreprocessing(fromHuggingFace(await readJson(join(folder, "config.json"))), folder);
   const generation = await ifThere(join(folder, "generation_config.json"), readJson);
   const said = generation && readGenerationConfig(generation);
   const tensors = await huggingFaceFiles(folder, open);
+  const adapter =
+    adapterFolder === undefined
+      ? undefined
+      : await readAdapter(adapterFolder, new Map(tensors.map(({ name, shape }) => [withoutPrefix(name), shape])));
   const chatTemplate = await huggingFaceTemplate(folder);
   const tokenizer = await folderTokenizer(folder);
   return {
     format: "huggingface",
     ...trees(
       said ? { ...config, tokens: { ...config.tokens, ...endings(config, said) } } : config,
-      bindHuggingFace(config, tensors, basename(folder)),
+      bindHuggingFace(config, tensors, basename(folder), (views) => (adapter ? merged(views, adapter) : views)),
     ),
     tensors,
     ...(tokenizer && { tokenizer }),

@@ -51,6 +51,7 @@ async function measured(session: Session, options: BenchOptions): Promise<Answer
     backend,
     threads,
     mmproj,
+    adapter,
     kvDtype,
   } = options;
   const { signal } = session;
@@ -59,7 +60,7 @@ async function measured(session: Session, options: BenchOptions): Promise<Answer
   const context = options.context ?? batch * (promptTokens + genTokens) + (batch - 1) * 2 * 64;
   const onWarning = (message: string) => process.stderr.write(`${message}\n`);
   const model = await openModel(path, {
-    ...{ backend, threads, context, mmproj, kvDtype, signal, onWarning, onProgress: bar.update },
+    ...{ backend, threads, context, mmproj, adapter, kvDtype, signal, onWarning, onProgress: bar.update },
   }).finally(bar.stop);
   try {
     const { parameters, config } = model;

@@ -11,13 +11,14 @@ import { openTokenizer } from "../open.ts";
 import { toGguf } from "../prompt/gguf-vocabulary.ts";
 import { type Answer, bytes, oneOf, progress, type Run, type Session } from "./answer.ts";
 import { promptFiles } from "./init.ts";
-import { define, mmprojHelp, whole } from "./options.ts";
+import { adapterHelp, define, mmprojHelp, whole } from "./options.ts";
 import { refuseOntoItself, refuseToOverwrite, replacing } from "./output.ts";
 
 interface ConvertOptions {
   readonly type?: string;
   readonly threads?: number;
   readonly mmproj?: string;
+  readonly adapter?: string;
   readonly allowLossy?: true;
   readonly force?: true;
 }
@@ -26,12 +27,14 @@ export function convertCommand(program: Command, run: Run): void {
   define(program, "convert", "A checkpoint in another format or with fewer bits, streamed expert by expert.", [
     "llama4 convert ./scout scout.gguf --type q4_k_m",
     "llama4 convert scout.gguf ./scout-bf16 --type bf16",
+    "llama4 convert ./scout ./scout-tuned --adapter run/adapter",
   ])
     .argument("<in>", "a Hugging Face folder, a Meta folder or a .gguf file")
     .argument("<out>", "a name that ends in .gguf, else a folder; vision goes to mmproj-<out> beside a .gguf")
     .option("--type <type>", `${mixes.join(", ")} (default: as the input is stored)`)
     .option("--threads <n>", "threads that quantize (default: all cores)", whole(1))
     .option("--mmproj <file>", mmprojHelp)
+    .option("--adapter <folder>", adapterHelp)
     .option("--allow-lossy", "writes a GGUF that other programs misread, where the format lacks a word")
     .option("--force", "replaces what is there")
     .action(run(converted));
@@ -43,8 +46,8 @@ async function converted(session: Session, input: string, out: string, options: 
   refuseToOverwrite(out, options.force);
   const start = performance.now();
   const { quantizer, close } = openQuantizer(options.threads);
-  const { mmproj } = options;
-  const checkpoint = await openCheckpoint(input, { ...session, mmproj }).catch((error: unknown) => {
+  const { mmproj, adapter } = options;
+  const checkpoint = await openCheckpoint(input, { ...session, mmproj, adapter }).catch((error: unknown) => {
     close();
     throw error;
   });

@@ -6,14 +6,14 @@ import type { ModelOptions } from "./options.ts";
 
 /** The model that the options name, or the one that ships. */
 export async function openModel(
-  { model, backend, threads, context, mmproj, kvDtype }: ModelOptions,
+  { model, backend, threads, context, mmproj, adapter, kvDtype }: ModelOptions,
   { signal, thread }: Session,
   more: Pick<LoadOptions, "activations" | "sequences" | "stepTokens" | "speculation"> = {},
 ): Promise<Llama4> {
   const bar = progress("loading");
   try {
     return await load(model, {
-      ...{ backend, threads, context, mmproj, kvDtype, signal, thread, onProgress: bar.update },
+      ...{ backend, threads, context, mmproj, adapter, kvDtype, signal, thread, onProgress: bar.update },
       ...more,
       onWarning: (message) => process.stderr.write(`${message}\n`),
     });

@@ -33,6 +33,7 @@ export interface ModelOptions {
   readonly threads?: number;
   readonly context?: number;
   readonly mmproj?: string;
+  readonly adapter?: string;
   readonly kvDtype?: KVDType;
 }
 
@@ -69,9 +70,11 @@ export function withModel(command: Command): Command {
     .option("--threads <n>", "threads that compute (default: all cores)", whole(1))
     .option("--context <n>", "tokens that prompt and reply may have together", whole(1))
     .addOption(kvDtypeOption("default: f32 for a model in f32, else f16"))
-    .option("--mmproj <file>", mmprojHelp);
+    .option("--mmproj <file>", mmprojHelp)
+    .option("--adapter <folder>", adapterHelp);
 }
 
+export const adapterHelp = "an adapter in PEFT's layout that goes into the weights, as llama4 train makes them";
 export const mmprojHelp = "the vision part of a GGUF model (default: mmproj-<model> beside it, if there)";
 
 export const kvDtypeOption = (description: string): Option =>

@@ -4,7 +4,7 @@
 //     report.html                  the same for people
 //     tokenizer.json               where it was learnt from the data
 //     checkpoints/step-00001200/   a model as any other, with training/ beside its weights: what the run goes on from
-//     model/                       what came out
+//     model/                       what came out; adapter/ in a run with `lora`, whose checkpoints are adapters too
 //
 // A checkpoint is written beside its place and renamed when it is whole; the older ones go only then.
 
@@ -29,6 +29,7 @@ import { readSafetensors } from "../checkpoint/safetensors.ts";
 import { memorySource, openFile } from "../checkpoint/source.ts";
 import { writeHuggingFace, writeSafetensorsFile } from "../checkpoint/writers.ts";
 import type { Llama4Config } from "../model/config.ts";
+import { openTokenizer } from "../open.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import type { Backend } from "../tensor/backend.ts";
 import { RequestError, TrainingError } from "../tensor/errors.ts";
@@ -115,19 +116,23 @@ export class RunFolder {
     return lines.map((line) => JSON.parse(line));
   }
 
-  /** Writes a checkpoint, then removes all but the newest `keep`. */
+  /** Writes a checkpoint, what is learnt by `write`, then removes all but the newest `keep`. */
   async save(
-    { step }: Progress,
     state: Omit<SavedState, "logBytes">,
-    { backend, weights, moments, model, tokenizer }: Contents & { moments: readonly Leaf[] },
+    {
+      backend,
+      moments,
+      write,
+    }: { backend: Backend; moments: readonly Leaf[]; write: (folder: string) => Promise<void> },
     keep: number,
   ): Promise<void> {
+    const { step } = state.progress;
     fsyncSync(this.#log!); // what the state counts on
     const path = join(this.#checkpoints, `step-${String(step).padStart(8, "0")}`);
     const draft = `${path}.partial`;
     await rm(draft, { recursive: true, force: true });
     try {
-      await writeModel(draft, { backend, weights, model, tokenizer }, "f32");
+      await write(draft);
       const training = join(draft, "training");
       await mkdir(training);
       await writeSafetensorsFile(
@@ -170,7 +175,7 @@ export class RunFolder {
   }
 }
 
-interface Contents {
+export interface Contents {
   readonly backend: Backend;
   readonly weights: Weights;
   readonly model: Llama4Config;
@@ -202,8 +207,11 @@ export async function writeModel(
   await writeHuggingFace(folder, files, out);
 }
 
-/** The weights of a folder, loaded. */
-export async function readModel(folder: string, backend: Backend): Promise<{ model: Llama4Config; weights: Weights }> {
+/** A checkpoint's weights, loaded, and its tokenizer. */
+export async function readModel(
+  folder: string,
+  backend: Backend,
+): Promise<{ model: Llama4Config; weights: Weights; tokenizer: Tokenizer | undefined }> {
   const checkpoint = await openCheckpoint(folder);
   try {
     const { parameters, vision, config } = checkpoint;
@@ -212,7 +220,8 @@ export async function readModel(folder: string, backend: Backend): Promise<{ mod
     mapWeights(tree, (view) => views.push(view));
     const tensors = await backend.load(views);
     const at = new Map(views.map((view, i) => [view, tensors[i]!]));
-    return { model: config, weights: mapWeights(tree, (view) => at.get(view)!) };
+    const tokenizer = openTokenizer(checkpoint);
+    return { model: config, weights: mapWeights(tree, (view) => at.get(view)!), tokenizer };
   } finally {
     await checkpoint.close();
   }
@@ -231,7 +240,7 @@ function flushFolder(path: string): void {
 
 /** Refuses to resume with a config that makes another model or other batches. */
 export function refuseOtherRun(before: TrainConfig, now: TrainConfig): void {
-  for (const key of ["model", "context", "rows", "accumulate", "seed"] as const)
+  for (const key of ["model", "from", "lora", "context", "rows", "accumulate", "seed"] as const)
     if (JSON.stringify(before[key]) !== JSON.stringify(now[key]))
       throw new RequestError(
         `${key} was ${JSON.stringify(before[key])} when the run began and is ${JSON.stringify(now[key])}; expected the same to resume: mend the config, or begin anew in another folder`,

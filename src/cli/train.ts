@@ -5,29 +5,23 @@ import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { openNative } from "../backends/native/backend.ts";
 import { openReference } from "../backends/reference/reference.ts";
-import { randomTensors } from "../checkpoint/init.ts";
 import { parseObject } from "../checkpoint/json.ts";
-import { bindHuggingFace, huggingFaceTensors } from "../checkpoint/names-hugging-face.ts";
-import { type FileSource, memorySource } from "../checkpoint/source.ts";
-import { countParameters, type Llama4Config } from "../model/config.ts";
-import type { Tokenizer } from "../prompt/tokenizer.ts";
-import { fromHuggingFace, toHuggingFace } from "../prompt/tokenizer-json.ts";
+import type { FileSource } from "../checkpoint/source.ts";
+import { countParameters } from "../model/config.ts";
 import type { TrainingBackend } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
-import type { Tensor, TensorView } from "../tensor/tensor.ts";
-import { modelConfig, readConfig, type TrainConfig } from "../train/config.ts";
+import { readConfig, type TrainConfig } from "../train/config.ts";
 import type { Documents } from "../train/documents.ts";
-import { mapWeights, type Weights } from "../train/leaves.ts";
-import { trainTokenizer } from "../train/tokenizer.ts";
 import { type HeldOutLoss, type Sample, Trainer } from "../train/trainer.ts";
-import { type Answer, progress, type Run, type Session } from "./answer.ts";
+import { writeAdapter } from "./adapters.ts";
+import type { Answer, Run, Session } from "./answer.ts";
 import { openDocuments, tilesOf } from "./documents.ts";
-import { tokenIds } from "./init.ts";
 import { define, whole } from "./options.ts";
 import { replacing } from "./output.ts";
-import { RunFolder, readModel, refuseOtherRun, type SavedCheckpoint, writeModel } from "./run-folder.ts";
+import { RunFolder, refuseOtherRun, writeModel } from "./run-folder.ts";
 import { Meter } from "./train-meter.ts";
 import { reportPage } from "./train-report.ts";
+import { learnt, momentsOf, type Started, started } from "./train-start.ts";
 
 interface TrainOptions {
   readonly config?: string;
@@ -88,33 +82,17 @@ async function trained({ signal, allowToEnd }: Session, options: TrainOptions): 
     const open = async (path: string) => openDocuments(at(path), files);
     const [data, heldOut] = [await opened(config.data, open), await opened(config.heldOut, open)];
     const samples = config.samples === undefined ? undefined : await open(config.samples);
-    const tokenizer = await tokenizerOf(config, at, folder, data, signal);
-    const tileSize = [...data.values()].map((documents) => documents.tileSize).find((size) => size !== undefined);
-    const model = modelConfig(
-      config.model,
-      { vocabSize: tokenizer.vocabSize, context: config.context, tileSize },
-      tokenIds(tokenizer),
-    );
-    const weights = saved
-      ? (await readModel(saved.path, backend)).weights
-      : await randomWeights(model, config.seed, backend);
+    const start = await started(config, { at, folder, data, backend, saved, signal });
     const state = saved && { progress: saved.state.progress, moments: await momentsOf(saved, backend) };
     const trainer = new Trainer({
-      ...{ config, model, backend, weights, tokenizer, data, heldOut },
+      ...{ config, backend, data, heldOut },
+      ...start,
       ...(samples && { samples }),
       ...(state && { state }),
     });
-    return await loop({
-      trainer,
-      folder,
-      config,
-      model,
-      backend,
-      tokenizer,
-      samples,
-      seconds: saved?.state.seconds ?? 0,
-      signal,
-    });
+    process.stderr.write(`${learnt(trainer.leaves, start)}\n`);
+    const seconds = saved?.state.seconds ?? 0;
+    return await loop({ ...{ trainer, folder, config, backend, samples, seconds, signal }, ...start });
   } finally {
     await saved?.close();
     for (const file of files) await file.close();
@@ -123,13 +101,11 @@ async function trained({ signal, allowToEnd }: Session, options: TrainOptions): 
   }
 }
 
-interface RunParts {
+interface RunParts extends Started {
   readonly trainer: Trainer;
   readonly folder: RunFolder;
   readonly config: TrainConfig;
-  readonly model: Llama4Config;
   readonly backend: TrainingBackend;
-  readonly tokenizer: Tokenizer;
   readonly samples: Documents | undefined;
   /** Spent before. */
   readonly seconds: number;
@@ -144,6 +120,8 @@ async function loop({
   folder,
   config,
   model,
+  adapters,
+  base = "",
   backend,
   tokenizer,
   samples,
@@ -158,11 +136,19 @@ async function loop({
   const first = trainer.progress.step;
   let savedStep = first;
   let last: Record<string, HeldOutLoss> = {};
+  const { lora } = config;
+  const write = (path: string, shipped: boolean) => {
+    if (!lora || !adapters)
+      return trainer.shipping((averaged) => {
+        const weights = shipped ? averaged : trainer.weights;
+        return writeModel(path, { backend, weights, model, tokenizer }, shipped ? "bf16" : "f32");
+      });
+    return writeAdapter(path, { backend, model, lora, base, adapters: shipped ? trainer.averagedAdapters : adapters });
+  };
   const save = async () => {
     await folder.save(
-      trainer.progress,
       { progress: trainer.progress, seconds: spent(), config },
-      { ...{ backend, model, tokenizer }, weights: trainer.weights, moments: trainer.moments() },
+      { backend, moments: trainer.moments(), write: (path) => write(path, false) },
       config.checkpoint.keep,
     );
     savedAt = performance.now();
@@ -193,9 +179,8 @@ async function loop({
   } finally {
     meter.stop(savedStep);
   }
-  const out = join(folder.path, "model");
-  if (trainer.progress.step > first || !existsSync(out))
-    await replacing(out, (path) => writeModel(path, { backend, weights: trainer.averaged, model, tokenizer }, "bf16"));
+  const out = join(folder.path, lora ? "adapter" : "model");
+  if (trainer.progress.step > first || !existsSync(out)) await replacing(out, (path) => write(path, true));
   const { total, active } = countParameters(model);
   const { step, tokens } = trainer.progress;
   const losses = Object.entries(last).map(
@@ -208,13 +193,14 @@ async function loop({
       tokens,
       seconds: spent(),
       parameters: { total, active },
+      learnt: trainer.leaves.map(({ name }) => name),
       heldOut: last,
       report: join(folder.path, "report.html"),
     },
     text: [
       `${out}: ${total.toLocaleString("en")} parameters after ${step.toLocaleString("en")} steps and ${tokens.toLocaleString("en")} tokens`,
       ...losses.map((line) => `  held out: ${line}`),
-      `Look at ${join(folder.path, "report.html")}; talk to it: llama4 chat --model ${out}`,
+      `Look at ${join(folder.path, "report.html")}; talk to it: llama4 chat --model ${lora ? `${base} --adapter ${out}` : out}`,
     ].join("\n"),
   };
 }
@@ -248,71 +234,6 @@ async function opened(
 ): Promise<Map<string, Documents>> {
   const found = new Map<string, Documents>();
   for (const [name, path] of Object.entries(files)) found.set(name, await open(path));
-  return found;
-}
-
-const mostLearntFrom = 64e6; // characters of the data that a vocabulary is learnt from
-
-async function tokenizerOf(
-  { tokenizer }: TrainConfig,
-  at: (path: string) => string,
-  folder: RunFolder,
-  data: ReadonlyMap<string, Documents>,
-  signal: AbortSignal,
-): Promise<Tokenizer> {
-  const read = (path: string) => fromHuggingFace(parseObject(readFileSync(path, "utf8"), path));
-  if (typeof tokenizer === "string") return read(at(tokenizer));
-  const own = join(folder.path, "tokenizer.json");
-  if (existsSync(own)) return read(own);
-  const bar = progress("learning the vocabulary");
-  try {
-    const learnt = await trainTokenizer(textsOf(data), { vocabSize: tokenizer, signal, onProgress: bar.update });
-    await folder.write("tokenizer.json", `${JSON.stringify(toHuggingFace(learnt), null, 2)}\n`);
-    return read(own);
-  } finally {
-    bar.stop();
-  }
-}
-
-async function* textsOf(data: ReadonlyMap<string, Documents>): AsyncGenerator<string> {
-  for (const documents of data.values()) {
-    let taken = 0;
-    for (let i = 0; i < documents.length && taken < mostLearntFrom / data.size; i++) {
-      const text = await documents.text(i);
-      taken += text.length;
-      yield text;
-    }
-  }
-}
-
-async function randomWeights(model: Llama4Config, seed: number, backend: TrainingBackend): Promise<Weights> {
-  const views: TensorView[] = [];
-  for (const { name, dtype, shape, chunks } of randomTensors(
-    huggingFaceTensors(model),
-    model.layers.length,
-    "f32",
-    seed,
-  )) {
-    const parts: Uint8Array[] = [];
-    for await (const part of chunks()) parts.push(part);
-    views.push({ name, dtype, shape, source: memorySource(Buffer.concat(parts), name), offset: 0 });
-  }
-  const { parameters, vision } = bindHuggingFace(model, views, "random weights");
-  const tree: Weights<TensorView> = { text: parameters, ...(vision && { vision }) };
-  const list: TensorView[] = [];
-  mapWeights(tree, (view) => list.push(view));
-  const tensors = await backend.load(list);
-  const at = new Map(list.map((view, i) => [view, tensors[i]!]));
-  return mapWeights(tree, (view) => at.get(view)!);
-}
-
-async function momentsOf({ moments }: SavedCheckpoint, backend: TrainingBackend): Promise<Map<string, Tensor>> {
-  const found = new Map<string, Tensor>();
-  for (const { name, shape, source, offset } of moments) {
-    const length = shape.reduce((product, extent) => product * extent, 1);
-    const bytes = await source.read(offset, 4 * length);
-    found.set(name, backend.from(new Float32Array(bytes.buffer, bytes.byteOffset, length), shape));
-  }
   return found;
 }
 

@@ -56,6 +56,29 @@ export function mapParameters<A, B>(p: Parameters<A>, f: (weight: A) => B): Para
   return { tokEmbeddings: f(p.tokEmbeddings), layers: p.layers.map(block), norm: f(p.norm), output: f(p.output) };
 }
 
+/**
+ * Where a block takes a low-rank change of its weights (LoRA). w1, w2 and w3 are a dense layer's or the shared expert's;
+ * `gateUp` is one change for the routed experts' gate and up, which Hugging Face's files hold as one.
+ */
+export const slots = ["wq", "wk", "wv", "wo", "w1", "w2", "w3", "gateUp", "down"] as const;
+export type Slot = (typeof slots)[number];
+
+/** The weights of a slot; none where the block has no such. */
+export function weightsOf<W>({ ffn, ...b }: Block<W>, slot: Slot): readonly W[] {
+  switch (slot) {
+    case "gateUp":
+      return "router" in ffn ? [ffn.experts.gate, ffn.experts.up] : [];
+    case "down":
+      return "router" in ffn ? [ffn.experts.down] : [];
+    case "w1":
+    case "w2":
+    case "w3":
+      return ["router" in ffn ? ffn.shared[slot] : ffn[slot]];
+    default:
+      return [b[slot]];
+  }
+}
+
 /** A linear layer `[out, in]` or a LayerNorm `[Dv]`, with its bias. */
 export interface Affine<W = Tensor> {
   readonly weight: W;

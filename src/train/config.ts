@@ -4,6 +4,7 @@
 import { type Llama4Config, layerKinds, publishedPreprocessing, type VisionConfig } from "../model/config.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Mix } from "./batches.ts";
+import { type LoraOptions, loraTargets } from "./lora.ts";
 import type { OptimizerOptions } from "./optimizer.ts";
 import type { Schedule } from "./schedule.ts";
 
@@ -22,9 +23,14 @@ export interface Balancing {
 }
 
 export interface TrainConfig {
-  readonly model: ModelSizes;
-  /** A tokenizer.json, or how many tokens to learn from the data. */
-  readonly tokenizer: string | number;
+  /** Of a new model; undefined where the run begins with one that is there. */
+  readonly model: ModelSizes | undefined;
+  /** The checkpoint that the run begins with: fine-tuning. */
+  readonly from: string | undefined;
+  /** Low-rank adapters learn, and the weights of `from` stay. */
+  readonly lora: LoraOptions | undefined;
+  /** A tokenizer.json, or how many tokens to learn from the data; that of `from` where there is one. */
+  readonly tokenizer: string | number | undefined;
   /** Names and files: JSON lines, with the tiles of their images in a file that ends in .tiles instead of .jsonl. */
   readonly data: Readonly<Record<string, string>>;
   /** Files that are never learnt from, by name: their loss is measured. */
@@ -127,8 +133,12 @@ type Json = Readonly<Record<string, unknown>>;
 /** Reads a config. Throws RequestError for a key that it does not know and a value that makes no sense. */
 export function readConfig(json: unknown, file: string): TrainConfig {
   const top = new Fields(json, file);
-  const given = top.fields("model");
-  const model = readModel(given);
+  const from = top.text("from", undefined);
+  const given = top.optional("model");
+  const lora = top.optional("lora");
+  if (from !== undefined && given) top.refuse(`from and model; expected one of them: a checkpoint has its own sizes`);
+  if (lora && from === undefined) top.refuse("lora without from; expected the checkpoint that the adapters change");
+  const model = from === undefined ? readModel(given ?? new Fields({}, `${file}: model`)) : undefined;
   const rows = top.whole("batchTokens", 4096, 2);
   const phases = top.list("phases").map((phase, i): Phase => {
     const at = new Fields(phase, `${file}: phases[${i}]`);
@@ -144,18 +154,18 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const schedule = top.fields("schedule");
   const optimizer = top.fields("optimizer");
   const balance = top.fields("balance");
-  const by = balance.one("by", ["bias", "loss", "none"], "bias");
+  const by = balance.one("by", ["bias", "loss", "none"], from === undefined ? "bias" : "none");
   const evaluate = top.fields("evaluate");
   const checkpoint = top.fields("checkpoint");
   const config: TrainConfig = {
-    model,
-    tokenizer: top.textOrWhole("tokenizer", 4096),
-    data: top.texts("data"),
-    heldOut: top.texts("heldOut", {}),
+    ...{ model, from, lora: lora && readLora(lora) },
+    tokenizer: top.textOrWhole("tokenizer", from === undefined ? 4096 : undefined),
+    data: top.files("data"),
+    heldOut: top.files("heldOut", {}),
     samples: top.text("samples", undefined),
     phases,
     ...{ context: top.whole("context", Math.min(512, rows), 2), rows, accumulate: top.whole("accumulate", 1, 1) },
-    rate: optimizer.number("rate", 0.24 / model.dim, 0),
+    rate: optimizer.number("rate", model ? 0.24 / model.dim : lora ? loraRate : fineRate, 0),
     schedule: {
       kind: schedule.one("kind", ["wsd", "cosine"], "wsd"),
       steps,
@@ -168,7 +178,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
       beta1: optimizer.number("beta1", 0.9, 0, 1),
       beta2: optimizer.number("beta2", 0.95, 0, 1),
       eps: optimizer.number("eps", 1e-8, 0),
-      decay: optimizer.number("decay", 0.1, 0),
+      decay: optimizer.number("decay", lora ? 0 : 0.1, 0),
       clip: optimizer.number("clip", 1, 0),
       visionRate: optimizer.number("visionRate", 1, 0),
       average: optimizer.number("average", 0, 0, 1),
@@ -176,7 +186,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     balance: {
       by,
       strength: balance.number("strength", by === "loss" ? 0.01 : 0.001, 0),
-      z: balance.number("z", 1e-4, 0),
+      z: balance.number("z", from === undefined ? 1e-4 : 0, 0),
     },
     recompute: top.flag("recompute", false),
     evaluate: {
@@ -187,9 +197,23 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     seed: top.whole("seed", 0, 0),
     out: top.text("out", undefined) ?? "run",
   };
-  for (const fields of [given, schedule, optimizer, balance, evaluate, checkpoint, top]) fields.end();
+  for (const fields of [given, lora, schedule, optimizer, balance, evaluate, checkpoint, top]) fields?.end();
   check(config, file);
   return config;
+}
+
+// What fine-tuning begins with; adapters take about ten times the rate of weights (Schulman et al. 2025, "LoRA Without Regret").
+const fineRate = 1e-4;
+const loraRate = 10 * fineRate;
+
+function readLora(lora: Fields): LoraOptions {
+  const rank = lora.whole("rank", 8, 1);
+  const targets = lora.texts("targets", ["attention"], Object.keys(loraTargets));
+  return {
+    rank,
+    alpha: lora.number("alpha", 2 * rank, 0),
+    slots: [...new Set(targets.flatMap((target) => loraTargets[target]!))],
+  };
 }
 
 function readModel(given: Fields): ModelSizes {
@@ -230,10 +254,10 @@ function check({ model: m, data, phases, context, rows }: TrainConfig, file: str
   const refuse = (sentence: string) => {
     throw new RequestError(`${file}: ${sentence}`);
   };
-  if (m.heads % m.kvHeads) refuse(`model: ${m.heads} heads cannot share ${m.kvHeads} kvHeads; expected a divisor`);
-  if (m.headDim % 2) refuse(`model.headDim is ${m.headDim}; expected an even number (rotary pairs)`);
-  if (m.experts > 0 && m.topK > m.experts) refuse(`model.topK is ${m.topK} of ${m.experts} experts`);
-  if (m.vision && (m.vision.dim / m.vision.heads) % 4)
+  if (m && m.heads % m.kvHeads) refuse(`model: ${m.heads} heads cannot share ${m.kvHeads} kvHeads; expected a divisor`);
+  if (m && m.headDim % 2) refuse(`model.headDim is ${m.headDim}; expected an even number (rotary pairs)`);
+  if (m && m.experts > 0 && m.topK > m.experts) refuse(`model.topK is ${m.topK} of ${m.experts} experts`);
+  if (m?.vision && (m.vision.dim / m.vision.heads) % 4)
     refuse(
       `model.vision: heads of ${m.vision.dim / m.vision.heads}; expected a multiple of 4 (rotary pairs of two axes)`,
     );
@@ -288,10 +312,11 @@ class Fields {
     return this.#take(key) === undefined ? otherwise : this.#checked<string>(key, "", "a text", isText);
   }
 
-  textOrWhole(key: string, otherwise: number): string | number {
+  textOrWhole<T>(key: string, otherwise: T): string | number | T {
+    if (this.#take(key) === undefined) return otherwise;
     return this.#checked<string | number>(
       key,
-      otherwise,
+      undefined,
       "a file, or a number of tokens",
       (x) => isText(x) || Number.isInteger(x),
     );
@@ -305,7 +330,18 @@ class Fields {
     return this.#checked<readonly unknown[]>(key, undefined, "a list", Array.isArray);
   }
 
-  texts(key: string, otherwise?: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
+  /** Some of the choices, at least one. */
+  texts(key: string, otherwise: readonly string[], choices: readonly string[]): readonly string[] {
+    const expected = `a list of ${choices.join(", ")}`;
+    return this.#checked(
+      key,
+      otherwise,
+      expected,
+      (x) => Array.isArray(x) && x.length > 0 && x.every((text) => choices.includes(text)),
+    );
+  }
+
+  files(key: string, otherwise?: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
     return this.#checked(key, otherwise, "names and their files", (x) => isRecordOf(x, isText));
   }
 
@@ -313,6 +349,10 @@ class Fields {
     return this.#checked<Readonly<Record<string, number>>>(key, undefined, "names and their shares, from 0", (x) =>
       isRecordOf(x, (share) => typeof share === "number" && share >= 0),
     );
+  }
+
+  refuse(sentence: string): never {
+    throw new RequestError(`${this.#place}: ${sentence}`);
   }
 
   /** Refuses keys that nobody asked for. */

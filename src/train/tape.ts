@@ -47,6 +47,15 @@ interface Node {
   /** Absent for what was put in. */
   readonly run?: () => Value;
   readonly back?: (dy: Value) => void;
+  /** Of a frozen weight: what products by it have beside them. */
+  readonly lowRank?: LowRank;
+}
+
+/** `scale · b·a` beside a matrix `[O, I]`: a `[r, I]`, b `[O, r]`; stacks `[E, …]` beside one of experts. */
+export interface LowRank<W = Tensor> {
+  readonly a: W;
+  readonly b: W;
+  readonly scale: number;
 }
 
 interface Operation {
@@ -93,6 +102,33 @@ export class Tape implements Backend {
   /** The same for tensors that get no gradient: frozen weights, a teacher's results. */
   constant<P>(tree: P): P {
     return mapTensors(tree, (x) => this.#leaf(x, this.#constants, false));
+  }
+
+  /**
+   * A frozen weight with a low-rank change beside it, whose a and b are watched (train/lora.ts). Products by it have both;
+   * nothing of the weight's size is made, there or on the way back.
+   */
+  changed(weight: Tensor, { a, b, scale }: LowRank): Tensor {
+    const lowRank = { a: this.watch(a), b: this.watch(b), scale };
+    return this.#tensor({ ...this.#put(weight, Number.POSITIVE_INFINITY, false), lowRank });
+  }
+
+  /**
+   * A scalar that was computed from x outside of the tape, and its gradient by x, which the tape then owns. Both are of
+   * the wrapped backend.
+   */
+  scalar(x: Tensor, number: number, gradient: Tensor): Tensor {
+    const a = node(x);
+    const result = this.#record({
+      inputs: [a],
+      run: () => this.#inner.from(Float64Array.of(number), []),
+      back: ({ tensor: dy }) => {
+        const ones = gradient.shape.map(() => 1);
+        this.#offer(a, () => this.#inner.mul(gradient, this.#inner.reshape(dy, ones)));
+      },
+    });
+    node(result).aside = held(value(gradient)); // freed when the way back has passed
+    return result;
   }
 
   /**
@@ -309,7 +345,7 @@ export class Tape implements Backend {
 
   linear(x: Tensor, w: Tensor, b?: Tensor): Tensor {
     const [a, m, bias] = [node(x), node(w), b && node(b)];
-    return this.#record({
+    const y = this.#record({
       inputs: bias ? [a, m, bias] : [a, m],
       run: () => this.#inner.linear(this.#value(a), this.#value(m), bias && this.#value(bias)),
       needs: [m.differentiable && a, a.differentiable && m],
@@ -322,6 +358,13 @@ export class Tape implements Backend {
         });
       },
     });
+    return m.lowRank ? this.#beside(y, m.lowRank, x, (x, w) => this.linear(x, w)) : y;
+  }
+
+  /** `y + scale · b·(a·x)` */
+  #beside(y: Tensor, { a, b, scale }: LowRank, x: Tensor, times: (x: Tensor, w: Tensor) => Tensor): Tensor {
+    const narrow = this.mul(times(x, a), this.from(Float64Array.of(scale), [1, 1])); // [T, r]
+    return this.add(y, times(narrow, b));
   }
 
   add(a: Tensor, b: Tensor): Tensor {
@@ -525,7 +568,7 @@ export class Tape implements Backend {
 
   #groupedLinear(x: Tensor, bank: Tensor, starts: Int32Array): Tensor {
     const [a, m] = [node(x), node(bank)];
-    return this.#record({
+    const y = this.#record({
       inputs: [a, m],
       run: () => this.#backward.groupedLinear(this.#value(a), this.#value(m), starts),
       needs: [m.differentiable && a, a.differentiable && m],
@@ -534,6 +577,7 @@ export class Tape implements Backend {
         this.#offer(m, () => this.#backward.linearWeight(dy, this.#value(a), starts));
       },
     });
+    return m.lowRank ? this.#beside(y, m.lowRank, x, (x, w) => this.#groupedLinear(x, w, starts)) : y;
   }
 
   reshape(x: Tensor, shape: Shape): Tensor {

@@ -15,7 +15,8 @@ import { Balance, type BalanceOptions } from "./balance.ts";
 import { type Batch, Batches, type BatchOptions, type Cursor, inOrder } from "./batches.ts";
 import type { TrainConfig } from "./config.ts";
 import type { Documents, Example } from "./documents.ts";
-import { inOrderOf, type Leaf, leavesOf, mapWeights, type Weights } from "./leaves.ts";
+import { type Leaf, leavesOf, mapWeights, type Weights } from "./leaves.ts";
+import { adapterLeaves, type LoraAdapter, mergedWeight, withAdapters } from "./lora.ts";
 import { Optimizer } from "./optimizer.ts";
 import { biasShareAt, rateAt } from "./schedule.ts";
 import { Tape } from "./tape.ts";
@@ -27,6 +28,8 @@ export interface Beginning {
   readonly backend: TrainingBackend;
   /** f32 (f64 in a reference of that precision); they are changed in place. */
   readonly weights: Weights;
+  /** With these the weights are frozen, of any dtype, and the adapters learn. */
+  readonly adapters?: readonly LoraAdapter[] | undefined;
   readonly tokenizer: Tokenizer;
   readonly data: ReadonlyMap<string, Documents>;
   readonly heldOut: ReadonlyMap<string, Documents>;
@@ -87,21 +90,34 @@ export class Trainer {
   readonly #balance: Balance;
   readonly #tape: Tape;
   readonly #watched: Weights;
+  readonly #learnt: readonly Tensor[]; // of the tape, in the order of the leaves
   readonly #batches: Batches;
   readonly #packing: Omit<BatchOptions, "seed">;
   #step: number;
   #tokens: number;
 
   constructor(beginning: Beginning) {
-    const { config, backend, weights, tokenizer, data, state, model } = beginning;
+    const { config, backend, weights, adapters, tokenizer, data, state, model } = beginning;
     this.#b = beginning;
-    this.#leaves = leavesOf(weights);
+    const sees = [...data.values()].some(({ tileSize }) => tileSize !== undefined);
+    // Without an image in the data the encoder would get no gradient, and decay would shrink it.
+    const learning = ({ name }: Leaf) => sees || !name.startsWith("vision.");
+    this.#leaves = adapters ? adapterLeaves(adapters) : leavesOf(weights).filter(learning);
     this.#optimizer = new Optimizer(backend, this.#leaves, config.optimizer);
     const { z } = config.balance;
     this.#balance = new Balance({ nExperts: model.nExperts, method: methodOf(config.balance), zLoss: z });
     if (state) this.#balance.restore(state.progress.biases);
     this.#tape = new Tape(backend, { recompute: config.recompute, router: this.#balance });
-    this.#watched = this.#tape.watch(weights);
+    const tape = this.#tape;
+    this.#watched = adapters
+      ? withAdapters(
+          weights,
+          adapters,
+          (weight, a, b) => tape.changed(weight, { a, b, scale: this.#scale }),
+          (weight) => tape.constant(weight),
+        )
+      : tape.watch(weights);
+    this.#learnt = this.#leaves.map(({ weight }) => tape.watch(weight));
     const perTile = model.vision ? tokensPerTile(model.vision) : 0;
     this.#packing = { rows: config.rows, context: config.context, tokensPerTile: perTile };
     for (const documents of [...data.values(), ...beginning.heldOut.values()])
@@ -125,15 +141,42 @@ export class Trainer {
     return this.#optimizer.state();
   }
 
-  /** The weights as they are, and as their average where one is kept. */
+  /** What gets gradients, by name. */
+  get leaves(): readonly Leaf[] {
+    return this.#leaves;
+  }
+
+  /** The weights as they are. */
   get weights(): Weights {
     return this.#b.weights;
   }
 
-  get averaged(): Weights {
+  /** The adapters with what has been learnt, averaged where an average is kept. */
+  get averagedAdapters(): LoraAdapter[] {
+    const average = this.#averageOf();
+    const { adapters = [] } = this.#b;
+    return adapters.map(({ a, b, ...place }) => ({ ...place, a: average(a), b: b.map(average) }));
+  }
+
+  /** Calls `use` with the weights that would ship: averaged where an average is kept, the adapters gone into them. */
+  async shipping<T>(use: (weights: Weights) => Promise<T>): Promise<T> {
+    const { weights, adapters, backend } = this.#b;
+    if (!adapters) return use(mapWeights(weights, this.#averageOf()));
+    return backend.scope(async () => {
+      const merge = (weight: Tensor, a: Tensor, b: Tensor) => mergedWeight(backend, weight, a, b, this.#scale);
+      return use(withAdapters(weights, this.averagedAdapters, merge));
+    });
+  }
+
+  #averageOf(): (weight: Tensor) => Tensor {
     const averages = this.#optimizer.averages();
     const at = new Map(this.#leaves.map(({ weight }, i) => [weight, averages[i]!]));
-    return mapWeights(this.#b.weights, (weight) => at.get(weight)!);
+    return (weight) => at.get(weight) ?? weight;
+  }
+
+  get #scale(): number {
+    const { lora } = this.#b.config;
+    return lora ? lora.alpha / lora.rank : 0;
   }
 
   /** One step. Throws TrainingError, with the weights as they were, where the loss or a gradient is no number. */
@@ -180,12 +223,15 @@ export class Trainer {
         `the loss is ${nats} at step ${this.#step + 1}; lower the rate, lengthen the warm-up or clip gradients, and resume from the last checkpoint`,
       );
     }
-    const gradients = this.#tape.gradients(this.#balance.loss(loss), this.#watched);
-    return { nats: nats!, gradients: inOrderOf(this.#b.weights, gradients) };
+    return { nats: nats!, gradients: [...this.#tape.gradients(this.#balance.loss(loss), this.#learnt)] };
   }
 
   /** The held-out losses with the weights that would ship. */
   async evaluate(): Promise<Record<string, HeldOutLoss>> {
+    return this.shipping((weights) => this.#evaluate(weights));
+  }
+
+  async #evaluate(weights: Weights): Promise<Record<string, HeldOutLoss>> {
     const { heldOut, tokenizer, model, backend, config } = this.#b;
     const results: Record<string, HeldOutLoss> = {};
     for (const [name, documents] of heldOut) {
@@ -196,7 +242,7 @@ export class Trainer {
       for await (const batch of inOrder(documents, tokenizer, this.#packing, range)) {
         if (batch.targets.length === 0) continue;
         const loss = await backend.scope(async () => {
-          const scalar = await lossOf(backend, this.averaged, model, batch);
+          const scalar = await lossOf(backend, weights, model, batch);
           return (await backend.read(scalar))[0]!;
         });
         nats += loss * batch.targets.length;
@@ -210,13 +256,17 @@ export class Trainer {
 
   /** What the model says where the last answer, or the text, of each sample would go on: the likeliest tokens. */
   async samples(most: number, length: number): Promise<Sample[]> {
+    return this.shipping((weights) => this.#samples(weights, most, length));
+  }
+
+  async #samples(weights: Weights, most: number, length: number): Promise<Sample[]> {
     const { samples, tokenizer } = this.#b;
     const found: Sample[] = [];
     for (let i = 0; samples && i < Math.min(most, samples.length); i++) {
       const { tokensPerTile } = this.#packing;
       const example = await samples.example(i, tokenizer, { loss: "answers", tokensPerTile });
       const cut = promptLength(example);
-      const ids = await this.#continued(example, cut, length, samples);
+      const ids = await this.#continued(weights, example, cut, length, samples);
       found.push({
         prompt: tokenizer.decode(example.tokens.subarray(0, cut)),
         expected: tokenizer.decode(example.tokens.subarray(cut), { skipSpecial: true }),
@@ -227,7 +277,13 @@ export class Trainer {
     return found;
   }
 
-  async #continued({ tokens, tiles }: Example, cut: number, length: number, documents: Documents): Promise<number[]> {
+  async #continued(
+    weights: Weights,
+    { tokens, tiles }: Example,
+    cut: number,
+    length: number,
+    documents: Documents,
+  ): Promise<number[]> {
     const { backend, model, tokenizer, config } = this.#b;
     const patch = tokenizer.special.get("<|patch|>");
     const prompt = [...tokens.subarray(0, cut)];
@@ -243,7 +299,7 @@ export class Trainer {
         ...(images && { images }),
       };
       const next = await backend.scope(async () => {
-        return likeliest(await backend.read(await logitsOf(backend, this.averaged, model, batch)));
+        return likeliest(await backend.read(await logitsOf(backend, weights, model, batch)));
       });
       if (tokenizer.stop.has(next)) break;
       said.push(next);

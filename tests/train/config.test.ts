@@ -8,7 +8,7 @@ const read = (more: object) => readConfig({ ...least, ...more }, "c.json");
 
 describe("a depth", () => {
   it.each([1, 2, 4, 6, 8, 12, 16, 24])("of %d gives a whole Llama 4 that fits together", (depth) => {
-    const sizes = { ...read({ model: { depth, vision: {} } }).model };
+    const sizes = read({ model: { depth, vision: {} } }).model!;
     const c = modelConfig(sizes, { vocabSize: 4096, context: 512, tileSize: 48 }, { eos: [] });
     expect(c.layers.length).toBe(depth);
     expect(c.nHeads % c.nKvHeads).toBe(0);
@@ -23,7 +23,7 @@ describe("a depth", () => {
   it("grows the model and lowers the rate", () => {
     const sizes = [4, 8, 16].map((depth) => {
       const c = modelConfig(
-        read({ model: { depth } }).model,
+        read({ model: { depth } }).model!,
         { vocabSize: 4096, context: 512, tileSize: undefined },
         { eos: [] },
       );
