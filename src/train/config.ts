@@ -80,6 +80,8 @@ export interface VisionSizes {
   readonly layers: number;
   readonly heads: number;
   readonly patch: number;
+  /** Most tiles of an image, the global one not counted: what the data has, and what an image becomes at inference. */
+  readonly tiles: number;
 }
 
 const headDim = 32;
@@ -122,7 +124,7 @@ function visionConfig({ dim }: ModelSizes, v: VisionSizes, imageSize: number): V
   return {
     ...{ dim: v.dim, nLayers: v.layers, nHeads: v.heads, ffnDim: 4 * v.dim, imageSize, patchSize: v.patch },
     ...{ nChannels: 3, normEps: 1e-5, ropeTheta: 10000, shuffle: 2, adapterDim: 2 * dim, outputDim: 2 * dim },
-    preprocessing: publishedPreprocessing,
+    preprocessing: { ...publishedPreprocessing, maxTiles: v.tiles },
   };
 }
 
@@ -238,6 +240,7 @@ function readModel(given: Fields): ModelSizes {
       layers: vision.whole("layers", 4, 1),
       heads: vision.whole("heads", 4, 1),
       patch: vision.whole("patch", 8, 1),
+      tiles: vision.whole("tiles", publishedPreprocessing.maxTiles, 1),
     },
   };
   vision?.end();

