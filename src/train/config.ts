@@ -260,6 +260,7 @@ function check({ model: m, data, phases, context, rows }: TrainConfig, file: str
   if (m && m.heads % m.kvHeads) refuse(`model: ${m.heads} heads cannot share ${m.kvHeads} kvHeads; expected a divisor`);
   if (m && m.headDim % 2) refuse(`model.headDim is ${m.headDim}; expected an even number (rotary pairs)`);
   if (m && m.experts > 0 && m.topK > m.experts) refuse(`model.topK is ${m.topK} of ${m.experts} experts`);
+  if (m?.vision && m.vision.tiles > 64) refuse(`model.vision.tiles is ${m.vision.tiles}; expected at most 64`);
   if (m?.vision && (m.vision.dim / m.vision.heads) % 4)
     refuse(
       `model.vision: heads of ${m.vision.dim / m.vision.heads}; expected a multiple of 4 (rotary pairs of two axes)`,

@@ -20,6 +20,14 @@ describe("a depth", () => {
     expect(c.vision!.dim % c.vision!.nHeads).toBe(0);
   });
 
+  it("says how many tiles an image becomes at inference: those of the data, else those of the published models", () => {
+    const tilesOf = (vision: object) =>
+      modelConfig(read({ model: { vision } }).model!, { vocabSize: 4096, context: 512, tileSize: 48 }, { eos: [] })
+        .vision!.preprocessing.maxTiles;
+    expect([tilesOf({}), tilesOf({ tiles: 1 })]).toEqual([16, 1]);
+    expect(() => tilesOf({ tiles: 65 })).toThrow("model.vision.tiles is 65; expected at most 64");
+  });
+
   it("grows the model and lowers the rate", () => {
     const sizes = [4, 8, 16].map((depth) => {
       const c = modelConfig(
