@@ -6,6 +6,13 @@
 #define NAPI_VERSION 8
 #include <node_api.h>
 #include <sys/mman.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -25,6 +32,7 @@ namespace llama4 {
 namespace baseline { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
+namespace amx { extern const Kernels kernels; }
 
 namespace {
 
@@ -33,15 +41,33 @@ struct Isa {
   const Kernels* kernels;
 };
 
+#if defined(__x86_64__)
+// Whether there are tiles, and the system lets this process use them: Linux wants to be asked once, since they make each
+// thread's state 8 KiB larger (Documentation/arch/x86/xstate.rst).
+bool has_tiles() {
+#if defined(__linux__)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25, kBf16 = 1u << 22;
+  const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTile) && (d & kInt8) && (d & kBf16);
+  return has && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 // What this processor has, best first. The features are those that scripts/build-native.mjs compiles for.
 std::vector<Isa> isas() {
   std::vector<Isa> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (has2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-    found.push_back({"avx512", &avx512::kernels});
+  const bool has512 = has2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (has512 && __builtin_cpu_supports("avx512bf16") && has_tiles()) found.push_back({"amx", &amx::kernels});
+  if (has512) found.push_back({"avx512", &avx512::kernels});
   if (has2) found.push_back({"avx2", &avx2::kernels});
 #endif
   found.push_back({"baseline", &baseline::kernels});
@@ -65,7 +91,8 @@ int64_t product(std::initializer_list<int64_t> factors) {
 
 int64_t bytes_of(int type, int64_t rows, int64_t columns) {
   const Block block = block_of(plain(type));
-  if (block.elements == 0 || (is_packed(type) && !can_pack(plain(type))) || (is_rounded(type) && type != (kBF16 | kRounded)))
+  if (block.elements == 0 || (is_packed(type) && !can_pack(plain(type))) || 
+      (is_rounded(type) && plain(type) != kBF16 && plain(type) != kF32))
     throw std::range_error("native: " + std::to_string(type) + " is no known type of weights");
   if (columns % block.elements)
     throw std::range_error("native: a row has " + std::to_string(columns) + " elements; expected a multiple of " +
@@ -603,6 +630,7 @@ napi_value linear_back(Call& call, bool by_weight) {
   const Call::Ints starts = starts_of(call, N);
   a.starts = starts.data;
   a.E = starts.length - 1, a.I = I, a.O = O;
+  a.rounded = call.flag();
   const int64_t bank = product({a.E, O, I}), rows = product({N, I});
   a.factor = call.floats(by_weight ? rows : bank);
   a.result = call.floats(by_weight ? bank : rows);

@@ -12,16 +12,18 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace llama4 {
 namespace LLAMA4_ISA {
 
-// Registers: kStrip · 2 sums, 2 of the panel, 1 broadcast; 32 of AVX-512, else 16.
+// Registers: kStrip · 2 sums, 2 of the panel, 1 broadcast; 32 of AVX-512, else 16. With tiles: 2 by 2 of them.
 #if defined(__AVX512F__)
 constexpr int kStrip = 12;
 #else
 constexpr int kStrip = 6;
 #endif
+constexpr int kTileRows = 32;  // of A at a time
 constexpr int kWide = 2 * W;
 constexpr int64_t kDepth = 256;               // a panel is 32 KiB of AVX-512's 48 KiB of L1
 constexpr int64_t kMostRows = 1024;           // of A in a pass: their sums, at most 512 KiB, are half of L2
@@ -117,11 +119,52 @@ static inline void multiply_tile(const float* __restrict a, const float* __restr
     }
 }
 
+#if defined(__AMX_TILE__)
+// The same for kTileRows or half as many rows by tiles. n is a multiple of W, to which both operands are filled up with
+// zeros; rows that are not there are computed from whatever follows, and their sums never read.
+template <bool both>
+static inline void multiply_tiles(const float* a, const float* b, int64_t n, bool first, float* c) {
+  constexpr int64_t of_a = kDepth * sizeof(float), of_b = kWide * sizeof(float);
+  if (first) {
+    zero_tile<0>(), zero_tile<1>();
+    if (both) zero_tile<2>(), zero_tile<3>();
+  } else {
+    load_tile<0>(c, of_b), load_tile<1>(c + W, of_b);
+    if (both) load_tile<2>(c + 16 * kWide, of_b), load_tile<3>(c + 16 * kWide + W, of_b);
+  }
+  for (int64_t k = 0; k < n; k += W) {
+    load_tile<6>(b + k * kWide, of_b);
+    load_tile<4>(a + k, of_a);
+    load_tile<7>(b + k * kWide + W, of_b);
+    multiply_bf16_tiles<0, 4, 6>();
+    multiply_bf16_tiles<1, 4, 7>();
+    if (!both) continue;
+    load_tile<5>(a + 16 * kDepth + k, of_a);
+    multiply_bf16_tiles<2, 5, 6>();
+    multiply_bf16_tiles<3, 5, 7>();
+  }
+  store_tile<0>(c, of_b), store_tile<1>(c + W, of_b);
+  if (both) store_tile<2>(c + 16 * kWide, of_b), store_tile<3>(c + 16 * kWide + W, of_b);
+}
+#endif
+
 template <typename P, int R = kStrip>
 static inline void multiply_rows(int64_t rows, const float* a, const float* b, int64_t n, bool first, float* c) {
   if constexpr (R > 1)
     if (rows < R) return multiply_rows<P, R - 1>(rows, a, b, n, first, c);
   multiply_tile<P, R>(a, b, n, first, c);
+}
+
+// Rows of a strip times a panel.
+template <typename P>
+static inline void multiply_strip(int64_t rows, const float* a, const float* b, int64_t n, bool first, float* c) {
+#if defined(__AMX_TILE__)
+  if constexpr (P::tiles) {
+    const int64_t whole = ceil_div(n, W) * W;
+    return rows > 16 ? multiply_tiles<true>(a, b, whole, first, c) : multiply_tiles<false>(a, b, whole, first, c);
+  }
+#endif
+  multiply_rows<P>(rows, a, b, n, first, c);
 }
 
 // A panel of n lanes from rows: lanes(c, k) are W lanes of column c from lane k on.
@@ -144,12 +187,13 @@ static inline void pack_transposed(int64_t columns, int64_t n, const Lanes& lane
 //   pack_a(row, rows, k, n, out)      n lanes from lane k of up to kPackRows rows, kDepth apart in out
 //   pack_b(p, column, columns, k, n, out, spare)   a panel; spare holds another
 //   write(p, row, column, columns, sums)
-//   multiply_add(a, b, sum)
+//   multiply_add(a, b, sum), or tiles: lanes are pairs of bf16 for tiles to multiply
 template <typename P>
 static void gemm(Pool& pool, const P& problem) {
+  constexpr int64_t strip = P::tiles ? kTileRows : kStrip;
   const int64_t depth = problem.depth, count = problem.count, blocks = ceil_div(depth, kDepth);
   const int64_t fitting = kMostPacked / (blocks * kDepth * int64_t(sizeof(float)));
-  const int64_t most = fitting < kStrip ? kStrip : fitting < kMostRows ? fitting : kMostRows;
+  const int64_t most = fitting < strip ? strip : fitting < kMostRows ? fitting : kMostRows;
   const int64_t pass_rows = ceil_div(problem.rows, ceil_div(problem.rows, most));
 
   const int64_t panels = ceil_div(problem.N, kWide);
@@ -157,9 +201,10 @@ static void gemm(Pool& pool, const P& problem) {
   width = width < 1 ? 1 : width > kMostPanels ? kMostPanels : width;
   const int64_t items = ceil_div(panels, width);
   constexpr int64_t panel_floats = kDepth * kWide;
-  pool.reserve_own(size_t(2 * panel_floats + width * pass_rows * kWide) * sizeof(float));
-  float* packed =
-      static_cast<float*>(pool.shared(Pool::kPanels, size_t(blocks * pass_rows * kDepth) * sizeof(float)));
+  const int64_t room_rows = P::tiles ? ceil_div(pass_rows, strip) * strip : pass_rows;  // tiles are read and written whole
+  pool.reserve_own(size_t(2 * panel_floats + width * room_rows * kWide) * sizeof(float));
+  float* packed = static_cast<float*>(
+      pool.shared(Pool::kPanels, size_t(blocks * pass_rows + room_rows) * size_t(kDepth) * sizeof(float)));
   const auto lanes_of = [&](int64_t block) { return block + 1 < blocks ? kDepth : depth - block * kDepth; };
 
   for (int64_t from = 0; from < problem.rows; from += pass_rows) {
@@ -167,29 +212,35 @@ static void gemm(Pool& pool, const P& problem) {
     parallel(pool, ceil_div(to - from, kPackRows) * blocks, 4, [&](int64_t i, int64_t end, int) {
       for (; i < end; i++) {
         const int64_t row = i / blocks * kPackRows, block = i % blocks, left = to - from - row;
-        problem.pack_a(from + row, left < kPackRows ? left : kPackRows, block * kDepth, lanes_of(block),
-                       packed + (block * pass_rows + row) * kDepth);
+        const int64_t rows = left < kPackRows ? left : kPackRows, n = lanes_of(block);
+        float* out = packed + (block * pass_rows + row) * kDepth;
+        problem.pack_a(from + row, rows, block * kDepth, n, out);
+        if (P::tiles && n % W)
+          for (int64_t r = 0; r < rows; r++) store_part(out + r * kDepth + n, vec{}, W - n % W);
       }
     });
 
     parallel(pool, items * count, 1, [&](int64_t item, int64_t end, int thread) {
       float *panel = static_cast<float*>(pool.own(thread)), *spare = panel + panel_floats, *sums = spare + panel_floats;
+      const Tiles tiles;
       for (; item < end; item++) {
         const int64_t p = item / items, j = item % items * width, panels_end = j + width < panels ? j + width : panels;
         const int64_t first = problem.first(p) < from ? from : problem.first(p);
         const int64_t last = problem.last(p) < to ? problem.last(p) : to, rows = last - first;
         if (rows <= 0) continue;
-        const int64_t strips = ceil_div(rows, kStrip);
+        const int64_t strips = ceil_div(rows, strip);
         for (int64_t block = 0; block < blocks; block++) {
           const int64_t n = lanes_of(block);
           const float* a = packed + (block * pass_rows + first - from) * kDepth;
           for (int64_t i = j; i < panels_end; i++) {
             const int64_t column = i * kWide, columns = problem.N - column < kWide ? problem.N - column : int64_t(kWide);
             problem.pack_b(p, column, columns, block * kDepth, n, panel, spare);
-            float* c = sums + (i - j) * pass_rows * kWide;
+            float* c = sums + (i - j) * room_rows * kWide;
+            if (P::tiles) memset(panel + n * kWide, 0, size_t(ceil_div(n, W) * W - n) * kWide * sizeof(float));
             for (int64_t s = 0; s < strips; s++) {
-              const int64_t r = s * rows / strips, r_end = (s + 1) * rows / strips;
-              multiply_rows<P>(r_end - r, a + r * kDepth, panel, n, block == 0, c + r * kWide);
+              const int64_t r = P::tiles ? s * strip : s * rows / strips;
+              const int64_t r_end = !P::tiles ? (s + 1) * rows / strips : r + strip < rows ? r + strip : rows;
+              multiply_strip<P>(r_end - r, a + r * kDepth, panel, n, block == 0, c + r * kWide);
               if (block + 1 == blocks)
                 for (int64_t row = r; row < r_end; row++) problem.write(p, first + row, column, columns, c + row * kWide);
             }

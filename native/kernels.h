@@ -26,7 +26,7 @@ struct Linear {
   const Product* products;
   int64_t count;
   int64_t I, O;
-  int type;        // packed (packed.h): activations are rounded to blocks of 32 int8
+  int type;        // packed (packed.h): activations are rounded to blocks of 32 int8; rounded: to bf16
   const float* b;  // or nullptr
   int64_t id;      // of x
   Held* held;
@@ -111,6 +111,7 @@ struct LinearBackward {
   float* result;        // dx [N, I] or dw [E, O, I]
   const int32_t* starts;
   int64_t E, I, O;
+  bool rounded;  // both factors may be rounded to bf16
 };
 
 struct NormBackward {

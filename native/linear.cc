@@ -14,6 +14,7 @@ namespace {
 
 struct Floats {
   static constexpr int64_t kElements = 1;
+  static constexpr bool tiles = false;
 
   // f(w) with rows of weights in their own type, where load() takes it.
   template <typename F>

@@ -18,7 +18,7 @@ namespace llama4 {
 constexpr int kGroup = 16;           // rows
 constexpr int kPacked = 1 << 10;     // added to a type's id: its matrices are packed
 constexpr bool is_packed(int type) { return (type & kPacked) != 0; }
-constexpr int kRounded = 1 << 11;    // added to bf16's id: x may be rounded to bf16
+constexpr int kRounded = 1 << 11;    // added to float32's or bf16's id: both factors of a product may be rounded to bf16
 constexpr bool is_rounded(int type) { return (type & kRounded) != 0; }
 constexpr int plain(int type) { return type & ~(kPacked | kRounded); }
 

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace llama4 {
 namespace LLAMA4_ISA {
@@ -31,7 +32,7 @@ double rate(Pool& pool, void (*work)(void*, int64_t, int), void* context) {
 }
 
 constexpr int kChains = 12;        // independent sums: latency times throughput of a multiply-add
-constexpr int kTurns = 100000;
+constexpr int kTurns = 100000;     // of kChains multiply-adds, or of kInt8Turn and kBf16Turn with their lanes
 
 // Keeps a value alive without writing it anywhere.
 template <typename T>
@@ -53,8 +54,22 @@ void multiply_floats(void*, int64_t, int) {
     }
 }
 
-#if defined(__AVX512VNNI__)
-constexpr int kInt8Lanes = 64;
+#if defined(__AMX_TILE__)
+constexpr int kInt8Turn = 4 * 16 * 16 * 64, kBf16Turn = kInt8Turn / 2;
+void multiply_int8(void*, int64_t, int) {
+  const Tiles tiles;
+  zero_tile<4>(), zero_tile<5>(), zero_tile<6>(), zero_tile<7>();
+  for (int i = 0; i < kTurns; i++)
+    multiply_int8_tiles<0, 4, 6>(), multiply_int8_tiles<1, 4, 7>(), multiply_int8_tiles<2, 5, 6>(), multiply_int8_tiles<3, 5, 7>();
+}
+void multiply_bf16(void*, int64_t, int) {
+  const Tiles tiles;
+  zero_tile<4>(), zero_tile<5>(), zero_tile<6>(), zero_tile<7>();
+  for (int i = 0; i < kTurns; i++)
+    multiply_bf16_tiles<0, 4, 6>(), multiply_bf16_tiles<1, 4, 7>(), multiply_bf16_tiles<2, 5, 6>(), multiply_bf16_tiles<3, 5, 7>();
+}
+#elif defined(__AVX512VNNI__)
+constexpr int kInt8Turn = kChains * 64, kBf16Turn = kInt8Turn / 2;
 void multiply_int8(void*, int64_t, int) {
   __m512i acc[kChains] = {}, a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2);
   for (int i = 0; i < kTurns; i++)
@@ -75,7 +90,7 @@ __attribute__((target("avx512bf16"))) void multiply_bf16(void*, int64_t, int) {
     }
 }
 #elif defined(__AVX2__)
-constexpr int kInt8Lanes = 32;
+constexpr int kInt8Turn = kChains * 32;
 void multiply_int8(void*, int64_t, int) {
   __m256i acc[kChains] = {}, a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2);
   for (int i = 0; i < kTurns; i++)
@@ -86,7 +101,7 @@ void multiply_int8(void*, int64_t, int) {
     }
 }
 #else
-constexpr int kInt8Lanes = W;
+constexpr int kInt8Turn = kChains * W;
 void multiply_int8(void*, int64_t, int) {
   ivec acc[kChains] = {}, a = ivec{} + 1;
   for (int i = 0; i < kTurns; i++)
@@ -121,14 +136,14 @@ void read_memory(void* context, int64_t item, int) {
 
 Peaks probe(Pool& pool, void* memory, int64_t bytes) {
   Memory m{static_cast<const uint8_t*>(memory), bytes / (pool.threads() * 8)};
-  const double turns = 2.0 * kChains * kTurns;
+  const double turns = 2.0 * kTurns;  // two operations each
   Peaks peaks;
   peaks.dram_read = rate(pool, read_memory, &m) * double(m.each);
-  peaks.f32_flops = rate(pool, multiply_floats, nullptr) * turns * W;
-  peaks.int8_ops = rate(pool, multiply_int8, nullptr) * turns * kInt8Lanes;
+  peaks.f32_flops = rate(pool, multiply_floats, nullptr) * turns * kChains * W;
+  peaks.int8_ops = rate(pool, multiply_int8, nullptr) * turns * kInt8Turn;
   peaks.bf16_flops = peaks.f32_flops;  // without instructions of its own, bf16 is widened to float32
 #if defined(__AVX512VNNI__)
-  if (__builtin_cpu_supports("avx512bf16")) peaks.bf16_flops = rate(pool, multiply_bf16, nullptr) * turns * 32;
+  if (__builtin_cpu_supports("avx512bf16")) peaks.bf16_flops = rate(pool, multiply_bf16, nullptr) * turns * kBf16Turn;
 #endif
   return peaks;
 }

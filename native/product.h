@@ -1,5 +1,5 @@
-// y[t, o] = Σᵢ x[t, i] · w[o, i] + b[o], where A is x and B is wᵀ: more than kFewRows rows by gemm.h, fewer by dot.h,
-// which reads each weight once from memory and packs nothing. Lanes says what a lane holds (linear.cc, linear-bf16.cc).
+// y[t, o] = Σᵢ x[t, i] · w[o, i] + b[o], where A is x and B is wᵀ: many rows by gemm.h; few, kFewRows here, by dot.h,
+// which reads each weight once from memory and packs nothing. Lanes says what a lane holds (linear.cc, pairs.h).
 
 #pragma once
 
@@ -18,17 +18,18 @@ static inline void write_sums(const Linear& l, float* y, int64_t o, int64_t n, v
 
 template <typename Lanes>
 struct ManyRows {
+  static constexpr bool tiles = Lanes::tiles;
   const Linear& l;
-  const int64_t count, rows, N, depth;
+  const int64_t few, count, rows, N, depth;  // products of up to `few` rows are left out
   const int type;
   const Block block;
 
-  explicit ManyRows(const Linear& l)
-      : l(l), count(l.count), rows(l.N), N(l.O), depth(ceil_div(l.I, Lanes::kElements)), type(plain(l.type)),
+  ManyRows(const Linear& l, int64_t few)
+      : l(l), few(few), count(l.count), rows(l.N), N(l.O), depth(ceil_div(l.I, Lanes::kElements)), type(plain(l.type)),
         block(block_of(type)) {}
 
   int64_t first(int64_t p) const { return l.products[p].row; }
-  int64_t last(int64_t p) const { return first(p) + (l.products[p].T > kFewRows ? l.products[p].T : 0); }
+  int64_t last(int64_t p) const { return first(p) + (l.products[p].T > few ? l.products[p].T : 0); }
 
   void pack_a(int64_t row, int64_t rows, int64_t k, int64_t n, float* out) const {
     for (int64_t end = row + rows; row < end; row++, out += kDepth)
@@ -88,15 +89,21 @@ static void multiply_few(Pool& pool, const Linear& l) {
   });
 }
 
-template <typename Lanes>
-static void multiply(Pool& pool, const Linear& l) {
-  bool few = false, many = false;
-  for (int64_t p = 0; p < l.count; p++) (l.products[p].T > kFewRows ? many : few) = true;
-  if (few) multiply_few<Lanes>(pool, l);
-  if (many) gemm(pool, ManyRows<Lanes>(l));
+// multiply_few(pool, l) takes the products of up to `few` rows.
+template <typename Lanes, typename Few>
+static void multiply(Pool& pool, const Linear& l, int64_t few, const Few& multiply_few) {
+  bool is_few = false, is_many = false;
+  for (int64_t p = 0; p < l.count; p++) (l.products[p].T > few ? is_many : is_few) = true;
+  if (is_few) multiply_few(pool, l);
+  if (is_many) gemm(pool, ManyRows<Lanes>(l, few));
 }
 
-// bf16 weights with x rounded to bf16 and sums in float32: where has_bf16() says so.
+template <typename Lanes>
+static void multiply(Pool& pool, const Linear& l) {
+  multiply<Lanes>(pool, l, kFewRows, multiply_few<Lanes>);
+}
+
+// x and weights of float32 or bf16, both rounded to bf16, and sums in float32: where has_bf16() says so.
 bool has_bf16();
 void linear_bf16(Pool& pool, const Linear& l);
 

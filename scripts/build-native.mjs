@@ -18,20 +18,20 @@ const build = join(native, sanitize ? "build-sanitized" : "build");
 const once = ["addon.cc", "memory.cc", "pool.cc", "reader.cc"];
 
 // What an instruction set stands for; native/addon.cc asks the processor for the same features.
+const avx2 = ["-march=x86-64", "-mavx2", "-mfma", "-mf16c"];
+const avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"];
 const isas =
   process.arch === "x64"
     ? {
         baseline: ["-march=x86-64"],
-        avx2: ["-march=x86-64", "-mavx2", "-mfma", "-mf16c"],
-        avx512: [
-          ...["-march=x86-64", "-mavx2", "-mfma", "-mf16c"],
-          ...["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"],
-        ],
+        avx2,
+        avx512: [...avx2, ...avx512],
+        amx: [...avx2, ...avx512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
       }
     : { baseline: [] };
 
 // Sources whose kernels use more than an instruction set stands for, where the processor has it: they ask.
-const more = { "linear-bf16.cc": { avx512: ["-mavx512bf16"] } };
+const more = { "linear-bf16.cc": { avx512: ["-mavx512bf16"] }, "linear-backward.cc": { avx512: ["-mavx512bf16"] } };
 
 // GCC 12 warns of uninitialised values inside its own AVX-512 intrinsics: those two warnings are off.
 const flags = [

@@ -18,6 +18,7 @@ export class Meter {
   readonly #isTerminal = process.stderr.isTTY === true;
   /** Operations a second of which the machine is capable in f32; undefined in the reference. */
   readonly #peak: number | undefined;
+  readonly #type: "f32" | "bf16"; // that products are computed in
   readonly #losses: number[] = [];
   #loss: number | undefined;
   #seconds: number | undefined; // a step, smoothed
@@ -31,7 +32,9 @@ export class Meter {
     this.#model = model;
     this.#steps = steps;
     this.#from = from;
-    this.#peak = "ceilings" in backend ? (backend as NativeBackend).ceilings().f32Gflops * 1e9 : undefined;
+    const native = "ceilings" in backend ? (backend as NativeBackend) : undefined;
+    this.#type = native?.activations === "bf16" ? "bf16" : "f32";
+    this.#peak = native && 1e9 * native.ceilings()[`${this.#type}Gflops`];
   }
 
   step(step: Step): void {
@@ -71,7 +74,7 @@ export class Meter {
       `step ${step.step.toLocaleString("en")}/${this.#steps.toLocaleString("en")}`,
       `loss ${this.#loss!.toFixed(3)}`,
       `rate ${step.rate.toExponential(1)}`,
-      `${Math.round(perSecond).toLocaleString("en")} tokens/s${share ? ` (${(100 * share).toFixed(0)} % of the f32 peak)` : ""}`,
+      `${Math.round(perSecond).toLocaleString("en")} tokens/s${share ? ` (${(100 * share).toFixed(0)} % of the ${this.#type} peak)` : ""}`,
       ...loadOf(step),
       `${duration(left)} left`,
     ].join(", ");

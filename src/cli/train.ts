@@ -32,6 +32,7 @@ interface TrainOptions {
   readonly resume?: true;
   readonly backend?: "native" | "reference";
   readonly threads?: number;
+  readonly compute?: "f32" | "bf16";
 }
 
 export function train(program: Command, run: Run): void {
@@ -49,6 +50,12 @@ export function train(program: Command, run: Run): void {
     .option("--resume", "goes on from the newest checkpoint in that folder")
     .addOption(new Option("--backend <name>", "default: native").choices(["native", "reference"]))
     .option("--threads <n>", "threads that compute (default: all cores)", whole(1))
+    .addOption(
+      new Option(
+        "--compute <type>",
+        "what products round their factors to (default: bf16 where this processor multiplies it 1.5 times as fast)",
+      ).choices(["f32", "bf16"]),
+    )
     .action(run((session, options: TrainOptions) => trained(session, options)));
 }
 
@@ -62,10 +69,7 @@ async function trained({ signal, allowToEnd }: Session, options: TrainOptions): 
   if (!options.resume && folder.exists)
     throw new RequestError(`${folder.path} holds a run already; go on with it by --resume, or choose another --out`);
   const files: FileSource[] = [];
-  const backend: TrainingBackend =
-    options.backend === "reference"
-      ? openReference()
-      : openNative({ activations: "f32", ...(options.threads && { threads: options.threads }) });
+  const backend = openBackend(options);
   try {
     if (saved) {
       refuseOtherRun(saved.state.config, config);
@@ -99,6 +103,17 @@ async function trained({ signal, allowToEnd }: Session, options: TrainOptions): 
     folder.close();
     backend.close();
   }
+}
+
+function openBackend({ backend, threads, compute }: TrainOptions): TrainingBackend {
+  if (backend === "reference") return openReference();
+  const open = (activations: "f32" | "bf16") => openNative({ activations, ...(threads && { threads }) });
+  if (compute) return open(compute);
+  const exact = open("f32");
+  const { bf16Gflops, f32Gflops } = exact.ceilings();
+  if (bf16Gflops < 1.5 * f32Gflops) return exact;
+  exact.close();
+  return open("bf16");
 }
 
 interface RunParts extends Started {

@@ -7,7 +7,8 @@ import { layerKinds } from "../../src/model/config.ts";
 import { forward } from "../../src/model/transformer.ts";
 import type { Backend, Segment } from "../../src/tensor/backend.ts";
 import type { Backward } from "../../src/tensor/backward.ts";
-import { crossEntropy } from "../../src/tensor/ops.ts";
+import { bf16ToF32, f32ToBf16 } from "../../src/tensor/dtype.ts";
+import { crossEntropy, linear } from "../../src/tensor/ops.ts";
 import { elementCount, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { Tape } from "../../src/train/tape.ts";
 import { onEachIsa } from "../addon.ts";
@@ -17,9 +18,9 @@ import { config, lossOf, weights } from "./small-model.ts";
 type Body = (way: Backward, make: (shape: Shape, seed: number) => Tensor, b: Backend) => Record<string, Tensor>;
 
 /** Runs both; every result must be as near as the tolerance, a share of the largest number. */
-async function agree(native: Backend, body: Body, tolerance: number): Promise<void> {
+async function agree(native: Backend, body: Body, tolerance: number, draw = numbers): Promise<void> {
   const run = async (b: Backend) => {
-    const results = body(b.backward!, (shape, seed) => b.from(numbers(elementCount(shape), seed), shape), b);
+    const results = body(b.backward!, (shape, seed) => b.from(draw(elementCount(shape), seed), shape), b);
     return Promise.all(
       Object.entries(results).map(async ([name, x]) => ({ name, shape: x.shape, x: await b.read(x) })),
     );
@@ -61,6 +62,29 @@ onEachIsa(
         sums,
       ),
     );
+
+    it.each([
+      [1, 3, 2],
+      [16, 32, 16],
+      [17, 33, 48],
+      [70, 515, 65],
+      [1100, 70, 33], // more than a panel's depth, and more rows than a pass
+    ])("linear with factors rounded to bf16, where they are: %i rows of %i by %i", async (T, I, O) => {
+      const rounding = openNative({ threads: 2, isa, activations: "bf16" });
+      const starts = Int32Array.of(0, T >> 2, T);
+      await agree(
+        rounding,
+        (way, make) => ({
+          y: linear(make([T, I], 3), make([O, I], 2)),
+          grouped: way.groupedLinear(make([T, I], 3), make([2, O, I], 4), starts),
+          dx: way.linearInput(make([T, O], 1), make([2, O, I], 4), starts),
+          dw: way.linearWeight(make([T, O], 1), make([T, I], 3)),
+        }),
+        sums,
+        (n, seed) => numbers(n, seed).map((x) => bf16ToF32(f32ToBf16(x))),
+      );
+      rounding.close();
+    });
 
     it.each([
       ["even", [0, 5, 11, 13]],

@@ -1,7 +1,7 @@
 // What native/addon.cc and native/reader.cc offer: the only description of the border. Sizes come first, then buffers,
 // each as an ArrayBuffer and the byte where its numbers begin (`at`). A call that does not fit its buffers throws
 // RangeError. Types are GGUF's ids (dtypes in tensor/dtype.ts), 256 for f8_e4m3; 1024 more for packed matrices, 2048 more
-// for bf16 ones where the rows they meet may be rounded to bf16 (native/packed.h). `id` tells one x from another, so that
+// for f32 and bf16 ones where they and the rows they meet may be rounded to bf16 (native/packed.h). `id` tells one x from another, so that
 // what linear, experts and feedForward share of it is done once.
 
 import { existsSync } from "node:fs";
@@ -9,7 +9,10 @@ import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { EngineError } from "../../tensor/errors.ts";
 
-export type Isa = "baseline" | "avx2" | "avx512";
+export type Isa = "baseline" | "avx2" | "avx512" | "amx";
+
+export const packedType = 1024; // kPacked of native/packed.h
+export const roundedType = 2048; // kRounded of native/packed.h
 
 /** Threads and the kernels chosen for them. One call at a time. */
 export type EngineHandle = { readonly engine: unique symbol };
@@ -238,11 +241,25 @@ export interface Addon {
   ): void;
   linearInput(
     e: EngineHandle,
-    ...args: [...sizes: [N: Size, I: Size, O: Size], ...dy: Place, starts: Int32Array, ...w: Place, ...dx: Place]
+    ...args: [
+      ...sizes: [N: Size, I: Size, O: Size],
+      ...dy: Place,
+      starts: Int32Array,
+      rounded: boolean,
+      ...w: Place,
+      ...dx: Place,
+    ]
   ): void;
   linearWeight(
     e: EngineHandle,
-    ...args: [...sizes: [N: Size, I: Size, O: Size], ...dy: Place, starts: Int32Array, ...x: Place, ...dw: Place]
+    ...args: [
+      ...sizes: [N: Size, I: Size, O: Size],
+      ...dy: Place,
+      starts: Int32Array,
+      rounded: boolean,
+      ...x: Place,
+      ...dw: Place,
+    ]
   ): void;
   rmsNormBackward(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBackwardBuffers): void;
   layerNormBackward(e: EngineHandle, rows: Size, n: Size, eps: number, ...args: NormBackwardBuffers): void;

@@ -18,7 +18,7 @@ import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { RequestError } from "../../tensor/errors.ts";
 import { iqTables } from "../../tensor/iq-grids.ts";
 import { elementCount, type Grid, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
-import { type Addon, type EngineHandle, type Isa, loadAddon } from "./addon.ts";
+import { type Addon, type EngineHandle, type Isa, loadAddon, packedType, roundedType } from "./addon.ts";
 import { NativeBackward } from "./backward.ts";
 import { packable, packedBytes, readViews } from "./load.ts";
 import { type Lease, Memory, type Place } from "./memory.ts";
@@ -30,9 +30,11 @@ export interface NativeOptions {
   /**
    * "f32": float32 activations on exactly dequantized weights. "int8": activations are rounded to blocks of 32 int8
    * where weights are q8_0, q4_0, q4_k, q5_k or q6_k, which is several times faster, and to bf16 where weights are bf16
-   * and the processor multiplies them (AVX512_BF16), which is twice as fast; other weights as with "f32".
+   * and the processor multiplies them (AVX512_BF16, twice as fast; AMX, ten times); other weights as with "f32".
+   * "bf16": there, activations and weights of f32 and bf16, and gradients on the way back, are rounded to bf16 in every
+   * product; sums stay float32. What training may take.
    */
-  readonly activations?: "f32" | "int8";
+  readonly activations?: "f32" | "int8" | "bf16";
   /** Forces an instruction set; else the environment's LLAMA4_ISA, else the best that the processor has. */
   readonly isa?: string;
 }
@@ -48,7 +50,7 @@ export interface Ceilings {
 export interface NativeBackend extends TrainingBackend {
   readonly isa: Isa;
   readonly threads: number;
-  readonly activations: "f32" | "int8";
+  readonly activations: "f32" | "int8" | "bf16";
   /** Bytes of weights, caches and activations that it has asked of the system. */
   readonly heldBytes: number;
   /** Measures for about a second, with every thread. */
@@ -68,7 +70,7 @@ class Native implements NativeBackend {
   readonly name = "native";
   readonly isa: Isa;
   readonly threads: number;
-  readonly activations: "f32" | "int8";
+  readonly activations: "f32" | "int8" | "bf16";
   readonly backward: NativeBackward;
   readonly #addon: Addon;
   readonly #engine: EngineHandle;
@@ -86,6 +88,7 @@ class Native implements NativeBackend {
     this.backward = new NativeBackward({
       addon,
       engine: this.#engine,
+      rounded: activations === "bf16",
       make: (shape) => this.#make(shape),
       floats: (x) => this.#floats(x),
       free: (x) => this.#free(x),
@@ -486,8 +489,6 @@ class NativePool implements KVPool {
 }
 
 const poolSlack = 64; // kPoolSlack of native/kernels.h
-const packedType = 1024; // kPacked of native/packed.h
-const roundedType = 2048; // kRounded of native/packed.h
 
 function chooseIsa(has: readonly Isa[], asked: string | undefined): Isa {
   if (!asked) return has[0]!;
@@ -507,9 +508,10 @@ function typeOf(x: Tensor): number {
   return typeId(x.dtype) + (place(x).packed ? packedType : 0);
 }
 
-/** The same for products, with whether the rows that it meets may be rounded as it is. */
+/** The same for products, with whether it and the rows that it meets may be rounded to bf16. */
 function factorType(w: Tensor): number {
-  const rounds = w.dtype === "bf16" && (w.backend as NativeBackend).activations === "int8"; // no other backend's come here
+  const { activations } = w.backend as NativeBackend; // no other backend's come here
+  const rounds = w.dtype === "bf16" ? activations !== "f32" : w.dtype === "f32" && activations === "bf16";
   return typeOf(w) + (rounds ? roundedType : 0);
 }
 

@@ -4,7 +4,7 @@ import type { Routes, Span } from "../../tensor/backend.ts";
 import type { Backward, RouterLoss } from "../../tensor/backward.ts";
 import { dtypes } from "../../tensor/dtype.ts";
 import { elementCount, type Shape, type Tensor } from "../../tensor/tensor.ts";
-import type { Addon, EngineHandle } from "./addon.ts";
+import { type Addon, type EngineHandle, roundedType } from "./addon.ts";
 import type { Place } from "./memory.ts";
 import { sumWalks } from "./walk.ts";
 
@@ -14,6 +14,8 @@ type Made = Tensor & { readonly data: Place };
 interface Inside {
   readonly addon: Addon;
   readonly engine: EngineHandle;
+  /** Whether products may round their factors to bf16. */
+  readonly rounded: boolean;
   make(shape: Shape): Made;
   /** The tensor's numbers as float32: where they are, or a decoded copy. */
   floats(x: Tensor): Place;
@@ -44,7 +46,7 @@ export class NativeBackward implements Backward {
     const [N, I] = x.shape as [number, number];
     const O = bank.shape[1]!;
     const y = this.#inside.make([N, O]);
-    const type = dtypes.f32.ggmlType!;
+    const type = dtypes.f32.ggmlType! + (this.#inside.rounded ? roundedType : 0);
     this.#addon.groupedLinear(this.#engine, N, I, O, type, ...this.#at(x), starts, ...this.#at(bank), ...at(y.data));
     return y;
   }
@@ -53,7 +55,17 @@ export class NativeBackward implements Backward {
     const [N, O] = dy.shape as [number, number];
     const I = w.shape.at(-1)!;
     const dx = this.#inside.make([N, I]);
-    this.#addon.linearInput(this.#engine, N, I, O, ...this.#at(dy), starts, ...this.#at(w), ...at(dx.data));
+    this.#addon.linearInput(
+      this.#engine,
+      N,
+      I,
+      O,
+      ...this.#at(dy),
+      starts,
+      this.#inside.rounded,
+      ...this.#at(w),
+      ...at(dx.data),
+    );
     return dx;
   }
 
@@ -62,7 +74,17 @@ export class NativeBackward implements Backward {
     const I = x.shape[1]!;
     const dw = this.#inside.make(starts ? [starts.length - 1, O, I] : [O, I]);
     const groups = starts ?? Int32Array.of(0, N);
-    this.#addon.linearWeight(this.#engine, N, I, O, ...this.#at(dy), groups, ...this.#at(x), ...at(dw.data));
+    this.#addon.linearWeight(
+      this.#engine,
+      N,
+      I,
+      O,
+      ...this.#at(dy),
+      groups,
+      this.#inside.rounded,
+      ...this.#at(x),
+      ...at(dw.data),
+    );
     return dw;
   }
 

@@ -106,8 +106,8 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
     for (const [n, I, O] of combinations(3)) {
       const starts = Int32Array.of(0, n!);
       addon!.groupedLinear(e, n!, I!, O!, 0, ...some(), starts, ...some(), ...some());
-      addon!.linearInput(e, n!, I!, O!, ...some(), starts, ...some(), ...some());
-      addon!.linearWeight(e, n!, I!, O!, ...some(), starts, ...some(), ...some());
+      addon!.linearInput(e, n!, I!, O!, ...some(), starts, false, ...some(), ...some());
+      addon!.linearWeight(e, n!, I!, O!, ...some(), starts, true, ...some(), ...some());
       addon!.rmsNormBackward(e, n!, I!, 1e-5, ...some(), null, 0, ...some(), ...some(), null, 0, null, 0);
       addon!.layerNormBackward(e, n!, I!, 1e-5, ...some(), ...some(), ...some(), ...some(), ...some(), ...some());
       addon!.swigluBackward(e, n!, ...some(), ...some(), ...some(), ...some(), ...some());
@@ -119,7 +119,7 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
       addon!.attendBackward(e, n!, 2, 1, 4, I!, true, ...six(), segments, ...some(), ...some(), ...some());
       for (const groups of [[0], [1, n!], [0, n! + 1], [0, 3, 1, n!]])
         expect(() =>
-          addon!.linearInput(e, n!, I!, O!, ...some(), Int32Array.from(groups), ...some(), ...some()),
+          addon!.linearInput(e, n!, I!, O!, ...some(), Int32Array.from(groups), true, ...some(), ...some()),
         ).toThrow(/groups|index/);
     }
     const none = new Int32Array();
