@@ -3,7 +3,9 @@
 import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, fstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 
 const root = new URL("..", import.meta.url).pathname;
 process.chdir(root);
@@ -45,6 +47,7 @@ function install(folder, ...flags) {
 
 function build() {
   mkdirSync("dist", { recursive: true });
+  const page = changed("dist/.built-page", [...sources("web"), "package-lock.json"]);
   const step = changed("dist/.built", [
     ...sources("src"),
     ...sources("native"),
@@ -52,50 +55,29 @@ function build() {
     "tsconfig.build.json",
     "package-lock.json",
   ]);
-  if (!step.stale) return;
-  console.error("building: native kernels, then TypeScript (one to two minutes the first time)");
-  must("npm", ["run", "--silent", "build"], quietly);
-  step.keep();
+  if (step.stale) {
+    console.error("building: native kernels, TypeScript, then the page (one to two minutes the first time)");
+    must("npm", ["run", "--silent", "build"], quietly);
+    step.keep();
+    page.keep();
+  } else if (page.stale) {
+    console.error("building the page");
+    must("npm", ["run", "--silent", "build:page"], quietly);
+    page.keep();
+  }
 }
 
 /** The model that `npm start` talks to until a trained one ships: random weights, and it says so. */
 function randomModel() {
   const model = "models/random";
-  if (existsSync(join(model, "config.json"))) return model;
+  const config = join(model, "config.json");
+  // an earlier version's is text only, and does not say that it is random
+  if (existsSync(config) && "llama4_random_seed" in JSON.parse(readFileSync(config, "utf8"))) return model;
   console.error(`making ${model}: a small Llama 4 with random weights`);
-  const shape = [
-    "--layers",
-    "4",
-    "--dim",
-    "256",
-    "--heads",
-    "4",
-    "--kv-heads",
-    "2",
-    "--head-dim",
-    "64",
-    "--expert-ffn",
-    "512",
-  ];
-  must(
-    "node",
-    [
-      "dist/cli/main.js",
-      "init",
-      "scout",
-      model,
-      ...shape,
-      "--ffn",
-      "512",
-      "--experts",
-      "4",
-      "--vocab",
-      "512",
-      "--vision",
-      "off",
-    ],
-    quietly,
-  );
+  const sizes = "--layers 4 --dim 256 --heads 4 --kv-heads 2 --head-dim 64 --ffn 512 --expert-ffn 512 --experts 8";
+  const rest = "--vocab 512 --chunk 1024 --vision-layers 2 --vision-dim 64 --force";
+  const shape = `${sizes} ${rest}`.split(" ");
+  must("node", ["dist/cli/main.js", "init", "scout", model, ...shape], quietly);
   return model;
 }
 
@@ -109,6 +91,7 @@ function start() {
     console.error("This model's weights are random: it shows that the machinery runs, and speaks nonsense.");
     console.error("For sense: node dist/cli/main.js chat --model <a Llama 4 folder or .gguf file>\n");
   }
+  if (process.stdin.isTTY && process.stdout.isTTY) return void page(model);
   const input = fstatSync(process.stdin.fd);
   const mayNeverEnd = input.isFIFO() || input.isSocket(); // then one reply shows that it runs
   const args = ["--model", model, ...(mayNeverEnd ? ["--greet"] : []), ...process.argv.slice(3)];
@@ -116,6 +99,42 @@ function start() {
   process.on("SIGINT", () => {}); // a terminal's Ctrl-C reaches the chat too, which decides what it means
   for (const signal of ["SIGTERM", "SIGHUP"]) process.on(signal, () => chat.kill(signal));
   chat.on("exit", (status) => process.exit(status ?? 1));
+}
+
+/** The server with the chat page, opened where there is a screen. */
+async function page(model) {
+  const given = process.argv.slice(3);
+  const port = given.includes("--port") || (await isFree(8080)) ? [] : ["--port", "0"];
+  const args = ["dist/cli/main.js", "serve", "--json", "--model", model, ...port, ...given];
+  const server = spawn("node", args, { stdio: ["inherit", "pipe", "inherit"] });
+  process.on("SIGINT", () => {}); // a terminal's Ctrl-C reaches the server too, which ends in good order
+  for (const signal of ["SIGTERM", "SIGHUP"]) process.on(signal, () => server.kill(signal));
+  server.on("exit", (status) => process.exit(status ?? 1));
+  createInterface({ input: server.stdout }).once("line", (line) => {
+    const { url, error } = JSON.parse(line);
+    if (error) return console.error(error.message);
+    console.log(`\nchat with ${model} at ${url}   (Ctrl-C ends it; in the terminal: npx llama4 chat)`);
+    openInBrowser(url);
+  });
+}
+
+function isFree(port) {
+  return new Promise((resolve) => {
+    const probe = createServer().once("error", () => resolve(false));
+    probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
+  });
+}
+
+/** By the desktop's own program; over SSH, or where there is none, the printed address has to do. */
+function openInBrowser(url) {
+  const { platform, env } = process;
+  const openers = { darwin: ["open"], win32: ["cmd", "/c", "start"] };
+  const hasScreen = env.DISPLAY || env.WAYLAND_DISPLAY;
+  const [command, ...args] = openers[platform] ?? (hasScreen ? ["xdg-open"] : []);
+  if (command === undefined || env.SSH_CONNECTION || env.CI) return;
+  const opener = spawn(command, [...args, url], { stdio: "ignore", detached: true });
+  opener.on("error", () => {}); // the address has been printed
+  opener.unref();
 }
 
 /** Checks, then every test of ours, then those against peers; the last line counts them. */
@@ -126,6 +145,7 @@ function test() {
   build();
   must("npx", ["biome", "check", "."]);
   must("npx", ["tsc", "--noEmit"]);
+  must("npm", ["run", "--silent", "check:page"]);
   const report = "dist/tests.json";
   const run = spawnSync(
     "npx",

@@ -65,6 +65,20 @@ describe("the layers", () => {
     expect(wrong).toEqual([]);
   });
 
+  it("end at the page, which knows the server by HTTP alone", () => {
+    const web = resolve(src, "../web");
+    const parts = readdirSync(join(web, "src"), { recursive: true, encoding: "utf8" }).map((file) =>
+      join(web, "src", file),
+    );
+    const wrong = parts.flatMap((file) =>
+      imports(readFileSync(file, "utf8"))
+        .filter((path) => path.startsWith("node:") || relative(web, resolve(dirname(file), path)).startsWith(".."))
+        .filter((path) => path.startsWith("node:") || path.startsWith("."))
+        .map((path) => `${relative(web, file)} imports ${path}`),
+    );
+    expect(wrong).toEqual([]);
+  });
+
   it("touch the machine only where they may", () => {
     const wrong = files
       .filter(({ file }) => !mayUseNode.some((place) => place.test(file)))

@@ -1,14 +1,17 @@
 // `llama4 serve`: the model behind the HTTP APIs that programs already speak.
 
 import { setMaxListeners } from "node:events";
+import { existsSync } from "node:fs";
 import { isIP } from "node:net";
 import { basename } from "node:path";
+import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { shippedModel } from "../index.ts";
 import { createHandler, LIMITS } from "../server/handler.ts";
 import { listen } from "../server/node.ts";
 import { mediaFetcher } from "../server/node-fetch.ts";
 import { prometheus } from "../server/node-metrics.ts";
+import { pageFiles } from "../server/node-page.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Answer, Run, Session } from "./answer.ts";
 import { isRandom } from "./init.ts";
@@ -107,10 +110,10 @@ async function served(session: Session, options: ServeOptions, version?: string)
     isDraining: () => session.signal.aborted,
     onError: (error, id) => process.stderr.write(`${id}: ${error instanceof Error ? error.stack : String(error)}\n`),
   });
-  const server = await listen(handler, { host, port });
+  const server = await listen(handler, { host, port, page: chatPage() });
   const { url } = server;
   if (session.json) process.stdout.write(`${JSON.stringify({ url })}\n`);
-  else process.stdout.write(`${name} at ${url}/v1\n`);
+  else process.stdout.write(`${name} at ${url}/v1${existsSync(PAGE) ? `, to chat with at ${url}` : ""}\n`);
   session.allowToEnd(graceMs + 5000);
   await new Promise((resolve) => session.signal.addEventListener("abort", resolve));
   process.stderr.write(`stopping: replies have ${grace} seconds to end\n`);
@@ -122,6 +125,11 @@ async function served(session: Session, options: ServeOptions, version?: string)
   stop.abort(); // whose connections were cut
   return undefined; // it has said where it listens
 }
+
+/** The page as `npm run build` makes it beside this code; a build without it serves the APIs alone. */
+const PAGE = fileURLToPath(new URL("../web", import.meta.url));
+
+const chatPage = () => (existsSync(PAGE) ? pageFiles(PAGE) : undefined);
 
 function checkKeys(keys: readonly string[], host: string, insecure: number): void {
   if (keys.some((key) => key.length < 8 || /[^\x21-\x7e]/.test(key)))

@@ -1,0 +1,296 @@
+// The state of the page. Values are replaced, never changed in place, so that only what differs is drawn again.
+
+import { type Delta, type Model, reply, ServerError, theModel } from "./api.ts";
+import {
+  type Answer,
+  type Attachment,
+  type Conversation,
+  type Finish,
+  leafBelow,
+  type Message,
+  newConversation,
+  pathOf,
+  type Question,
+  titleOf,
+} from "./conversation.ts";
+import { withTokens } from "./routes.ts";
+import { loadSettings, type Settings, saveSettings } from "./settings.ts";
+import { Storage } from "./storage.ts";
+
+export class Chat {
+  /** All that are kept, and one that has no question yet. */
+  conversations = $state.raw<readonly Conversation[]>([]);
+  currentId = $state("");
+  settings = $state.raw<Settings>(loadSettings());
+  model = $state.raw<Model | undefined>();
+  /** What is wrong with the server, as long as it is. */
+  trouble = $state.raw<ServerError | undefined>();
+  /** What went wrong with a reply, by conversation. */
+  failures = $state.raw<ReadonlyMap<string, Error>>(new Map());
+  /** Whether replies are asked for with their experts. */
+  isMapOpen = $state(false);
+  /** The reply that the map shows; null: the last one. */
+  mapped = $state<string | null>(null);
+  /** Said to screen readers. */
+  announcement = $state("");
+  isReady = $state(false);
+  /** Why nothing is kept. */
+  unkept = $state<string | undefined>();
+  readonly current = $derived(this.conversations.find(({ id }) => id === this.currentId) ?? newConversation());
+  readonly path = $derived(pathOf(this.current));
+  readonly kept = $derived(this.conversations.filter(({ messages }) => messages.length > 0));
+  readonly isBusy = $derived.by(() => this.runs.has(this.currentId));
+  private runs = $state.raw<ReadonlyMap<string, AbortController>>(new Map());
+  private storage: Storage | undefined;
+  private unsaved = new Map<string, ReturnType<typeof setTimeout>>();
+
+  async open(): Promise<void> {
+    try {
+      this.storage = await Storage.open();
+      this.conversations = (await this.storage.all()).map(ended);
+    } catch {
+      this.unkept = "This browser keeps no data for this page: conversations are lost when it is closed.";
+    }
+    this.begin();
+    this.isReady = true;
+    document.addEventListener("visibilitychange", () => {
+      if (document.visibilityState === "hidden") this.saveNow();
+    });
+    await this.findModel();
+  }
+
+  /** Asks the server what it has; while it does not answer, again every three seconds. */
+  async findModel(): Promise<void> {
+    try {
+      this.model = await theModel(this.settings.key);
+      this.trouble = undefined;
+    } catch (error) {
+      this.trouble = error instanceof ServerError ? error : new ServerError("failed", String(error));
+      if (this.trouble.trouble === "gone" || this.trouble.trouble === "busy") setTimeout(() => this.findModel(), 3000);
+    }
+  }
+
+  /** A new conversation; one without a question is used again. */
+  begin(): void {
+    const empty = this.conversations.find(({ messages }) => messages.length === 0) ?? newConversation();
+    if (!this.conversations.includes(empty)) this.conversations = [empty, ...this.conversations];
+    this.show(empty.id);
+  }
+
+  show(id: string): void {
+    this.currentId = id;
+    this.mapped = null;
+  }
+
+  rename(id: string, title: string): void {
+    if (title.trim() !== "") this.change(id, (conversation) => ({ ...conversation, title: title.trim() }));
+  }
+
+  async delete(id: string): Promise<void> {
+    this.stop(id);
+    this.conversations = this.conversations.filter((conversation) => conversation.id !== id);
+    clearTimeout(this.unsaved.get(id));
+    this.unsaved.delete(id);
+    if (id === this.currentId) this.begin();
+    await this.storage?.delete(id);
+  }
+
+  async deleteAll(): Promise<void> {
+    for (const id of this.runs.keys()) this.stop(id);
+    this.conversations = [];
+    for (const timer of this.unsaved.values()) clearTimeout(timer);
+    this.unsaved.clear();
+    this.begin();
+    await this.storage?.clear();
+  }
+
+  set(settings: Partial<Settings>): void {
+    this.settings = { ...this.settings, ...settings };
+    saveSettings(this.settings);
+    if (settings.key !== undefined) void this.findModel();
+  }
+
+  /** Asks, at the end of the shown path or, where a question is edited, beside it. */
+  async ask(text: string, attachments: readonly Attachment[], edited?: Question): Promise<void> {
+    const { id, leaf, messages } = this.current;
+    const parent = edited ? edited.parent : leaf;
+    const question: Question = { id: crypto.randomUUID(), parent, role: "user", text, attachments, at: Date.now() };
+    const isFirst = messages.length === 0;
+    this.change(id, (conversation) => ({
+      ...conversation,
+      ...(isFirst && { title: titleOf(question) }),
+      messages: [...conversation.messages, question],
+      leaf: question.id,
+    }));
+    await this.answer(id, question.id);
+  }
+
+  /** Another reply to the question before this one. */
+  regenerate(answer: Answer): Promise<void> {
+    return this.answer(this.currentId, answer.parent);
+  }
+
+  /** Asks again what had no reply. */
+  retry(): Promise<void> {
+    const question = this.path.findLast(({ role }) => role === "user");
+    return question ? this.answer(this.currentId, question.id) : Promise.resolve();
+  }
+
+  /** Shows the path through a message. */
+  turnTo({ id }: Message): void {
+    this.change(this.currentId, (conversation) => ({ ...conversation, leaf: leafBelow(conversation, id) }));
+  }
+
+  stop(id = this.currentId): void {
+    this.runs.get(id)?.abort();
+  }
+
+  private async answer(id: string, parent: string): Promise<void> {
+    const controller = new AbortController();
+    const { signal } = controller;
+    this.runs = new Map(this.runs).set(id, controller);
+    this.setFailure(id, undefined);
+    const answer: Answer = { id: crypto.randomUUID(), parent, role: "assistant", text: "", at: Date.now() };
+    this.change(id, (conversation) => ({
+      ...conversation,
+      messages: [...conversation.messages, answer],
+      changed: Date.now(),
+      leaf: answer.id,
+    }));
+    const writer = new Writer(answer, (changed) => this.replace(id, changed));
+    const asked = pathOf({ ...this.conversations.find((c) => c.id === id)!, leaf: parent });
+    let finish: Finish = "stopped";
+    try {
+      const asking = { ...this.settings, routes: this.isMapOpen };
+      for await (const delta of reply(asked, asking, this.settings.key, signal)) finish = writer.add(delta) ?? finish;
+    } catch (error) {
+      if (!signal.aborted) {
+        finish = "failed";
+        this.setFailure(id, error instanceof Error ? error : new Error(String(error)));
+        if (error instanceof ServerError && ["gone", "key"].includes(error.trouble)) void this.findModel();
+      }
+    }
+    const runs = new Map(this.runs);
+    runs.delete(id);
+    this.runs = runs;
+    writer.end(finish);
+    if (writer.isEmpty && finish === "failed") this.withdraw(id, answer.id);
+    if (id === this.currentId) this.announcement = finish === "failed" ? "The reply failed." : `Reply: ${writer.text}`;
+    this.save(id, 0);
+  }
+
+  /** Takes back a reply of which nothing came. */
+  private withdraw(id: string, answer: string): void {
+    this.change(id, (conversation) => {
+      const messages = conversation.messages.filter((message) => message.id !== answer);
+      const parent = conversation.messages.find((message) => message.id === answer)?.parent ?? null;
+      return { ...conversation, messages, leaf: conversation.leaf === answer ? parent : conversation.leaf };
+    });
+  }
+
+  private replace(id: string, answer: Answer): void {
+    this.change(id, (conversation) => ({
+      ...conversation,
+      messages: conversation.messages.map((message) => (message.id === answer.id ? answer : message)),
+    }));
+  }
+
+  private change(id: string, to: (conversation: Conversation) => Conversation): void {
+    this.conversations = this.conversations.map((conversation) =>
+      conversation.id === id ? to(conversation) : conversation,
+    );
+    this.save(id, 1000);
+  }
+
+  private setFailure(id: string, error: Error | undefined): void {
+    const failures = new Map(this.failures);
+    if (error) failures.set(id, error);
+    else failures.delete(id);
+    this.failures = failures;
+  }
+
+  private save(id: string, inMs: number): void {
+    if (inMs > 0 && this.unsaved.has(id)) return;
+    clearTimeout(this.unsaved.get(id));
+    this.unsaved.set(
+      id,
+      setTimeout(() => this.write(id), inMs),
+    );
+  }
+
+  private saveNow(): void {
+    for (const [id, timer] of this.unsaved) {
+      clearTimeout(timer);
+      this.write(id);
+    }
+  }
+
+  private write(id: string): void {
+    this.unsaved.delete(id);
+    const conversation = this.conversations.find((c) => c.id === id);
+    if (!conversation || conversation.messages.length === 0) return;
+    this.storage?.put(conversation).catch(() => {
+      this.unkept = "The browser has no room for this conversation: it is lost when the page is closed.";
+    });
+  }
+}
+
+/** A reply that was being written when the page was left has stopped. */
+const ended = (conversation: Conversation): Conversation => ({
+  ...conversation,
+  messages: conversation.messages.map((message) =>
+    message.role === "assistant" && message.finish === undefined ? { ...message, finish: "stopped" } : message,
+  ),
+});
+
+/** Gathers a reply and shows it once a frame. */
+class Writer {
+  #answer: Answer;
+  readonly #show: (answer: Answer) => void;
+  readonly #start = performance.now();
+  #first: number | undefined;
+  #frame: number | undefined;
+
+  constructor(answer: Answer, show: (answer: Answer) => void) {
+    this.#answer = answer;
+    this.#show = show;
+  }
+
+  get text(): string {
+    return this.#answer.text;
+  }
+
+  get isEmpty(): boolean {
+    return this.#answer.text === "";
+  }
+
+  add({ text, usage, routed, finish }: Delta): Finish | undefined {
+    const now = performance.now();
+    this.#first ??= now;
+    this.#answer = {
+      ...this.#answer,
+      text: this.#answer.text + text,
+      firstMs: this.#first - this.#start,
+      restMs: now - this.#first,
+      ...(usage && { usage }),
+      ...(routed && { routes: withTokens(this.#answer.routes, routed, text) }),
+    };
+    // a page in the background gets no frames
+    this.#frame ??= document.hidden ? this.#soon() : requestAnimationFrame(() => this.#flush());
+    return finish;
+  }
+
+  end(finish: Finish): void {
+    this.#answer = { ...this.#answer, finish };
+    this.#flush();
+  }
+
+  #soon(): number {
+    return setTimeout(() => this.#flush(), 200) as unknown as number; // of a browser
+  }
+
+  #flush(): void {
+    this.#frame = undefined;
+    this.#show(this.#answer);
+  }
+}
