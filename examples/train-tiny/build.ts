@@ -23,7 +23,7 @@ import {
 } from "./pictures.ts";
 import { readCountries, readProse } from "./prose.ts";
 import { story } from "./stories.ts";
-import { ask as askInWords, type Knowledge, needle, type Turn } from "./text-chats.ts";
+import { ask as askInWords, type Knowledge, needle, recall, type Turn } from "./text-chats.ts";
 import { definition, readSenses, type Sense, senseText } from "./words.ts";
 
 const args = process.argv.slice(2);
@@ -200,6 +200,12 @@ for (const [name, count] of [
   const [d, writer] = [new Draw(name), new Writer(name)];
   for (let i = 0; i < count; i++)
     await writer.write(chat(needle(d, { words: short }, 1 + Math.floor((13 * Math.min(i, count / 2)) / (count / 2)))));
+  await writer.close();
+}
+
+{
+  const [d, writer] = [new Draw("recall"), new Writer("recall")];
+  for (let i = 0; i < 40_000; i++) await writer.write({ text: recall(d, { words: short }, d.whole(2, 24)) });
   await writer.close();
 }
 

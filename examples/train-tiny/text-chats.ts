@@ -193,6 +193,30 @@ export function needle(d: Draw, k: Pick<Knowledge, "words">, mostLines: number):
   };
 }
 
+/** Facts, then the same facts again in another order, as statements or as questions: a text that is half known. */
+export function recall(d: Draw, k: Pick<Knowledge, "words">, mostLines: number): string {
+  const shuffled = <T>(list: readonly T[]) => d.several(list, list.length);
+  if (d.chance(0.5)) {
+    const pairs = d.several(k.words, d.whole(2, 1 + mostLines)).map(({ word }) => ({ word, number: d.whole(10, 999) }));
+    const told = pairs.map(({ word, number }) => `${word}: ${number}`);
+    const asked = d.chance(0.5);
+    const again = shuffled(pairs).map(({ word, number }) =>
+      asked ? `Which number belongs to "${word}"? ${number}` : `${word}: ${number}`,
+    );
+    return [...told, ...again.slice(0, asked ? Math.ceil(mostLines / 2) : undefined)].join("\n");
+  }
+  const hidden = d.several(things, d.whole(1, 4)).map((thing) => ({ thing, number: d.whole(100, 9999) }));
+  const lines = Array.from({ length: d.whole(1, Math.max(1, Math.floor(mostLines / 2))) }, () => {
+    const { word, sense } = d.of(k.words);
+    return definition(sense, word);
+  });
+  for (const { thing, number } of hidden) lines.splice(d.whole(0, lines.length), 0, `The ${thing} is ${number}.`);
+  const again = shuffled(hidden).map(({ thing, number }) =>
+    d.chance(0.5) ? `The ${thing} is ${number}.` : `What is the ${thing}? ${number}`,
+  );
+  return [...lines, ...again].join("\n");
+}
+
 const smallTalk: readonly (readonly [readonly string[], readonly string[]])[] = [
   [
     ["Hello!", "Hi", "Hello there.", "Good morning!", "Hey"],

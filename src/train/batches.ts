@@ -59,12 +59,10 @@ export class Batches {
     this.#tokenizer = tokenizer;
     this.#options = options;
     const start = () => ({ epoch: 0, next: 0, token: 0, taken: 0 });
-    this.#cursor = cursor
-      ? structuredClone(cursor)
-      : Object.fromEntries([...sources.keys()].map((name) => [name, start()]));
-    for (const name of sources.keys())
-      if (!this.#cursor[name])
-        throw new TrainingError(`the run that is resumed had no data "${name}"; expected those that it began with`);
+    // A source that the cursor does not know is new in a run that goes on: it begins at its beginning.
+    this.#cursor = Object.fromEntries(
+      [...sources.keys()].map((name) => [name, cursor?.[name] ? { ...cursor[name] } : start()]),
+    );
   }
 
   /** Where it stands, to go on from. */
