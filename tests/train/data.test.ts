@@ -171,6 +171,15 @@ describe("batches", () => {
     expect(await take(new Batches(await open(), tokenizer, { ...options, seed: 2 }), 14)).not.toEqual(whole);
   });
 
+  it("of a source that is new to a run that goes on begin with all of it", async () => {
+    const only = { shares: { b: 1 }, loss: "answers" } as const;
+    const before = new Batches(new Map([["a", (await open()).get("a")!]]), tokenizer, options);
+    await before.next({ shares: { a: 1 }, loss: "answers" });
+    const after = new Batches(await open(), tokenizer, options, before.cursor);
+    expect(await after.next(only)).toEqual(await new Batches(await open(), tokenizer, options).next(only));
+    expect(after.cursor["a"]).toEqual(before.cursor["a"]);
+  });
+
   it("refuse a chat longer than the context, and a mix that names no data", async () => {
     const long = {
       messages: [
