@@ -48,11 +48,16 @@ interface ServeOptions extends ModelOptions, SpeculationOptions {
 }
 
 export function serve(program: Command, run: Run): void {
-  const command = define(program, "serve", "The HTTP server: OpenAI's API and Anthropic's, for any program.", [
-    "llama4 serve --model scout.gguf",
-    "LLAMA4_API_KEY=secret llama4 serve --model ./scout --host 0.0.0.0 --port 8000",
-    "llama4 serve --port 0 --json",
-  ]);
+  const command = define(
+    program,
+    "serve",
+    "The HTTP server: OpenAI's API and Anthropic's for any program, and a page to chat on.",
+    [
+      "llama4 serve --model scout.gguf",
+      "LLAMA4_API_KEY=secret llama4 serve --model ./scout --host 0.0.0.0 --port 8000",
+      "llama4 serve --port 0 --json",
+    ],
+  );
   withSpeculation(withModel(command))
     .option("--host <address>", "where to listen; others than this machine's own need a key", "127.0.0.1")
     .option("--port <n>", "0 takes any that is free", whole(0, 65_535), 8080)
@@ -77,7 +82,7 @@ export function serve(program: Command, run: Run): void {
     .option("--grace <seconds>", "time that replies have to end after Ctrl-C or SIGTERM", number, 15)
     .addHelpText(
       "after",
-      "\nPaths: /v1/chat/completions /v1/completions /v1/responses /v1/messages /v1/models /tokenize /health /metrics; all in /openapi.json",
+      "\nPaths: / (the page) /v1/chat/completions /v1/completions /v1/responses /v1/messages /v1/models /tokenize /health /metrics; all in /openapi.json",
     )
     .action(run((session, options: ServeOptions) => served(session, options, program.version())));
 }

@@ -76,7 +76,8 @@ const replies = (page: Page) => page.getByRole("article", { name: "Reply" });
 
 async function ask(page: Page, text: string): Promise<void> {
   await question(page).fill(text);
-  await page.keyboard.press("Enter");
+  await page.locator("button[aria-label=Send]:enabled").waitFor(); // once it knows the server
+  await question(page).press("Enter");
 }
 
 /** Until the page takes questions again. */
@@ -214,10 +215,10 @@ describe.skipIf(missing.length > 0)("the page at a model", () => {
     await page.keyboard.press("Escape");
 
     await page.reload();
-    await page.getByRole("button", { name: "How many stars" }).click();
-    await page.getByRole("img", { name: "three yellow stars" }).waitFor();
+    await page.getByRole("button", { name: "Are these the same?" }).click();
+    await page.getByRole("article", { name: "Question" }).getByRole("img", { name: "a purple umbrella" }).waitFor();
     await answered(page);
-    expect(asked[1]!.messages[0]!.content).toEqual([png, { type: "text", text: "How many stars are there?" }]);
+    expect(asked[1]!.messages[0]!.content).toEqual([png, png, { type: "text", text: "Are these the same?" }]);
     await shot(page, "picture");
   });
 
@@ -316,6 +317,33 @@ describe.skipIf(missing.length > 0)("the page", () => {
     await answered(page);
     expect(await places("user")).toMatch(/2\D*2/);
     expect(await page.locator(".user .bubble").textContent()).toBe("Tell me a poem");
+  });
+
+  it("takes pictures from the clipboard and videos from a folder, and says what it cannot take", async () => {
+    const { server, model } = await scripted({ lines: ["I see"] });
+    const page = await visit(server.url);
+    const asked = bodies(page);
+    await page.getByRole("heading", { name: "Show me something, or ask." }).waitFor();
+    await question(page).evaluate((area) => {
+      const clipboardData = new DataTransfer();
+      const svg = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><rect width="30" height="20"/></svg>';
+      clipboardData.items.add(new File([svg], "drawn.svg", { type: "image/svg+xml" }));
+      area.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }));
+    });
+    await page.getByRole("img", { name: "drawn.svg" }).waitFor();
+    const files = page.locator("input[type=file]");
+    await files.setInputFiles({ name: "notes.pdf", mimeType: "application/pdf", buffer: Buffer.from("%PDF") });
+    await page.getByText("notes.pdf is application/pdf; pictures and videos can be shown").waitFor();
+    await files.setInputFiles({ name: "clip.webm", mimeType: "video/webm", buffer: Buffer.from("video") });
+    await page.getByRole("button", { name: "Remove clip.webm" }).waitFor();
+    await ask(page, "");
+    await replies(page).getByText("I see").waitFor();
+    const url = (type: string) => ({ url: expect.stringContaining(`data:${type};base64,`) });
+    expect(asked[0]!.messages[0]!.content).toEqual([
+      { type: "image_url", image_url: url("image/png") }, // as the server decodes it
+      { type: "video_url", video_url: url("video/webm") },
+    ]);
+    expect(model.asked[0]!.messages).toMatchObject([{ content: [{ type: "image" }, { type: "video" }] }]);
   });
 
   it("takes no HTML that has not come through the two policies", async () => {

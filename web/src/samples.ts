@@ -2,23 +2,24 @@
 
 export interface Sample {
   readonly question: string;
-  /** Of a file in samples/. */
-  readonly picture?: string;
-  readonly alt?: string;
+  /** Files in samples/, and what they show. */
+  readonly pictures: readonly { readonly name: string; readonly alt: string }[];
 }
 
-export const pictures: readonly Sample[] = [
-  { picture: "cat", alt: "an orange cat's face", question: "What is this?" },
-  { picture: "stars", alt: "three yellow stars", question: "How many stars are there?" },
-  { picture: "flag", alt: "a white flag with a red disc", question: "Which country's flag is this?" },
-  { picture: "apple", alt: "a red apple", question: "What colour is it?" },
-  { picture: "fish", alt: "a blue fish", question: "What do you see?" },
-  { picture: "umbrella", alt: "a purple umbrella", question: "What is in the picture?" },
+const apple = { name: "apple", alt: "a red apple" };
+
+export const withPictures: readonly Sample[] = [
+  { question: "What is this?", pictures: [{ name: "cat", alt: "an orange cat's face" }] },
+  { question: "How many stars are there?", pictures: [{ name: "stars", alt: "three yellow stars" }] },
+  { question: "Which country's flag is this?", pictures: [{ name: "flag", alt: "a white flag with a red disc" }] },
+  { question: "What kind of thing is it?", pictures: [apple] },
+  { question: "What do you see?", pictures: [{ name: "fish", alt: "a blue fish" }] },
+  { question: "Are these the same?", pictures: [apple, { name: "umbrella", alt: "a purple umbrella" }] },
 ];
 
-export const questions: readonly Sample[] = [
-  { question: "What is the capital of France?" },
-  { question: "Is a dog an animal?" },
-  { question: "Tell me a short story about a fox." },
-  { question: "What is the opposite of cold?" },
+export const inWords: readonly Sample[] = [
+  { question: "What is the capital of France?", pictures: [] },
+  { question: "Is a dog an animal?", pictures: [] },
+  { question: "What is the opposite of cold?", pictures: [] },
+  { question: "Who are you?", pictures: [] },
 ];
