@@ -18,6 +18,7 @@ const commands: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   serve: async () => (await import("./serve.ts")).serve,
   bench: async () => (await import("./bench.ts")).bench,
   train: async () => (await import("./train.ts")).train,
+  distil: async () => (await import("./distil.ts")).distil,
   eval: async () => (await import("./eval.ts")).evalCommand,
 };
 

@@ -23,7 +23,7 @@ import { join } from "node:path";
 import { toHuggingFace as configFile } from "../checkpoint/config-hugging-face.ts";
 import { folderTensors } from "../checkpoint/convert.ts";
 import { parseObject } from "../checkpoint/json.ts";
-import { openCheckpoint } from "../checkpoint/open.ts";
+import { type Checkpoint, openCheckpoint } from "../checkpoint/open.ts";
 import { toPreprocessorConfig } from "../checkpoint/preprocessor-config.ts";
 import { readSafetensors } from "../checkpoint/safetensors.ts";
 import { memorySource, openFile } from "../checkpoint/source.ts";
@@ -207,24 +207,32 @@ export async function writeModel(
   await writeHuggingFace(folder, files, out);
 }
 
+export interface ReadModel {
+  readonly model: Llama4Config;
+  readonly weights: Weights;
+  readonly tokenizer: Tokenizer | undefined;
+}
+
 /** A checkpoint's weights, loaded, and its tokenizer. */
-export async function readModel(
-  folder: string,
-  backend: Backend,
-): Promise<{ model: Llama4Config; weights: Weights; tokenizer: Tokenizer | undefined }> {
+export async function readModel(folder: string, backend: Backend): Promise<ReadModel> {
   const checkpoint = await openCheckpoint(folder);
   try {
-    const { parameters, vision, config } = checkpoint;
-    const views: TensorView[] = [];
-    const tree: Weights<TensorView> = { text: parameters, ...(vision && { vision }) };
-    mapWeights(tree, (view) => views.push(view));
-    const tensors = await backend.load(views);
-    const at = new Map(views.map((view, i) => [view, tensors[i]!]));
-    const tokenizer = openTokenizer(checkpoint);
-    return { model: config, weights: mapWeights(tree, (view) => at.get(view)!), tokenizer };
+    return await loadModel(checkpoint, backend);
   } finally {
     await checkpoint.close();
   }
+}
+
+/** The same of one that is open. */
+export async function loadModel(checkpoint: Checkpoint, backend: Backend): Promise<ReadModel> {
+  const { parameters, vision, config } = checkpoint;
+  const views: TensorView[] = [];
+  const tree: Weights<TensorView> = { text: parameters, ...(vision && { vision }) };
+  mapWeights(tree, (view) => views.push(view));
+  const tensors = await backend.load(views);
+  const at = new Map(views.map((view, i) => [view, tensors[i]!]));
+  const tokenizer = openTokenizer(checkpoint);
+  return { model: config, weights: mapWeights(tree, (view) => at.get(view)!), tokenizer };
 }
 
 async function* numbersOf(backend: Backend, x: Tensor): AsyncGenerator<Uint8Array> {
@@ -240,7 +248,7 @@ function flushFolder(path: string): void {
 
 /** Refuses to resume with a config that makes another model or other batches. */
 export function refuseOtherRun(before: TrainConfig, now: TrainConfig): void {
-  for (const key of ["model", "from", "lora", "context", "rows", "accumulate", "seed"] as const)
+  for (const key of ["model", "from", "lora", "teacher", "context", "rows", "accumulate", "seed"] as const)
     if (JSON.stringify(before[key]) !== JSON.stringify(now[key]))
       throw new RequestError(
         `${key} was ${JSON.stringify(before[key])} when the run began and is ${JSON.stringify(now[key])}; expected the same to resume: mend the config, or begin anew in another folder`,

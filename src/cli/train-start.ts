@@ -23,7 +23,7 @@ import { progress } from "./answer.ts";
 import { tokenIds } from "./init.ts";
 import { type RunFolder, readModel, type SavedCheckpoint } from "./run-folder.ts";
 
-/** What learns, and what it learns from. */
+/** What learns. */
 export interface Started {
   readonly model: Llama4Config;
   readonly weights: Weights;
@@ -43,12 +43,15 @@ interface Place {
   readonly signal: AbortSignal;
 }
 
-export async function started(config: TrainConfig, place: Place): Promise<Started> {
-  return config.from === undefined ? newModel(config, place) : givenModel(config, config.from, place);
+/** `vocabulary` is a teacher's, for a new model whose config names none. */
+export async function started(config: TrainConfig, place: Place, vocabulary?: Tokenizer): Promise<Started> {
+  return config.from === undefined ? newModel(config, place, vocabulary) : givenModel(config, config.from, place);
 }
 
-async function newModel(config: TrainConfig, { at, folder, data, backend, saved, signal }: Place): Promise<Started> {
-  const tokenizer = await tokenizerOf(config, at, folder, data, signal);
+async function newModel(config: TrainConfig, place: Place, vocabulary: Tokenizer | undefined): Promise<Started> {
+  const { at, folder, data, backend, saved, signal } = place;
+  const tokenizer =
+    (config.tokenizer === undefined && vocabulary) || (await tokenizerOf(config, at, folder, data, signal));
   const tileSize = [...data.values()].map((documents) => documents.tileSize).find((size) => size !== undefined);
   const model = modelConfig(
     config.model!, // there where `from` is not

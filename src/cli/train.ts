@@ -19,11 +19,12 @@ import { openDocuments, tilesOf } from "./documents.ts";
 import { define, whole } from "./options.ts";
 import { replacing } from "./output.ts";
 import { RunFolder, refuseOtherRun, writeModel } from "./run-folder.ts";
+import { type OpenTeacher, openTeacher } from "./teacher.ts";
 import { Meter } from "./train-meter.ts";
 import { reportPage } from "./train-report.ts";
 import { learnt, momentsOf, type Started, started } from "./train-start.ts";
 
-interface TrainOptions {
+export interface TrainOptions {
   readonly config?: string;
   readonly depth?: number;
   readonly data?: string;
@@ -36,16 +37,27 @@ interface TrainOptions {
 }
 
 export function train(program: Command, run: Run): void {
-  define(program, "train", "A model from data: text, images and chats, into a mixture of experts of Llama 4's kind.", [
-    "llama4 train --config examples/train-tiny/config.json",
-    "llama4 train --config examples/train-tiny/config.json --resume",
-    "llama4 train --depth 4 --data documents.jsonl --steps 2000 --out my-model",
-    "llama4 chat --model my-model/model",
-  ])
+  const command = define(
+    program,
+    "train",
+    "A model from data: text, images and chats, into a mixture of experts of Llama 4's kind.",
+    [
+      "llama4 train --config examples/train-tiny/config.json",
+      "llama4 train --config examples/train-tiny/config.json --resume",
+      "llama4 train --depth 4 --data documents.jsonl --steps 2000 --out my-model",
+      "llama4 chat --model my-model/model",
+    ],
+  )
     .option("--config <file>", "what to train: docs/training.md says what may stand in it")
     .option("--depth <n>", "instead of a config: a whole model from its number of layers", whole(1))
     .option("--data <file>", "with --depth: documents, one JSON object a line, or a plain text file")
-    .option("--steps <n>", "with --depth: steps of about 4,000 tokens (default: 2000)", whole(1))
+    .option("--steps <n>", "with --depth: steps of about 4,000 tokens (default: 2000)", whole(1));
+  withRun(command).action(run((session, options: TrainOptions) => trained(session, options)));
+}
+
+/** The options of every run. */
+export function withRun(command: Command): Command {
+  return command
     .option("--out <folder>", "where the run is kept (default: the config's)")
     .option("--resume", "goes on from the newest checkpoint in that folder")
     .addOption(new Option("--backend <name>", "default: native").choices(["native", "reference"]))
@@ -55,13 +67,25 @@ export function train(program: Command, run: Run): void {
         "--compute <type>",
         "what products round their factors to (default: bf16 where this processor multiplies it 1.5 times as fast)",
       ).choices(["f32", "bf16"]),
-    )
-    .action(run((session, options: TrainOptions) => trained(session, options)));
+    );
 }
 
-async function trained({ signal, allowToEnd }: Session, options: TrainOptions): Promise<Answer> {
+/** A run of `train`, or of `distil`, which has a teacher. */
+export async function trained(
+  { signal, allowToEnd }: Session,
+  options: TrainOptions,
+  command: "train" | "distil" = "train",
+): Promise<Answer> {
   allowToEnd(120_000); // a step and a checkpoint: a second Ctrl-C does not wait for them
   const { config, at } = configOf(options);
+  if (command === "train" && config.teacher)
+    throw new RequestError(
+      `train: ${options.config} has a teacher; llama4 distil --config ${options.config} learns from it`,
+    );
+  if (command === "distil" && !config.teacher)
+    throw new RequestError(
+      `distil: ${options.config} has no teacher; expected "teacher": {"model": …}, or llama4 train`,
+    );
   const folder = new RunFolder(options.out === undefined ? at(config.out) : options.out);
   const saved = options.resume ? await folder.latest() : undefined;
   if (options.resume && !saved && !folder.exists)
@@ -69,6 +93,7 @@ async function trained({ signal, allowToEnd }: Session, options: TrainOptions): 
   if (!options.resume && folder.exists)
     throw new RequestError(`${folder.path} holds a run already; go on with it by --resume, or choose another --out`);
   const files: FileSource[] = [];
+  let teacher: OpenTeacher | undefined;
   const backend = openBackend(options);
   try {
     if (saved) {
@@ -86,19 +111,24 @@ async function trained({ signal, allowToEnd }: Session, options: TrainOptions): 
     const open = async (path: string) => openDocuments(at(path), files);
     const [data, heldOut] = [await opened(config.data, open), await opened(config.heldOut, open)];
     const samples = config.samples === undefined ? undefined : await open(config.samples);
-    const start = await started(config, { at, folder, data, backend, saved, signal });
+    teacher = config.teacher && (await openTeacher(config.teacher, at, backend));
+    const start = await started(config, { at, folder, data, backend, saved, signal }, teacher?.tokenizer);
+    teacher?.refuseOthers(start.tokenizer);
     const state = saved && { progress: saved.state.progress, moments: await momentsOf(saved, backend) };
     const trainer = new Trainer({
       ...{ config, backend, data, heldOut },
       ...start,
+      teacher: teacher?.teacher,
       ...(samples && { samples }),
       ...(state && { state }),
     });
     process.stderr.write(`${learnt(trainer.leaves, start)}\n`);
     const seconds = saved?.state.seconds ?? 0;
-    return await loop({ ...{ trainer, folder, config, backend, samples, seconds, signal }, ...start });
+    const answer = await loop({ ...{ trainer, folder, config, backend, samples, seconds, signal }, ...start });
+    return teacher ? { ...answer, json: { ...answer.json, teacher: teacher.counts() } } : answer;
   } finally {
     await saved?.close();
+    await teacher?.close();
     for (const file of files) await file.close();
     folder.close();
     backend.close();

@@ -4,6 +4,7 @@
 import { type Llama4Config, layerKinds, publishedPreprocessing, type VisionConfig } from "../model/config.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Mix } from "./batches.ts";
+import type { SoftShare } from "./distil.ts";
 import { type LoraOptions, loraTargets } from "./lora.ts";
 import type { OptimizerOptions } from "./optimizer.ts";
 import type { Schedule } from "./schedule.ts";
@@ -29,7 +30,9 @@ export interface TrainConfig {
   readonly from: string | undefined;
   /** Low-rank adapters learn, and the weights of `from` stay. */
   readonly lora: LoraOptions | undefined;
-  /** A tokenizer.json, or how many tokens to learn from the data; that of `from` where there is one. */
+  /** Who teaches, in distillation. */
+  readonly teacher: TeacherOptions | undefined;
+  /** A tokenizer.json, or how many tokens to learn from the data; that of `from` or of the teacher where there is one. */
   readonly tokenizer: string | number | undefined;
   /** Names and files: JSON lines, with the tiles of their images in a file that ends in .tiles instead of .jsonl. */
   readonly data: Readonly<Record<string, string>>;
@@ -54,6 +57,16 @@ export interface TrainConfig {
   readonly checkpoint: { readonly minutes: number; readonly keep: number };
   readonly seed: number;
   readonly out: string;
+}
+
+export interface TeacherOptions {
+  /** A checkpoint with the student's vocabulary. */
+  readonly model: string;
+  /** Likeliest tokens of which it says the probabilities. */
+  readonly topK: number;
+  /** A file that keeps what it said, for this run's later epochs and for other runs. */
+  readonly store: string | undefined;
+  readonly share: SoftShare;
 }
 
 /** The sizes of a model; everything that is left out follows from `depth`. */
@@ -138,6 +151,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const from = top.text("from", undefined);
   const given = top.optional("model");
   const lora = top.optional("lora");
+  const teacher = top.optional("teacher");
   if (from !== undefined && given) top.refuse(`from and model; expected one of them: a checkpoint has its own sizes`);
   if (lora && from === undefined) top.refuse("lora without from; expected the checkpoint that the adapters change");
   const model = from === undefined ? readModel(given ?? new Fields({}, `${file}: model`)) : undefined;
@@ -160,8 +174,8 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const evaluate = top.fields("evaluate");
   const checkpoint = top.fields("checkpoint");
   const config: TrainConfig = {
-    ...{ model, from, lora: lora && readLora(lora) },
-    tokenizer: top.textOrWhole("tokenizer", from === undefined ? 4096 : undefined),
+    ...{ model, from, lora: lora && readLora(lora), teacher: teacher && readTeacher(teacher) },
+    tokenizer: top.textOrWhole("tokenizer", from === undefined && !teacher ? 4096 : undefined),
     data: top.files("data"),
     heldOut: top.files("heldOut", {}),
     samples: top.text("samples", undefined),
@@ -199,7 +213,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     seed: top.whole("seed", 0, 0),
     out: top.text("out", undefined) ?? "run",
   };
-  for (const fields of [given, lora, schedule, optimizer, balance, evaluate, checkpoint, top]) fields?.end();
+  for (const fields of [given, lora, teacher, schedule, optimizer, balance, evaluate, checkpoint, top]) fields?.end();
   check(config, file);
   return config;
 }
@@ -216,6 +230,20 @@ function readLora(lora: Fields): LoraOptions {
     alpha: lora.number("alpha", 2 * rank, 0),
     slots: [...new Set(targets.flatMap((target) => loraTargets[target]!))],
   };
+}
+
+function readTeacher(teacher: Fields): TeacherOptions {
+  const share = teacher.fields("share");
+  const first = share.number("first", 0.9, 0, 1);
+  const kind = share.one("kind", ["linear", "cosine", "constant"], "linear");
+  const read = {
+    model: teacher.text("model", undefined) ?? teacher.refuse("model is missing; expected a checkpoint"),
+    topK: teacher.whole("topK", 32, 1),
+    store: teacher.text("store", undefined),
+    share: { kind, first, last: share.number("last", kind === "constant" ? first : 0.1, 0, 1) },
+  };
+  share.end();
+  return read;
 }
 
 function readModel(given: Fields): ModelSizes {

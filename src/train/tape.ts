@@ -113,13 +113,11 @@ export class Tape implements Backend {
     return this.#tensor({ ...this.#put(weight, Number.POSITIVE_INFINITY, false), lowRank });
   }
 
-  /**
-   * A scalar that was computed from x outside of the tape, and its gradient by x, which the tape then owns. Both are of
-   * the wrapped backend.
-   */
-  scalar(x: Tensor, number: number, gradient: Tensor): Tensor {
+  /** A scalar that `compute` makes of x's value on the wrapped backend, with its gradient by x, which the tape then owns. */
+  async scalar(x: Tensor, compute: (value: Tensor) => Promise<{ value: number; gradient: Tensor }>): Promise<Tensor> {
     const a = node(x);
-    const result = this.#record({
+    const { value: number, gradient } = await this.#inner.scope(() => compute(this.#value(a)));
+    const scalar = this.#record({
       inputs: [a],
       run: () => this.#inner.from(Float64Array.of(number), []),
       back: ({ tensor: dy }) => {
@@ -127,8 +125,8 @@ export class Tape implements Backend {
         this.#offer(a, () => this.#inner.mul(gradient, this.#inner.reshape(dy, ones)));
       },
     });
-    node(result).aside = held(value(gradient)); // freed when the way back has passed
-    return result;
+    node(scalar).aside = held(value(gradient)); // freed when the way back has passed
+    return scalar;
   }
 
   /**

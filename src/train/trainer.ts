@@ -3,9 +3,6 @@
 
 import type { Llama4Config } from "../model/config.ts";
 import { tokensPerTile } from "../model/config.ts";
-import { forward } from "../model/transformer.ts";
-import { encodeImage } from "../model/vision.ts";
-import { normalise } from "../prompt/image.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import type { Backend, Segment, TrainingBackend } from "../tensor/backend.ts";
 import { TrainingError } from "../tensor/errors.ts";
@@ -14,11 +11,14 @@ import type { Tensor } from "../tensor/tensor.ts";
 import { Balance, type BalanceOptions } from "./balance.ts";
 import { type Batch, Batches, type BatchOptions, type Cursor, inOrder } from "./batches.ts";
 import type { TrainConfig } from "./config.ts";
+import { softShareAt, type Teacher } from "./distil.ts";
 import type { Documents, Example } from "./documents.ts";
 import { type Leaf, leavesOf, mapWeights, type Weights } from "./leaves.ts";
+import { logitsOf } from "./logits.ts";
 import { adapterLeaves, type LoraAdapter, mergedWeight, withAdapters } from "./lora.ts";
 import { Optimizer } from "./optimizer.ts";
 import { biasShareAt, rateAt } from "./schedule.ts";
+import { type DistilledLoss, distilledLoss } from "./soft-targets.ts";
 import { Tape } from "./tape.ts";
 
 /** What a run begins with, and what it may go on from. */
@@ -34,6 +34,8 @@ export interface Beginning {
   readonly data: ReadonlyMap<string, Documents>;
   readonly heldOut: ReadonlyMap<string, Documents>;
   readonly samples?: Documents;
+  /** Its soft targets take the share of the loss that the config's `teacher` says. */
+  readonly teacher?: Teacher | undefined;
   readonly state?: { readonly progress: Progress; readonly moments: ReadonlyMap<string, Tensor> };
 }
 
@@ -52,8 +54,10 @@ export interface StepReport {
   /** From 1 on. */
   readonly step: number;
   readonly phase: number;
-  /** Nats a token that counts. */
+  /** Nats a token that counts, of those that came. */
   readonly loss: number;
+  /** With a teacher: nats from its distribution to the model's, and the share of the soft targets. */
+  readonly taught?: { readonly divergence: number; readonly share: number };
   readonly rate: number;
   /** Of the gradients, before clipping. */
   readonly norm: number;
@@ -189,13 +193,15 @@ export class Trainer {
     const counted = batches.reduce((sum, { targets }) => sum + targets.length, 0);
     if (counted === 0) throw new TrainingError(`step ${this.#step + 1}: nothing to predict; expected text in the data`);
     this.#balance.fade(biasShareAt(config.schedule, this.#step));
-    let loss = 0;
+    const softShare = config.teacher ? softShareAt(config.teacher.share, this.#step, config.schedule.steps) : 0;
+    let [loss, divergence] = [0, 0];
     let sums: Tensor[] | undefined;
     for (const batch of batches) {
       const share = batch.targets.length / counted;
       if (share === 0) continue;
-      const { nats, gradients } = await this.#backward(batch);
+      const { nats, gradients, ...soft } = await this.#backward(batch, softShare);
       loss += share * nats;
+      divergence += share * soft.divergence;
       if (sums) for (const [i, sum] of sums.entries()) backend.blend(sum, gradients[i]!, 1, share);
       else if (share < 1) for (const gradient of gradients) backend.blend(gradient, gradient, share, 0);
       if (sums) for (const gradient of gradients) free(backend, gradient);
@@ -210,20 +216,35 @@ export class Trainer {
     this.#step++;
     this.#tokens += tokens;
     const tiles = batches.reduce((sum, { images }) => sum + (images?.tiles ?? 0), 0);
-    return { step: this.#step, phase: index, loss, rate, norm, tokens, counted, tiles, load };
+    const taught = this.#b.teacher && { divergence, share: softShare };
+    return {
+      ...{ step: this.#step, phase: index, loss, rate, norm, tokens, counted, tiles, load },
+      ...(taught && { taught }),
+    };
   }
 
-  async #backward(batch: Batch): Promise<{ nats: number; gradients: Tensor[] }> {
+  async #backward(batch: Batch, softShare: number) {
+    const { teacher, model } = this.#b;
+    const soft = teacher && (await teacher.targets(batch));
     this.#balance.begin();
-    const loss = await lossOf(this.#tape, this.#watched, this.#b.model, batch);
-    const [nats] = await this.#tape.read(loss);
+    const logits = await logitsOf(this.#tape, this.#watched, model, batch);
+    const { loss, hard, divergence } = soft
+      ? await distilledLoss(this.#tape, logits, batch.targets, soft, softShare)
+      : await this.#hardLoss(logits, batch);
+    const nats = hard;
     if (!Number.isFinite(nats)) {
       this.#tape.clear();
       throw new TrainingError(
         `the loss is ${nats} at step ${this.#step + 1}; lower the rate, lengthen the warm-up or clip gradients, and resume from the last checkpoint`,
       );
     }
-    return { nats: nats!, gradients: [...this.#tape.gradients(this.#balance.loss(loss), this.#learnt)] };
+    const gradients = [...this.#tape.gradients(this.#balance.loss(loss), this.#learnt)];
+    return { nats, gradients, divergence };
+  }
+
+  async #hardLoss(logits: Tensor, { targets }: Batch): Promise<DistilledLoss> {
+    const loss = crossEntropy(logits, targets);
+    return { loss, hard: (await this.#tape.read(loss))[0]!, divergence: 0 };
   }
 
   /** The held-out losses with the weights that would ship. */
@@ -306,17 +327,6 @@ export class Trainer {
     }
     return said;
   }
-}
-
-/** The logits of the rows that are wanted, by the same forward as inference. */
-async function logitsOf(backend: Backend, { text, vision }: Weights, c: Llama4Config, batch: Batch): Promise<Tensor> {
-  const { tokens, segments, wanted, images } = batch;
-  const step = { tokens, segments, wanted };
-  if (!images) return forward(text, c, step);
-  if (!vision || !c.vision) throw new TrainingError("a document with images for a model without a vision encoder");
-  const { imageSize: S, nChannels: C, preprocessing } = c.vision;
-  const pixels = backend.from(normalise(images.pixels, S, preprocessing), [images.tiles, C, S, S]);
-  return forward(text, c, { ...step, images: { rows: await encodeImage(vision, c, pixels), at: images.at } });
 }
 
 async function lossOf(backend: Backend, weights: Weights, c: Llama4Config, batch: Batch): Promise<Tensor> {

@@ -62,7 +62,7 @@ beforeAll(async () => {
   }));
   writeFileSync(at("docs.jsonl"), chats.map((chat) => `${JSON.stringify(chat)}\n`).join(""));
   write("lora.json", config);
-});
+}, 600_000);
 
 afterAll(() => rmSync(place, { recursive: true }));
 
