@@ -24,7 +24,7 @@ import { EngineError, RequestError } from "./tensor/errors.ts";
 import { type EngineThread, startThread } from "./thread.ts";
 
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
-export type { Constraint } from "./engine/constraint.ts";
+export type { CallConstraint, Constraint, TextConstraint } from "./engine/constraint.ts";
 export type { EngineStats, LogitRows } from "./engine/engine.ts";
 export type { TokenRoutes } from "./engine/route-trace.ts";
 export type { Sampling } from "./engine/sampler.ts";
@@ -53,7 +53,7 @@ export interface CompleteOptions extends Sampling {
   readonly bos?: boolean | undefined;
   /** How images and videos become tokens, and how large they may be. */
   readonly media?: MediaOptions | undefined;
-  /** What the reply has to be. */
+  /** What the reply has to be: JSON, what a schema allows, what a regular expression matches, or tool calls. */
   readonly constraint?: Constraint | undefined;
   /** Whether each piece says which experts its token came by. */
   readonly routes?: boolean | undefined;

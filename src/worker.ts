@@ -2,6 +2,7 @@
 
 import { parentPort } from "node:worker_threads";
 import { complete } from "./engine/completion.ts";
+import { Grammars } from "./engine/constraint.ts";
 import { Engine, type LogitRows } from "./engine/engine.ts";
 import { modelShape } from "./engine/model-shape.ts";
 import type { Sampling } from "./engine/sampler.ts";
@@ -39,6 +40,7 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
     ...(stepTokens !== undefined && { stepTokens }),
   });
   const processor = new Processor(model);
+  const grammars = model.tokenizer && new Grammars(model.tokenizer, stopTokensOf(model));
   const running = new Map<number, { cancel: AbortController; ended: Promise<void> }>();
   port.on("message", async (message: ToWorker) => {
     if (message.type === "cancel") return running.get(message.id)?.cancel.abort();
@@ -57,7 +59,7 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
   });
   async function serveCall({ id, call }: Extract<ToWorker, { type: "call" }>, signal: AbortSignal): Promise<void> {
     try {
-      for await (const value of answer(call, { model, engine, processor }, signal))
+      for await (const value of answer(call, { model, engine, processor, grammars }, signal))
         say(
           { type: "value", id, value },
           call.method === "logits" ? [(value as LogitRows).logits.buffer as ArrayBuffer] : [],
@@ -88,21 +90,33 @@ interface Served {
   readonly model: OpenModel;
   readonly engine: Engine;
   readonly processor: Processor;
+  readonly grammars: Grammars | undefined;
 }
 
-async function* answer(call: Call, { model, engine, processor }: Served, signal: AbortSignal): AsyncGenerator<unknown> {
-  const stopTokens = model.tokenizer?.stop ?? new Set(model.config.tokens.eos);
+function stopTokensOf({ tokenizer, config }: OpenModel): ReadonlySet<number> {
+  return tokenizer?.stop ?? new Set(config.tokens.eos);
+}
+
+async function* answer(call: Call, served: Served, signal: AbortSignal): AsyncGenerator<unknown> {
+  const { model, engine, processor, grammars } = served;
+  const stopTokens = stopTokensOf(model);
   switch (call.method) {
     case "chat": {
       const { ids: tokens, images } = await processor.process(call, { ...call.options, signal });
       const tools = call.options.tools?.map((tool) => tool.name);
       const options = { ...call.options, sampling: samplingOf(model, call) };
-      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, images, tools, signal });
+      return yield* complete(
+        engine,
+        model.tokenizer,
+        stopTokens,
+        { ...options, tokens, images, tools, signal },
+        grammars,
+      );
     }
     case "complete": {
       const { ids: tokens, images } = await processor.process(call.prompt, { ...call.options, signal });
       const options = { ...call.options, sampling: samplingOf(model, call) };
-      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, images, signal });
+      return yield* complete(engine, model.tokenizer, stopTokens, { ...options, tokens, images, signal }, grammars);
     }
     case "logits": {
       const { ids, images } = await processor.process(call.prompt, { ...call, signal });

@@ -4,7 +4,7 @@ import type { ToolCall } from "../prompt/chat-format.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { ToolCallParser } from "../prompt/tool-calls.ts";
 import { RequestError } from "../tensor/errors.ts";
-import { type Constraint, refuseConstraint } from "./constraint.ts";
+import { type Constraint, type Grammars, isForcedCall } from "./constraint.ts";
 import type { Engine, Finish, Generated } from "./engine.ts";
 import type { PromptImage } from "./images.ts";
 import type { TokenRoutes } from "./route-trace.ts";
@@ -20,7 +20,7 @@ export interface CompletionRequest {
   readonly stop?: readonly string[] | undefined;
   /** Names of tools whose calls are taken out of the text; absent: the text stays as it is. */
   readonly tools?: readonly string[] | undefined;
-  /** What the reply has to be. */
+  /** What the reply has to be. A stop string ends it all the same, and so does `maxTokens`. */
   readonly constraint?: Constraint | undefined;
   /** Whether each token comes with the experts behind it. */
   readonly routes?: boolean | undefined;
@@ -73,16 +73,22 @@ export interface Piece {
   readonly timings?: Timings;
 }
 
-/** The reply to a prompt, piece by piece. Refuses at once what cannot be served, as Engine.generate does. */
+/**
+ * The reply to a prompt, piece by piece. Refuses at once what cannot be served, as Engine.generate does. Constraints need
+ * the grammars of the tokenizer.
+ */
 export function complete(
   engine: Engine,
   tokenizer: Tokenizer | undefined,
   stopTokens: ReadonlySet<number>,
   request: CompletionRequest,
+  grammars?: Grammars,
 ): AsyncIterable<Piece> {
-  const { tokens, images, maxTokens, sampling, stop = [], tools, constraint, routes, signal } = request;
-  if (constraint) refuseConstraint(constraint);
-  const text = tokenizer && new ReplyText(tokenizer, stop, tools);
+  const { tokens, images, maxTokens, sampling, stop = [], constraint, routes, signal } = request;
+  if (constraint && !grammars)
+    throw new RequestError("a constraint without a tokenizer; expected a checkpoint that has one");
+  const matcher = constraint && grammars!.begin(constraint);
+  const text = tokenizer && new ReplyText(tokenizer, stop, toolsOf(request), isForcedCall(constraint));
   if (!text && stop.length > 0)
     throw new RequestError("stop strings without a tokenizer; expected a checkpoint that has one");
   const said: Said[] = []; // by the tokens sampled and not yet handed on
@@ -92,11 +98,17 @@ export function complete(
     return next.isOver;
   };
   return pieces(
-    engine.generate({ tokens, images, maxTokens, sampling, routes, stopTokens, signal, onToken }),
+    engine.generate({ tokens, images, maxTokens, sampling, matcher, routes, stopTokens, signal, onToken }),
     said,
     text,
     tokenizer,
   );
+}
+
+/** Names of tools whose calls are looked for: none in a reply that is held to be something else. */
+function toolsOf({ tools, constraint }: CompletionRequest): readonly string[] | undefined {
+  if (constraint?.type !== "tool_calls") return constraint ? [] : tools;
+  return constraint.tools.map(({ name }) => name);
 }
 
 async function* pieces(
@@ -154,8 +166,11 @@ class ReplyText {
   readonly #decoder: ReturnType<Tokenizer["streamDecoder"]>;
   readonly #stops: StopStrings;
   readonly #calls: ToolCallParser;
+  readonly #hasNoText: boolean;
 
-  constructor(tokenizer: Tokenizer, stop: readonly string[], tools: readonly string[] = []) {
+  /** With `hasNoText` the reply is calls alone: what is left of one that was cut off is not told as text. */
+  constructor(tokenizer: Tokenizer, stop: readonly string[], tools: readonly string[] = [], hasNoText = false) {
+    this.#hasNoText = hasNoText;
     this.#tokenizer = tokenizer;
     this.#decoder = tokenizer.streamDecoder({ skipSpecial: true });
     this.#stops = new StopStrings(stop);
@@ -174,24 +189,24 @@ class ReplyText {
       events.push(...this.#calls.push(this.#stops.end()));
       events.push(...this.#calls.special(this.#tokenizer.decode([token])));
     }
-    return { ...sorted(events), isOver: this.#stops.found !== undefined };
+    return { ...this.#sorted(events), isOver: this.#stops.found !== undefined };
   }
 
   /** What was held back; nothing of it behind a stop string. */
   end(): Omit<Said, "isOver"> {
     const text = this.#stops.found !== undefined ? "" : this.#stops.push(this.#decoder.end()) + this.#stops.end();
-    return sorted([...this.#calls.push(text), ...this.#calls.end()]);
+    return this.#sorted([...this.#calls.push(text), ...this.#calls.end()]);
   }
-}
 
-function sorted(events: ReturnType<ToolCallParser["push"]>): Omit<Said, "isOver"> {
-  let text = "";
-  const toolCalls: ToolCall[] = [];
-  for (const event of events) {
-    if (event.type === "text") text += event.text;
-    else toolCalls.push(event.call);
+  #sorted(events: ReturnType<ToolCallParser["push"]>): Omit<Said, "isOver"> {
+    let text = "";
+    const toolCalls: ToolCall[] = [];
+    for (const event of events) {
+      if (event.type === "call") toolCalls.push(event.call);
+      else if (!this.#hasNoText) text += event.text;
+    }
+    return { text, toolCalls };
   }
-  return { text, toolCalls };
 }
 
 /** Cuts a text that comes in pieces at the first of some strings; holds back what may be the start of one. */

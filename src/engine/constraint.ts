@@ -1,20 +1,191 @@
-// What a reply can be held to.
+// What a reply can be held to, and how it is held to it: a grammar, and a mask of the tokens that may come next.
 
 import type { Tool } from "../prompt/chat-format.ts";
+import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { RequestError } from "../tensor/errors.ts";
+import { Automaton, type State } from "./grammar/automaton.ts";
+import { textWithoutCalls, toolCalls } from "./grammar/calls.ts";
+import { type Expression, Expressions } from "./grammar/expressions.ts";
+import { JsonWriter, type Tools } from "./grammar/json.ts";
+import { Masks, type TokenMask } from "./grammar/masks.ts";
+import { pattern } from "./grammar/pattern.ts";
+import { Regexes } from "./grammar/regex.ts";
+import { rawAlphabet } from "./grammar/strings.ts";
+import { TokenTrie } from "./grammar/vocabulary.ts";
 
 /** The form that a reply has to have. */
-export type Constraint =
+export type Constraint = TextConstraint | CallConstraint;
+
+export type TextConstraint =
   /** Any JSON object. */
   | { readonly type: "json" }
-  | { readonly type: "json_schema"; readonly schema: Readonly<Record<string, unknown>> }
-  /** A call of one of these tools; with `parallel`, of one or several. */
-  | { readonly type: "tool_calls"; readonly tools: readonly Tool[]; readonly parallel: boolean };
+  /** A value that a JSON schema allows: docs/constrained-output.md says which keywords are understood. */
+  | { readonly type: "json_schema"; readonly schema: Readonly<Record<string, unknown>> | boolean }
+  /** A text that a regular expression matches from its beginning to its end. */
+  | { readonly type: "regex"; readonly pattern: string };
 
-/** Throws RequestError: tokens are not masked by a grammar, and a reply that merely might fit is not what was asked for. */
-export function refuseConstraint({ type }: Constraint): never {
-  const asked = { json: "JSON", json_schema: "a JSON schema", tool_calls: "tool calls" } as const;
-  throw new RequestError(
-    `the reply is to be held to ${asked[type]}; expected no such constraint: this version has no grammar engine, so ask for it in the prompt instead`,
-  );
+/** A call of one of these tools; with `parallel`, of one or several. */
+export interface CallConstraint {
+  readonly type: "tool_calls";
+  readonly tools: readonly Tool[];
+  readonly parallel: boolean;
+  /** What may come in place of a call, and as a text also before it. Default: nothing, there has to be a call. */
+  readonly otherwise?: { readonly type: "text" } | TextConstraint | undefined;
+}
+
+/** Whether a reply has to be a call, and is no text at all. */
+export const isForcedCall = (constraint: Constraint | undefined): boolean =>
+  constraint?.type === "tool_calls" && constraint.otherwise === undefined;
+
+/** Grammars of constraints that have come lately, for one vocabulary. */
+export class Grammars {
+  readonly #tokenizer: Tokenizer;
+  readonly #stopTokens: ReadonlySet<number>;
+  readonly #grammars = new Map<string, Grammar>();
+  #regexes = new Regexes();
+  #vocabulary: { readonly trie: TokenTrie; readonly masks: Masks } | undefined;
+
+  constructor(tokenizer: Tokenizer, stopTokens: ReadonlySet<number>) {
+    this.#tokenizer = tokenizer;
+    this.#stopTokens = stopTokens;
+  }
+
+  /** A reply's way through the grammar of a constraint. Throws RequestError for a constraint that cannot be kept. */
+  begin(constraint: Constraint): Matcher {
+    const key = JSON.stringify(constraint);
+    let grammar = this.#grammars.get(key);
+    if (grammar) this.#grammars.delete(key);
+    else grammar = this.#compile(constraint);
+    this.#grammars.set(key, grammar);
+    const [oldest] = this.#grammars.keys();
+    if (this.#grammars.size > MOST_GRAMMARS) this.#grammars.delete(oldest!);
+    return new Matcher(grammar, this.#tokenizer, this.#stopTokens);
+  }
+
+  #compile(constraint: Constraint): Grammar {
+    if (this.#stopTokens.size === 0)
+      throw new RequestError("a constraint for a model without a token that ends replies; expected one that has it");
+    this.#vocabulary ??= this.#read();
+    if (this.#regexes.size > MANY_TERMS) {
+      this.#grammars.clear(); // those in use live on with their replies
+      this.#regexes = new Regexes();
+    }
+    const { masks } = this.#vocabulary;
+    const regexes = this.#regexes;
+    return { automaton: automatonOf(constraint, regexes), regexes, masks };
+  }
+
+  #read() {
+    const trie = new TokenTrie(this.#tokenizer);
+    return { trie, masks: new Masks(trie, this.#stopTokens) };
+  }
+}
+
+const MOST_GRAMMARS = 64;
+const MANY_TERMS = 50_000;
+
+/** A constraint's grammar with what its masks are computed by. */
+export interface Grammar {
+  readonly automaton: Automaton;
+  readonly regexes: Regexes;
+  readonly masks: Masks;
+}
+
+/** Throws RequestError for a constraint that cannot be kept, whatever the vocabulary. */
+export function checkConstraint(constraint: Constraint): void {
+  automatonOf(constraint, new Regexes());
+}
+
+/** The grammar of a constraint, as an automaton over bytes. */
+export function automatonOf(constraint: Constraint, regexes: Regexes): Automaton {
+  const expressions = new Expressions();
+  const made: Tools = { regexes, expressions, checks: [] };
+  const start = startOf(constraint, made);
+  expressions.measure();
+  for (const check of made.checks) check();
+  if (start.height === Infinity)
+    throw new RequestError("no reply satisfies the constraint; expected one that can be satisfied");
+  return new Automaton(start, expressions, regexes);
+}
+
+function startOf(constraint: Constraint, made: Tools): Expression {
+  const { regexes, expressions } = made;
+  const { type } = constraint;
+  switch (type) {
+    case "json":
+      return new JsonWriter({ type: "object" }, "json", "json", made).root();
+    case "json_schema":
+      return new JsonWriter(constraint.schema, "json_schema", "json", made).root();
+    case "regex": {
+      const term = pattern(constraint.pattern, "regex", regexes, { alphabet: rawAlphabet(regexes), searches: false });
+      if (!regexes.isAlive(term))
+        throw new RequestError("regex: no text matches the pattern; expected one that can be matched");
+      return expressions.regex(term);
+    }
+    case "tool_calls": {
+      const { tools, parallel, otherwise } = constraint;
+      const calls = toolCalls(tools, parallel, made);
+      if (!otherwise) return calls;
+      if (otherwise.type !== "text") return expressions.choice(calls, startOf(otherwise, made));
+      const text = expressions.regex(textWithoutCalls(tools, made));
+      return expressions.sequence(text, expressions.choice(expressions.sequence(), calls));
+    }
+    default:
+      throw new RequestError(
+        `constraint: its type is ${JSON.stringify(type satisfies never)}; expected json, json_schema, regex or tool_calls`,
+      );
+  }
+}
+
+/** Where a reply stands in its grammar. */
+export class Matcher {
+  readonly #grammar: Grammar;
+  readonly #tokenizer: Pick<Tokenizer, "tokenBytes">;
+  readonly #stopTokens: ReadonlySet<number>;
+  /** Undefined once the reply is over. */
+  #state: State | undefined;
+
+  constructor(grammar: Grammar, tokenizer: Pick<Tokenizer, "tokenBytes">, stopTokens: ReadonlySet<number>) {
+    this.#grammar = grammar;
+    this.#tokenizer = tokenizer;
+    this.#stopTokens = stopTokens;
+    this.#state = grammar.automaton.start;
+  }
+
+  /** The tokens that may come next; undefined once the reply is over. */
+  mask(): TokenMask | undefined {
+    if (!this.#state) return undefined;
+    const { automaton, regexes, masks } = this.#grammar;
+    const mask = masks.of(this.#state, automaton, regexes);
+    if (mask.count === 0)
+      throw new RequestError("no token of the vocabulary goes on with this reply; expected tokens for all bytes");
+    return mask;
+  }
+
+  /** Goes on with a token that the mask allows. */
+  advance(token: number): void {
+    if (!this.#state) return;
+    if (this.#stopTokens.has(token)) {
+      this.#state = undefined;
+      return;
+    }
+    let state: State | null = this.#state;
+    for (const byte of this.#tokenizer.tokenBytes(token)) {
+      state = this.#grammar.automaton.next(state, byte);
+      if (!state) throw new Error(`token ${token} does not fit the grammar; the mask should have forbidden it`);
+    }
+    this.#state = state;
+  }
+
+  /** The same place, to go on from separately. */
+  fork(): Matcher {
+    const copy = new Matcher(this.#grammar, this.#tokenizer, this.#stopTokens);
+    copy.#state = this.#state;
+    return copy;
+  }
+
+  /** Whether the reply may end here. */
+  get mayEnd(): boolean {
+    return this.#state === undefined || this.#state.isFinal;
+  }
 }

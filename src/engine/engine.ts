@@ -7,6 +7,7 @@ import type { Backend, KVDType, Routes, Segment } from "../tensor/backend.ts";
 import { CapacityError, RequestError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
+import type { Matcher } from "./constraint.ts";
 import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
 import { IMAGE_CACHE_BYTES, ImageEncoder, type PromptImage, PromptImages } from "./images.ts";
 import { openPages, type Pages } from "./pages.ts";
@@ -50,6 +51,8 @@ export interface GenerateRequest {
   /** Default: until the context is full. */
   readonly maxTokens?: number | undefined;
   readonly sampling?: Sampling | undefined;
+  /** Holds the reply to a grammar; for this request alone. */
+  readonly matcher?: Matcher | undefined;
   /** Whether each token comes with the experts behind it. */
   readonly routes?: boolean | undefined;
   /** Tokens that end the reply. */
@@ -155,12 +158,12 @@ export class Engine {
   /** Tokens as they are sampled. Throws RequestError or CapacityError at once where the request cannot be served. */
   generate(request: GenerateRequest): AsyncIterableIterator<Generated> {
     const { sampling = {}, stopTokens = new Set(), maxTokens = this.context + 1, onToken, signal } = request;
-    const { routes: wantsRoutes } = request;
+    const { matcher, routes: wantsRoutes } = request;
     const { vocabSize } = this.#options.config;
     const tokens = this.#checkPrompt(request.tokens);
     if (!Number.isInteger(maxTokens) || maxTokens < 1)
       throw new RequestError(`maxTokens is ${maxTokens}; expected a whole number from 1`);
-    const sampler = new Sampler(sampling, tokens, vocabSize);
+    const sampler = new Sampler(sampling, tokens, vocabSize, matcher);
     const channel = new Channel<Generated>(() => this.#cancel(job));
     // the last token sampled is never computed, so it needs no room
     const most = Math.min(maxTokens, this.context - tokens.length + 1);

@@ -1,6 +1,7 @@
 // From the logits of one position to a token. V vocabulary
 
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
+import type { Matcher } from "./constraint.ts";
 import { uniform } from "./random.ts";
 
 /** How tokens are chosen. The defaults are those that Llama 4's `generation_config.json` gives. */
@@ -43,11 +44,14 @@ export class Sampler {
   readonly #prompt: ReadonlySet<number>;
   /** How often a token stands in the reply. */
   readonly #counts = new Map<number, number>();
+  /** Where the reply stands in the grammar that it is held to. */
+  readonly #matcher: Matcher | undefined;
   #drawn = 0;
 
-  /** Throws RequestError for a value that makes no sense. */
-  constructor(sampling: Sampling, prompt: Iterable<number>, vocabSize: number) {
+  /** Throws RequestError for a value that makes no sense. With a matcher, only tokens that it allows are chosen. */
+  constructor(sampling: Sampling, prompt: Iterable<number>, vocabSize: number, matcher?: Matcher) {
     this.#options = checked(sampling, vocabSize);
+    this.#matcher = matcher;
     this.#prompt = this.#options.repetitionPenalty === 1 ? new Set() : new Set(prompt);
   }
 
@@ -65,21 +69,27 @@ export class Sampler {
 
   /** What the next token would be after the `guessed` ones, if the logits were these; nothing is remembered. */
   guess(logits: Float32Array | Float64Array, guessed: readonly number[]): number {
-    for (const token of guessed) this.#count(token, 1);
-    const next = this.#choose(logits);
+    const matcher = this.#matcher?.fork();
+    for (const token of guessed) {
+      this.#count(token, 1);
+      matcher?.advance(token);
+    }
+    const next = this.#choose(logits, matcher);
     for (const token of guessed) this.#count(token, -1);
     return next;
   }
 
   #next(logits: Logits): number {
-    const token = this.#choose(logits);
+    const token = this.#choose(logits, this.#matcher);
     this.#count(token, 1);
+    this.#matcher?.advance(token);
     return token;
   }
 
-  #choose(logits: Logits): number {
+  #choose(logits: Logits, matcher: Matcher | undefined): number {
     const { temperature, seed } = this.#options;
     this.#adjust(logits);
+    matcher?.mask()?.apply(logits);
     return temperature === 0 ? argmax(logits) : this.#draw(logits, uniform(seed, this.#drawn));
   }
 

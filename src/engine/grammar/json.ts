@@ -1,0 +1,334 @@
+// JSON as a grammar: any, or what a schema allows. Properties are written in the schema's order, strings that a pattern binds
+// with the escapes they need and no others, and blanks where writers of JSON put them.
+
+import { RequestError } from "../../tensor/errors.ts";
+import { ALL } from "./code-points.ts";
+import type { Expression, Expressions } from "./expressions.ts";
+import { numbers } from "./numbers.ts";
+import { pattern } from "./pattern.ts";
+import type { Regex, Regexes } from "./regex.ts";
+import {
+  type ArrayForm,
+  type Form,
+  type Json,
+  keyOf,
+  type Language,
+  type ObjectForm,
+  type Places,
+  SchemaDocument,
+} from "./schema.ts";
+import { anyCharacter, anyWritten, jsonAlphabet, quoted, rawAlphabet } from "./strings.ts";
+
+/** How literals are written: in a pythonic call Python's words stand beside JSON's. */
+export type Style = "json" | "python";
+
+/** What grammars are made with. */
+export interface Tools {
+  readonly regexes: Regexes;
+  readonly expressions: Expressions;
+  /** Run once everything is measured. */
+  readonly checks: (() => void)[];
+}
+
+/** Makes expressions for the values of one schema. */
+export class JsonWriter {
+  readonly #regexes: Regexes;
+  readonly #expressions: Expressions;
+  readonly #checks: Tools["checks"];
+  readonly #document: SchemaDocument;
+  readonly #name: string;
+  readonly #style: Style;
+  readonly #rules = new Map<string, Expression>();
+  /** A line break with what indents the next line, or a blank, or nothing. */
+  readonly #blanks: Regex;
+  readonly #any: Regex;
+
+  /** `name` is what errors call the schema. */
+  constructor(schema: unknown, name: string, style: Style, { regexes, expressions, checks }: Tools) {
+    this.#checks = checks;
+    this.#regexes = regexes;
+    this.#expressions = expressions;
+    this.#style = style;
+    this.#name = name;
+    this.#document = new SchemaDocument(schema, name, languageTest(regexes));
+    const indent = regexes.union(regexes.loop(regexes.text(" "), 0, 32), regexes.loop(regexes.text("\t"), 0, 8));
+    this.#blanks = regexes.union(regexes.end, regexes.text(" "), regexes.concat(regexes.text("\n"), indent));
+    this.#any = anyCharacter(regexes);
+  }
+
+  /** Forms of the whole; for callers that look into them. */
+  get forms(): readonly Form[] {
+    return this.#document.forms(["#"]);
+  }
+
+  /** A value that satisfies the schema. */
+  root(): Expression {
+    return this.#checked(this.value(["#"]));
+  }
+
+  #checked(expression: Expression): Expression {
+    this.#checks.push(() => {
+      if (expression.height === Infinity)
+        throw new RequestError(
+          `${this.#name}: no value satisfies the schema, or none that ends; expected one that can be satisfied`,
+        );
+    });
+    return expression;
+  }
+
+  /** A value that satisfies these schemas together. */
+  value(places: Places): Expression {
+    return this.#rule(keyOf(places), () => this.#document.forms(places));
+  }
+
+  /** An object that satisfies the schema, whatever else does. */
+  object(): Expression {
+    return this.#checked(this.#rule("object", () => this.forms.filter(isObjectForm)));
+  }
+
+  #rule(key: string, formsOf: () => readonly Form[]): Expression {
+    const known = this.#rules.get(key);
+    if (known) return known;
+    const rule = this.#expressions.rule();
+    this.#rules.set(key, rule);
+    const forms = formsOf();
+    const plain = forms.flatMap((form) =>
+      form.type === "array" || form.type === "object" ? [] : [this.#scalar(form)],
+    );
+    const nested = forms.flatMap((form) =>
+      form.type === "array" ? [this.#array(form)] : form.type === "object" ? [this.#object(form)] : [],
+    );
+    const scalars = this.#regexes.union(...plain);
+    const ways = this.#regexes.isAlive(scalars) ? [this.#expressions.regex(scalars), ...nested] : nested;
+    rule.rule.body = this.#expressions.choice(...ways);
+    return rule;
+  }
+
+  #scalar(form: Exclude<Form, ArrayForm | ObjectForm>): Regex {
+    const { text, union } = this.#words();
+    switch (form.type) {
+      case "null":
+        return this.#style === "python" ? union(text("None"), text("null")) : text("null");
+      case "boolean": {
+        const words = union(text("true"), text("false"));
+        return this.#style === "python" ? union(text("True"), text("False"), words) : words;
+      }
+      case "number":
+        return numbers(form, this.#regexes);
+      case "string":
+        return quoted(this.#regexes, this.#content(form));
+      case "value":
+        return this.#literal(form.value);
+      default:
+        return form satisfies never;
+    }
+  }
+
+  #words() {
+    return {
+      text: (text: string) => this.#regexes.text(text),
+      union: (...parts: readonly Regex[]) => this.#regexes.union(...parts),
+    };
+  }
+
+  /** What stands between a string's quotes. */
+  #content({ least, most, languages }: Extract<Form, { type: "string" }>): Regex {
+    const regexes = this.#regexes;
+    if (languages.length === 0) return regexes.loop(this.#any, least, most);
+    const bound = languages.map((language) => this.#language(language));
+    if (least > 0 || most < Infinity) bound.push(regexes.loop(jsonAlphabet(regexes)(ALL), least, most));
+    return regexes.and(...bound);
+  }
+
+  #language({ pattern: source, where }: Language): Regex {
+    return pattern(source, where, this.#regexes, { alphabet: jsonAlphabet(this.#regexes), searches: true });
+  }
+
+  #literal(value: Json): Regex {
+    const { text } = this.#words();
+    if (this.#style === "python" && (value === null || typeof value === "boolean"))
+      return this.#regexes.union(text(value === null ? "None" : value ? "True" : "False"), text(JSON.stringify(value)));
+    return text(JSON.stringify(value));
+  }
+
+  #array({ prefix, items, least, most }: ArrayForm): Expression {
+    const [regexes, expressions] = [this.#regexes, this.#expressions];
+    const comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
+    const nothing = expressions.sequence();
+    const behind = (i: number): Expression => {
+      const ways = i >= least ? [nothing] : [];
+      const item = prefix[i] ?? items;
+      if (i >= most || item === false) return expressions.choice(...ways);
+      const next = i === 0 ? this.value(item) : expressions.sequence(comma, this.value(item));
+      if (i < prefix.length) return expressions.choice(...ways, expressions.sequence(next, behind(i + 1)));
+      if (i > 0) return expressions.repeat(next, Math.max(0, least - i), most - i);
+      const more = expressions.repeat(expressions.sequence(comma, this.value(item)), Math.max(0, least - 1), most - 1);
+      return expressions.choice(...ways, expressions.sequence(next, more));
+    };
+    return this.#enclosed("[", behind(0), "]", least === 0);
+  }
+
+  #object(form: ObjectForm): Expression {
+    const free = this.#free(form);
+    const content = this.#members(
+      form,
+      [...form.properties],
+      (name, places, isBehind) => this.#member(this.#regexes.text(JSON.stringify(name)), places, isBehind),
+      (written, counts) => this.#others(free, form, written, counts),
+    );
+    return this.#enclosed("{", content, "}", form.required.size === 0 && form.least === 0);
+  }
+
+  /** Properties, each written or, where it is not required, left out; then what `end` says. */
+  #members(
+    { required, least, most }: ObjectForm,
+    properties: readonly (readonly [string, Places | false])[],
+    member: (name: string, places: Places, isBehind: boolean) => Expression,
+    end: (written: number, counts: boolean) => Expression,
+  ): Expression {
+    const expressions = this.#expressions;
+    const listed = properties.filter((entry): entry is [string, Places] => entry[1] !== false);
+    const counts = least > required.size || most < Infinity;
+    const known = new Map<string, Expression>();
+    // What follows once the first i have been written or left out, `written` of them; where none counts them, 1 stands for more.
+    const behind = (i: number, written: number): Expression => {
+      const key = `${i} ${written}`;
+      const expression = known.get(key) ?? (i < listed.length ? property(i, written) : end(written, counts));
+      known.set(key, expression);
+      return expression;
+    };
+    const property = (i: number, written: number): Expression => {
+      const [name, places] = listed[i]!;
+      const ways: Expression[] = [];
+      if (written < most)
+        ways.push(expressions.sequence(member(name, places, written > 0), behind(i + 1, counts ? written + 1 : 1)));
+      if (!required.has(name)) ways.push(behind(i + 1, written));
+      return expressions.choice(...ways);
+    };
+    return behind(0, 0);
+  }
+
+  /** The arguments of a pythonic call; undefined where a name that has to be there is none in Python. */
+  keywords(): Expression | undefined {
+    const [regexes, expressions] = [this.#regexes, this.#expressions];
+    const forms = this.forms.filter(isObjectForm).filter(({ required }) => [...required].every(isKeyword));
+    if (forms.length === 0) return undefined;
+    const comma = regexes.concat(regexes.text(","), regexes.optional(regexes.text(" ")));
+    const member = (name: string, places: Places, isBehind: boolean) =>
+      expressions.sequence(
+        expressions.regex(regexes.concat(isBehind ? comma : regexes.end, regexes.text(`${name}=`))),
+        this.value(places),
+      );
+    const nothing = expressions.sequence();
+    return expressions.choice(
+      ...forms.map((form) =>
+        this.#members(
+          form,
+          [...form.properties].filter(([name]) => isKeyword(name)),
+          member,
+          (written, counts) => (counts && written < form.least ? expressions.choice() : nothing),
+        ),
+      ),
+    );
+  }
+
+  /** Properties that are not listed: their names and values. */
+  #free(form: ObjectForm): { readonly name: Regex; readonly value: Places }[] {
+    const regexes = this.#regexes;
+    const isClosed = form.others === false || (!form.saysOthers && form.properties.size > 0);
+    const taken = [...form.properties.keys()].map((name) => regexes.text(JSON.stringify(name).slice(1, -1)));
+    const others = regexes.and(anyWritten(regexes), ...this.#nameLanguages(form.names));
+    const untaken = taken.length > 0 ? regexes.and(others, regexes.not(regexes.union(...taken))) : others;
+    const patterns = form.matching.map(({ language, value }) => ({ name: this.#language(language), value }));
+    if (patterns.length > 1)
+      throw new RequestError(
+        `${form.matching[1]!.language.where}, a second pattern in "patternProperties" is not supported; expected one, or "additionalProperties"`,
+      );
+    const free = patterns.map(({ name, value }) => ({ name: regexes.and(untaken, name), value }));
+    const rest = regexes.and(untaken, ...patterns.map(({ name }) => regexes.not(name)));
+    if (!isClosed) free.push({ name: rest, value: form.others });
+    return free.flatMap(({ name, value }) =>
+      value !== false && regexes.isAlive(name) ? [{ name: quoted(regexes, name), value }] : [],
+    );
+  }
+
+  #nameLanguages(names: Places): Regex[] {
+    if (names.length === 0) return [];
+    const ways = this.#document.forms(names).flatMap((form) => {
+      if (form.type === "string") {
+        const { least, most, languages } = form;
+        return [
+          this.#regexes.and(
+            this.#regexes.loop(jsonAlphabet(this.#regexes)(ALL), least, most),
+            ...languages.map((l) => this.#language(l)),
+          ),
+        ];
+      }
+      return form.type === "value" && typeof form.value === "string"
+        ? [this.#regexes.text(JSON.stringify(form.value).slice(1, -1))]
+        : [];
+    });
+    return [this.#regexes.union(...ways)];
+  }
+
+  /** Properties that are not listed, behind `written` ones. Their names may repeat, so that all together count as one at least. */
+  #others(
+    free: readonly { readonly name: Regex; readonly value: Places }[],
+    { least, most }: ObjectForm,
+    written: number,
+    counts: boolean,
+  ): Expression {
+    const expressions = this.#expressions;
+    const nothing = expressions.sequence();
+    const ways = !counts || written >= least ? [nothing] : [];
+    const room = counts ? most - written : Infinity;
+    if (free.length === 0 || room <= 0) return expressions.choice(...ways);
+    if (counts && written < least && written + 1 < least)
+      throw new RequestError(
+        `${this.#name}: "minProperties" is ${least}, more than the listed properties and one more; expected "required" names, since others may repeat`,
+      );
+    const member = (isBehind: boolean) =>
+      expressions.choice(...free.map(({ name, value }) => this.#member(name, value, isBehind)));
+    if (written > 0) return expressions.choice(...ways, expressions.repeat(member(true), 1, room));
+    return expressions.choice(
+      ...ways,
+      expressions.sequence(member(false), expressions.repeat(member(true), 0, room - 1)),
+    );
+  }
+
+  /** A property, behind another or not. */
+  #member(name: Regex, places: Places, isBehind: boolean): Expression {
+    const regexes = this.#regexes;
+    const before = isBehind ? regexes.concat(regexes.text(","), this.#blanks) : regexes.end;
+    const colon = regexes.concat(regexes.text(":"), regexes.optional(regexes.text(" ")));
+    return this.#expressions.sequence(this.#expressions.regex(regexes.concat(before, name, colon)), this.value(places));
+  }
+
+  #enclosed(open: string, content: Expression, close: string, mayBeEmpty: boolean): Expression {
+    const [regexes, expressions] = [this.#regexes, this.#expressions];
+    const blanks = this.#blanks;
+    const begin = expressions.regex(regexes.concat(regexes.text(open), blanks));
+    const end = expressions.regex(regexes.concat(blanks, regexes.text(close)));
+    const full = expressions.sequence(begin, content, end);
+    // the content may be nothing, too; then there is one way more to write no blanks
+    return mayBeEmpty ? expressions.choice(expressions.regex(regexes.text(open + close)), full) : full;
+  }
+}
+
+const isObjectForm = (form: Form): form is ObjectForm => form.type === "object";
+
+/** As what reads tool calls has them. */
+const isKeyword = (name: string): boolean => /^[\p{L}\p{N}_]+$/u.test(name);
+
+/** Tells whether a text is in a language, in time that grows with the text. */
+function languageTest(regexes: Regexes): (language: Language, text: string) => boolean {
+  const known = new Map<string, Regex>();
+  return ({ pattern: source, where }, text) => {
+    let term = known.get(source);
+    if (!term) {
+      term = pattern(source, where, regexes, { alphabet: rawAlphabet(regexes), searches: true });
+      known.set(source, term);
+    }
+    return regexes.has(term, text);
+  };
+}

@@ -1,0 +1,210 @@
+// Which tokens may come in a state. Most tokens are read within one term, wherever it stands: what a term allows is computed
+// once for all grammars, by a walk over the vocabulary's trie. Only tokens that go beyond the term need the stack: the walk
+// notes where it ended, and each state goes on from there (after Dong et al. 2024, "XGrammar", who tell the two kinds of
+// tokens apart, and llguidance, which walks a trie).
+
+import type { Automaton, State } from "./automaton.ts";
+import type { Regex, Regexes } from "./regex.ts";
+import type { TokenTrie } from "./vocabulary.ts";
+
+/** A set of tokens. */
+export class TokenMask {
+  readonly vocabSize: number;
+  readonly count: number;
+  /** Its tokens, ascending, where they are few. */
+  readonly ids: Int32Array | undefined;
+  /** A bit a token, where they are many. */
+  readonly bits: Uint32Array | undefined;
+
+  constructor(bits: Uint32Array, vocabSize: number) {
+    let count = 0;
+    for (let i = 0; i < bits.length; i++) count += ones(bits[i]!);
+    this.vocabSize = vocabSize;
+    this.count = count;
+    if (count * 32 > vocabSize) this.bits = bits;
+    else this.ids = idsOf(bits, count);
+  }
+
+  get byteLength(): number {
+    return (this.bits ?? this.ids!).byteLength;
+  }
+
+  has(token: number): boolean {
+    if (this.bits) return ((this.bits[token >> 5]! >>> (token & 31)) & 1) === 1;
+    return this.ids!.includes(token);
+  }
+
+  addTo(bits: Uint32Array): void {
+    if (this.bits) for (let i = 0; i < bits.length; i++) bits[i]! |= this.bits[i]!;
+    else for (const id of this.ids!) bits[id >> 5]! |= 1 << (id & 31);
+  }
+
+  /** Makes the logits `[V]` of all other tokens -Infinity. */
+  apply(logits: Float32Array | Float64Array): void {
+    const { ids, bits } = this;
+    if (ids) {
+      const kept = Float64Array.from(ids, (id) => logits[id]!);
+      logits.fill(-Infinity);
+      for (let i = 0; i < ids.length; i++) logits[ids[i]!] = kept[i]!;
+      return;
+    }
+    for (let i = 0; i < bits!.length; i++) {
+      const word = bits![i]! | 0;
+      if (word === -1) continue;
+      const end = Math.min(32 * i + 32, logits.length);
+      if (word === 0) logits.fill(-Infinity, 32 * i, end);
+      else for (let at = 32 * i, left = word; at < end; at++, left >>>= 1) if ((left & 1) === 0) logits[at] = -Infinity;
+    }
+  }
+}
+
+function ones(word: number): number {
+  word -= (word >>> 1) & 0x55555555;
+  word = (word & 0x33333333) + ((word >>> 2) & 0x33333333);
+  return Math.imul((word + (word >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
+}
+
+function idsOf(bits: Uint32Array, count: number): Int32Array {
+  const ids = new Int32Array(count);
+  let n = 0;
+  for (let i = 0; i < bits.length; i++)
+    for (let left = bits[i]!; left !== 0; left = (left & (left - 1)) >>> 0)
+      ids[n++] = 32 * i + 31 - Math.clz32(left & -left);
+  return ids;
+}
+
+/** What a term allows, whatever follows it. */
+interface Local {
+  readonly mask: TokenMask;
+  /** Nodes of the trie at which the term may have ended and tokens go on. */
+  readonly exits: Int32Array;
+}
+
+/** Masks that have been computed, the least recently used forgotten first where they take more than some bytes. */
+export class Masks {
+  readonly #trie: TokenTrie;
+  readonly #stopTokens: readonly number[];
+  readonly #mostBytes: number;
+  readonly #kept = new Map<Regex | State, { readonly value: TokenMask | Local; readonly bytes: number }>();
+  #bytes = 0;
+
+  constructor(trie: TokenTrie, stopTokens: Iterable<number>, mostBytes = 64e6) {
+    this.#trie = trie;
+    this.#stopTokens = [...stopTokens];
+    this.#mostBytes = mostBytes;
+  }
+
+  get byteLength(): number {
+    return this.#bytes;
+  }
+
+  /** The tokens that may come in a state; where everything may end, those that end a reply too. */
+  of(state: State, automaton: Automaton, regexes: Regexes): TokenMask {
+    return this.#once(
+      state,
+      (mask) => mask.byteLength,
+      () => this.#compute(state, automaton, regexes),
+    );
+  }
+
+  #compute(state: State, automaton: Automaton, regexes: Regexes): TokenMask {
+    const locals = state.threads.map(({ term, rest }) => ({ ...this.#local(term, regexes), rest }));
+    if (locals.length === 1 && !state.isFinal && (locals[0]!.exits.length === 0 || !locals[0]!.rest))
+      return locals[0]!.mask;
+    const bits = this.#empty();
+    for (const { mask, exits, rest } of locals) {
+      mask.addTo(bits);
+      if (rest && exits.length > 0) this.#goOn(exits, automaton.at(rest), automaton, bits);
+    }
+    if (state.isFinal) for (const token of this.#stopTokens) bits[token >> 5]! |= 1 << (token & 31);
+    return new TokenMask(bits, this.#trie.vocabSize);
+  }
+
+  #local(term: Regex, regexes: Regexes): Local {
+    return this.#once(
+      term,
+      ({ mask, exits }) => mask.byteLength + exits.byteLength,
+      () => this.#walk(term, regexes),
+    );
+  }
+
+  /** All tokens from a term on, as far as it goes. */
+  #walk(term: Regex, regexes: Regexes): Local {
+    const { size, bytes, depths, ends, plain } = this.#trie;
+    const bits = this.#empty();
+    const exits: number[] = [];
+    const terms: Regex[] = [term];
+    const { empty } = regexes;
+    for (let node = 1; node < size; ) {
+      const depth = depths[node]!;
+      const before = terms[depth - 1]!;
+      const here = before.next[bytes[node]!] ?? regexes.next(before, bytes[node]!);
+      if (here === empty) {
+        node = ends[node]!;
+        continue;
+      }
+      if (here.plainRun > 0 && plain[node]! < 255 && here.plainRun >= plain[node]!) {
+        this.#allow(node, ends[node]!, bits);
+        node = ends[node]!;
+        continue;
+      }
+      this.#allow(node, node + 1, bits);
+      if (here.isNullable && ends[node]! > node + 1) exits.push(node);
+      terms[depth] = here;
+      node++;
+    }
+    return { mask: new TokenMask(bits, this.#trie.vocabSize), exits: Int32Array.from(exits) };
+  }
+
+  /** Tokens that have come as far as these nodes and go on from a state. */
+  #goOn(nodes: Int32Array, from: State, automaton: Automaton, bits: Uint32Array): void {
+    const { bytes, depths, ends } = this.#trie;
+    const states: State[] = [];
+    for (const top of nodes) {
+      states[depths[top]!] = from;
+      for (let node = top + 1; node < ends[top]!; ) {
+        const depth = depths[node]!;
+        const before = states[depth - 1]!;
+        const known = before.next[bytes[node]!];
+        const here = known === undefined ? automaton.next(before, bytes[node]!) : known;
+        if (here === null) {
+          node = ends[node]!;
+          continue;
+        }
+        this.#allow(node, node + 1, bits);
+        states[depth] = here;
+        node++;
+      }
+    }
+  }
+
+  /** The tokens of the nodes from `from` to before `to`. */
+  #allow(from: number, to: number, bits: Uint32Array): void {
+    const { tokens, firsts } = this.#trie;
+    const end = firsts[to]!;
+    for (let i = firsts[from]!; i < end; i++) bits[tokens[i]! >> 5]! |= 1 << (tokens[i]! & 31);
+  }
+
+  #empty(): Uint32Array {
+    return new Uint32Array(Math.ceil(this.#trie.vocabSize / 32));
+  }
+
+  #once<T extends TokenMask | Local>(key: Regex | State, bytesOf: (value: T) => number, compute: () => T): T {
+    const known = this.#kept.get(key);
+    if (known) {
+      this.#kept.delete(key);
+      this.#kept.set(key, known);
+      return known.value as T; // a state's is a mask, a term's a Local
+    }
+    const value = compute();
+    const bytes = 200 + bytesOf(value);
+    this.#kept.set(key, { value, bytes });
+    this.#bytes += bytes;
+    for (const [oldest, { bytes }] of this.#kept) {
+      if (this.#bytes <= this.#mostBytes || oldest === key) break;
+      this.#kept.delete(oldest);
+      this.#bytes -= bytes;
+    }
+    return value;
+  }
+}

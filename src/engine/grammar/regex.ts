@@ -1,0 +1,271 @@
+// Regular languages over bytes as terms, and their derivatives: what is left of a language once a byte has been read
+// (Brzozowski 1964, "Derivatives of regular expressions"). Equal terms are one object, so a term is a state of an automaton
+// that comes into being as it is walked, and intersection and complement are terms like others.
+
+import { RequestError } from "../../tensor/errors.ts";
+import { type CodePoints, utf8Ranges } from "./code-points.ts";
+
+type Kind = "empty" | "end" | "bytes" | "concat" | "union" | "loop" | "and" | "not";
+
+/** A language, and a state: what may still come. */
+export interface Regex {
+  readonly id: number;
+  readonly kind: Kind;
+  readonly parts: readonly Regex[];
+  /** Of "bytes": 256 bits. */
+  readonly set: Uint32Array | undefined;
+  /** Of "loop": how often its part comes. */
+  readonly least: number;
+  readonly most: number;
+  /** Whether the language may end here. */
+  readonly isNullable: boolean;
+  /** Whether it may be empty although it is not written so. */
+  readonly isDoubtful: boolean;
+  /** So many plain characters of a JSON string, whichever, can follow before anything else can. */
+  readonly plainRun: number;
+  /** By byte, once it has been asked for; `empty` where the byte cannot come. */
+  readonly next: (Regex | undefined)[];
+  isAlive: boolean | undefined;
+}
+
+/** A term needs some 3 kB, its transitions included: these are 300 MB. */
+const MOST_TERMS = 100_000;
+
+/** All terms of some grammars. */
+export class Regexes {
+  readonly empty: Regex;
+  readonly end: Regex;
+  readonly #terms = new Map<string, Regex>();
+  /** What a plain character of a JSON string is, among others: see `plainRun`. */
+  readonly #plain = new Set<Regex>();
+
+  constructor() {
+    this.empty = this.#term("empty", [], { isNullable: false });
+    this.end = this.#term("end", [], { isNullable: true });
+  }
+
+  get size(): number {
+    return this.#terms.size;
+  }
+
+  bytes(set: Uint32Array): Regex {
+    if (set.every((word) => word === 0)) return this.empty;
+    return this.#term("bytes", [], { set, isNullable: false, extra: [...set].join() });
+  }
+
+  range(low: number, high: number): Regex {
+    const set = new Uint32Array(8);
+    for (let byte = low; byte <= high; byte++) set[byte >> 5]! |= 1 << (byte & 31);
+    return this.bytes(set);
+  }
+
+  /** The bytes of a text. */
+  text(text: string): Regex {
+    return this.concat(...Array.from(new TextEncoder().encode(text), (byte) => this.range(byte, byte)));
+  }
+
+  /** One character of a set, in UTF-8. */
+  character(set: CodePoints): Regex {
+    const sequences = Array.from(utf8Ranges(set), (ranges) => this.concat(...ranges.map(([a, b]) => this.range(a, b))));
+    return this.union(...sequences);
+  }
+
+  /** One behind the other. */
+  concat(...parts: readonly Regex[]): Regex {
+    return parts.reduceRight((tail, head) => this.#pair(head, tail), this.end);
+  }
+
+  #pair(head: Regex, tail: Regex): Regex {
+    if (head === this.empty || tail === this.empty) return this.empty;
+    if (head === this.end) return tail;
+    if (tail === this.end) return head;
+    if (head.kind === "concat") return this.#pair(head.parts[0]!, this.#pair(head.parts[1]!, tail));
+    const isRun = head.kind === "loop" && this.#plain.has(head.parts[0]!) && !tail.isNullable;
+    return this.#term("concat", [head, tail], {
+      isNullable: head.isNullable && tail.isNullable,
+      plainRun: isRun ? head.most : 0,
+    });
+  }
+
+  /** Any of them. */
+  union(...parts: readonly Regex[]): Regex {
+    const members = new Set<Regex>();
+    let set: Uint32Array | undefined;
+    for (const part of flat("union", parts)) {
+      if (part.kind !== "bytes") members.add(part);
+      else if (!set) set = part.set!.slice();
+      else for (let i = 0; i < 8; i++) set[i]! |= part.set![i]!;
+    }
+    if (set) members.add(this.bytes(set));
+    members.delete(this.empty);
+    const sorted = [...members].sort((a, b) => a.id - b.id);
+    if (sorted.length === 0) return this.empty;
+    if (sorted.length === 1) return sorted[0]!;
+    return this.#term("union", sorted, { isNullable: sorted.some((part) => part.isNullable) });
+  }
+
+  /** `least` to `most` times, one behind the other. */
+  loop(part: Regex, least: number, most: number): Regex {
+    if (most < least) return this.empty;
+    if (part === this.empty || part === this.end || most === 0) return least > 0 ? part : this.end;
+    if (part.isNullable) least = 0;
+    if (least === 1 && most === 1) return part;
+    const isNullable = least === 0;
+    return this.#term("loop", [part], { isNullable, least, most, extra: `${least} ${most}` });
+  }
+
+  optional(part: Regex): Regex {
+    return this.union(part, this.end);
+  }
+
+  many(part: Regex): Regex {
+    return this.loop(part, 0, Infinity);
+  }
+
+  /** What all of them have in common. */
+  and(...parts: readonly Regex[]): Regex {
+    const members = new Set(flat("and", parts));
+    if (members.has(this.empty)) return this.empty;
+    if (members.has(this.end)) return [...members].every((part) => part.isNullable) ? this.end : this.empty;
+    const sorted = [...members].sort((a, b) => a.id - b.id);
+    if (sorted.length === 1) return sorted[0]!;
+    return this.#term("and", sorted, { isNullable: sorted.every((part) => part.isNullable), isDoubtful: true });
+  }
+
+  /** All byte strings but its. */
+  not(part: Regex): Regex {
+    if (part.kind === "not") return part.parts[0]!;
+    return this.#term("not", [part], { isNullable: !part.isNullable, isDoubtful: true });
+  }
+
+  /** A term of which it is promised that every plain character of a JSON string is in it. */
+  plain(part: Regex): Regex {
+    this.#plain.add(part);
+    return part;
+  }
+
+  /** What is left once `byte` has been read; `empty` exactly where nothing is. */
+  next(term: Regex, byte: number): Regex {
+    const known = term.next[byte];
+    if (known) return known;
+    const derived = this.#derive(term, byte);
+    const next = this.isAlive(derived) ? derived : this.empty;
+    term.next[byte] = next;
+    return next;
+  }
+
+  /** Whether any string is in it. */
+  isAlive(term: Regex): boolean {
+    if (term.isAlive !== undefined) return term.isAlive;
+    if (!term.isDoubtful || term.isNullable) {
+      term.isAlive = term !== this.empty;
+      return term.isAlive;
+    }
+    return this.#search(term);
+  }
+
+  /** Whether a string is in it. */
+  has(term: Regex, text: string): boolean {
+    return new TextEncoder().encode(text).reduce((left, byte) => this.next(left, byte), term).isNullable;
+  }
+
+  // Goes deep until something can end; all on the way there is alive. Where nothing can, all that was seen is dead.
+  #search(term: Regex): boolean {
+    const seen = new Set([term]);
+    const path = [{ term, tried: 0 }];
+    while (path.length > 0) {
+      const here = path.at(-1)!;
+      if (here.tried === 256) {
+        path.pop();
+        continue;
+      }
+      const next = this.#derive(here.term, LIKELY_FIRST[here.tried++]!);
+      const isFound = next.isAlive ?? (next !== this.empty && (next.isNullable || !next.isDoubtful));
+      if (isFound) {
+        for (const { term } of path) term.isAlive = true;
+        return true;
+      }
+      if (next.isAlive === false || next === this.empty || seen.has(next)) continue;
+      seen.add(next);
+      path.push({ term: next, tried: 0 });
+    }
+    for (const dead of seen) dead.isAlive = false;
+    return false;
+  }
+
+  #derive(term: Regex, byte: number): Regex {
+    switch (term.kind) {
+      case "empty":
+      case "end":
+        return this.empty;
+      case "bytes":
+        return (term.set![byte >> 5]! >>> (byte & 31)) & 1 ? this.end : this.empty;
+      case "concat": {
+        const [head, tail] = term.parts as [Regex, Regex];
+        const through = this.#pair(this.#derive(head, byte), tail);
+        return head.isNullable ? this.union(through, this.#derive(tail, byte)) : through;
+      }
+      case "union":
+        return this.union(...term.parts.map((part) => this.#derive(part, byte)));
+      case "loop": {
+        const part = term.parts[0]!;
+        return this.#pair(this.#derive(part, byte), this.loop(part, Math.max(0, term.least - 1), term.most - 1));
+      }
+      case "and": {
+        const parts: Regex[] = [];
+        for (const part of term.parts) {
+          const next = this.#derive(part, byte);
+          if (next === this.empty) return next;
+          parts.push(next);
+        }
+        return this.and(...parts);
+      }
+      case "not":
+        return this.not(this.#derive(term.parts[0]!, byte));
+      default:
+        throw new Error(`no such term: ${term.kind satisfies never}`);
+    }
+  }
+
+  #term(
+    kind: Kind,
+    parts: readonly Regex[],
+    {
+      extra = "",
+      isDoubtful = false,
+      ...more
+    }: Partial<Omit<Regex, "id" | "kind" | "parts" | "next">> & {
+      readonly isNullable: boolean;
+      readonly extra?: string;
+    },
+  ): Regex {
+    const key = `${kind} ${parts.map(({ id }) => id).join()} ${extra}`;
+    const known = this.#terms.get(key);
+    if (known) return known;
+    if (this.#terms.size >= MOST_TERMS)
+      throw new RequestError(
+        `the constraint needs more than ${MOST_TERMS.toLocaleString("en")} states; expected simpler patterns: fewer long counts beside each other`,
+      );
+    const term: Regex = {
+      ...{ id: this.#terms.size, kind, parts, set: undefined, least: 0, most: 0, plainRun: 0 },
+      ...more,
+      isDoubtful: isDoubtful || parts.some((part) => part.isDoubtful),
+      next: [],
+      isAlive: undefined,
+    };
+    this.#terms.set(key, term);
+    return term;
+  }
+}
+
+/** Letters, digits and marks before the rest: most languages end soon along them. */
+const LIKELY_FIRST: readonly number[] = [
+  ...[0x22, 0x61, 0x30, 0x41],
+  ...Array.from({ length: 256 }, (_, byte) => byte).sort((a, b) => ((a + 224) % 256) - ((b + 224) % 256)),
+].filter((byte, i, all) => all.indexOf(byte) === i);
+
+function* flat(kind: Kind, parts: readonly Regex[]): Generator<Regex> {
+  for (const part of parts)
+    if (part.kind === kind) yield* part.parts;
+    else yield part;
+}

@@ -1,0 +1,546 @@
+// JSON Schema (2020-12) as alternatives: what a value may be, one type at a time, with everything that several schemas ask
+// of it put together. What is not understood is refused by name: a keyword that is passed over would be a promise broken.
+
+import { RequestError } from "../../tensor/errors.ts";
+import { formats } from "./formats.ts";
+import { type Bound, isEmptyRange, isInRange, type NumberRange, tighter } from "./numbers.ts";
+
+export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
+
+/** Schemas that a value has to satisfy together, by their places in the document; none is "anything". */
+export type Places = readonly string[];
+
+/** A string's language: what its pattern or its format says, and where that stands. */
+export interface Language {
+  readonly pattern: string;
+  readonly where: string;
+}
+
+export type Form =
+  | { readonly type: "null" }
+  | { readonly type: "boolean" }
+  | ({ readonly type: "number" } & NumberRange)
+  | { readonly type: "string"; readonly least: number; readonly most: number; readonly languages: readonly Language[] }
+  | ArrayForm
+  | ObjectForm
+  | { readonly type: "value"; readonly value: Json };
+
+export interface ArrayForm {
+  readonly type: "array";
+  readonly prefix: readonly Places[];
+  /** Of what follows the prefix; false where nothing may. */
+  readonly items: Places | false;
+  readonly least: number;
+  readonly most: number;
+}
+
+export interface ObjectForm {
+  readonly type: "object";
+  /** In the order in which they are written. */
+  readonly properties: ReadonlyMap<string, Places | false>;
+  readonly required: ReadonlySet<string>;
+  /** Properties whose names match a pattern and are not listed. */
+  readonly matching: readonly { readonly language: Language; readonly value: Places | false }[];
+  /** Of all others; false where there may be none. */
+  readonly others: Places | false;
+  /** Whether a schema says what the others are; where none does, none are made up beside listed ones. */
+  readonly saysOthers: boolean;
+  readonly names: Places;
+  readonly least: number;
+  readonly most: number;
+}
+
+type Schema = boolean | Readonly<Record<string, unknown>>;
+
+const TYPES = ["null", "boolean", "number", "string", "array", "object"] as const;
+
+// They say something about a schema, not about values.
+const ANNOTATIONS = new Set([
+  ...["title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment"],
+  ...[
+    "$schema",
+    "$id",
+    "$anchor",
+    "$defs",
+    "definitions",
+    "$vocabulary",
+    "contentEncoding",
+    "contentMediaType",
+    "strict",
+  ],
+]);
+const UNDERSTOOD = new Set([
+  ...["type", "enum", "const", "allOf", "anyOf", "oneOf", "$ref", "multipleOf", "uniqueItems"],
+  ...["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern", "format"],
+  ...[
+    "prefixItems",
+    "items",
+    "additionalItems",
+    "minItems",
+    "maxItems",
+    "properties",
+    "required",
+    "additionalProperties",
+  ],
+  ...["patternProperties", "propertyNames", "minProperties", "maxProperties"],
+]);
+
+const MOST_FORMS = 500;
+const MOST_SCHEMAS = 20_000;
+
+export class SchemaDocument {
+  readonly #root: Schema;
+  readonly #name: string;
+  readonly #forms = new Map<string, readonly Form[]>();
+  readonly #matches: (language: Language, text: string) => boolean;
+  /** Being looked at, for one value; and for values around it. */
+  #open: readonly string[] = [];
+  #around: readonly string[] = [];
+  #read = 0;
+
+  /** `name` is what errors call it; `matches` says whether a language has a text. */
+  constructor(root: unknown, name: string, matches: (language: Language, text: string) => boolean) {
+    this.#name = name;
+    this.#matches = matches;
+    if (!isSchema(root)) throw this.#wrong("#", `the schema is ${shown(root)}; expected an object`);
+    this.#root = root;
+  }
+
+  /** All that a value may be that satisfies these schemas. */
+  forms(places: Places): readonly Form[] {
+    const key = keyOf(places);
+    const known = this.#forms.get(key);
+    if (known) return known;
+    if (this.#around.includes(key)) throw UNKNOWN;
+    if (this.#open.includes(key))
+      throw this.#wrong(
+        places[0]!,
+        "it refers to itself and says nothing else; expected a schema that says what a value is",
+      );
+    const open = this.#open;
+    this.#open = [...open, key];
+    let forms: readonly Form[] = ANYTHING;
+    for (const place of places) forms = this.#both(forms, this.#formsAt(place), place);
+    this.#open = open;
+    this.#forms.set(key, forms);
+    return forms;
+  }
+
+  /** Whether a value satisfies these schemas. */
+  allows(places: Places, value: Json): boolean {
+    return this.forms(places).some((form) => this.#fits(form, value));
+  }
+
+  /** An error about a place. */
+  #wrong(place: string, what: string): RequestError {
+    return new RequestError(`${this.#name}: at ${place}, ${what}`);
+  }
+
+  #formsAt(place: string): readonly Form[] {
+    if (this.#read++ > MOST_SCHEMAS)
+      throw this.#wrong(place, `there are more than ${MOST_SCHEMAS} schemas; expected fewer`);
+    const schema = this.#at(place);
+    if (typeof schema === "boolean") return schema ? ANYTHING : [];
+    this.#checkKeywords(schema, place);
+    let forms = this.#own(schema, place);
+    for (const [i] of this.#list(schema, "allOf", place).entries())
+      forms = this.#both(forms, this.forms([`${place}/allOf/${i}`]), place);
+    if (schema["$ref"] !== undefined)
+      forms = this.#both(forms, this.forms([this.#target(schema["$ref"], place)]), place);
+    if (schema["anyOf"] !== undefined) {
+      const any = this.#list(schema, "anyOf", place).flatMap((_, i) => this.forms([`${place}/anyOf/${i}`]));
+      forms = this.#both(forms, any, place);
+    }
+    if (schema["oneOf"] !== undefined) {
+      const of = this.#list(schema, "oneOf", place).map((_, i) =>
+        this.#both(forms, this.forms([`${place}/oneOf/${i}`]), place),
+      );
+      for (const [i, a] of of.entries())
+        for (const [j, b] of of.slice(0, i).entries())
+          if (this.#both(a, b, place).length > 0)
+            throw this.#wrong(
+              `${place}/oneOf`,
+              `a value may satisfy both alternative ${j} and ${i}, and is then none of one; expected "anyOf", or alternatives that exclude each other (other types, or a required property with another "const")`,
+            );
+      forms = of.flat();
+    }
+    for (const keyword of ["enum", "const"]) {
+      const given = schema[keyword];
+      if (given === undefined) continue;
+      if (keyword === "enum" && !Array.isArray(given))
+        throw this.#wrong(`${place}/enum`, `it is ${shown(given)}; expected a list`);
+      const values = (keyword === "enum" ? given : [given]) as readonly Json[]; // a schema comes from JSON
+      const fitting = values.filter((value) => forms.some((form) => this.#fits(form, value)));
+      forms = fitting.map((value) => ({ type: "value", value }));
+    }
+    return forms;
+  }
+
+  #checkKeywords(schema: Readonly<Record<string, unknown>>, place: string): void {
+    for (const [keyword, value] of Object.entries(schema)) {
+      if (ANNOTATIONS.has(keyword) || keyword.startsWith("x-") || value === undefined) continue;
+      if (!UNDERSTOOD.has(keyword))
+        throw this.#wrong(place, `"${keyword}" is not supported; expected one of ${[...UNDERSTOOD].join(", ")}`);
+      if (keyword === "uniqueItems" && value !== false)
+        throw this.#wrong(
+          place,
+          '"uniqueItems" is not supported: no grammar remembers all items; expected a list that may repeat',
+        );
+      if (keyword === "multipleOf" && value !== 1)
+        throw this.#wrong(place, `"multipleOf" is ${shown(value)}; only 1 is supported, which means whole numbers`);
+    }
+  }
+
+  /** What the keywords say that look at a value's type and at the value itself. */
+  #own(schema: Readonly<Record<string, unknown>>, place: string): readonly Form[] {
+    const types = this.#types(schema["type"], place);
+    const forms: Form[] = [];
+    for (const type of TYPES) {
+      if (type !== "number" && !types.has(type)) continue;
+      if (type === "null" || type === "boolean") forms.push({ type });
+      if (type === "number" && (types.has("number") || types.has("integer")))
+        forms.push(this.#number(schema, !types.has("number"), place));
+      if (type === "string") forms.push(this.#string(schema, place));
+      if (type === "array") forms.push(this.#array(schema, place));
+      if (type === "object") forms.push(this.#object(schema, place));
+    }
+    return forms.filter((form) => !isEmpty(form));
+  }
+
+  #types(given: unknown, place: string): ReadonlySet<string> {
+    if (given === undefined) return new Set(TYPES);
+    const known: readonly unknown[] = [...TYPES, "integer"];
+    const list: unknown[] = Array.isArray(given) ? given : [given];
+    for (const type of list)
+      if (!known.includes(type))
+        throw this.#wrong(`${place}/type`, `it is ${shown(type)}; expected ${known.join(", ")}, or a list of them`);
+    return new Set(list as string[]);
+  }
+
+  #number(schema: Readonly<Record<string, unknown>>, isInteger: boolean, place: string): Form {
+    const bound = (keyword: string, isExclusive: boolean): Bound | undefined => {
+      const value = schema[keyword];
+      if (value === undefined) return undefined;
+      if (typeof value !== "number" || !Number.isFinite(value))
+        throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected a number`);
+      if (isExclusive && Math.abs(value) > Number.MAX_SAFE_INTEGER)
+        throw this.#wrong(
+          `${place}/${keyword}`,
+          `it is ${value}; expected at most 2^53, beyond which neighbours are not told apart`,
+        );
+      return { value, isExclusive };
+    };
+    return {
+      type: "number",
+      isInteger: isInteger || schema["multipleOf"] !== undefined,
+      min: tighter(bound("minimum", false), bound("exclusiveMinimum", true), "min"),
+      max: tighter(bound("maximum", false), bound("exclusiveMaximum", true), "max"),
+    };
+  }
+
+  #string(schema: Readonly<Record<string, unknown>>, place: string): Form {
+    const languages: Language[] = [];
+    const { pattern, format } = schema;
+    if (pattern !== undefined) languages.push(this.#language(pattern, `${place}/pattern`));
+    if (format !== undefined) {
+      const known = formats.get(String(format));
+      if (known === undefined)
+        throw this.#wrong(
+          `${place}/format`,
+          `it is ${shown(format)}; expected one of ${[...formats.keys()].join(", ")}, or a "pattern"`,
+        );
+      languages.push(this.#language(known, `${place}/format`));
+    }
+    return { type: "string", ...this.#counts(schema, "Length", place), languages };
+  }
+
+  #language(pattern: unknown, place: string): Language {
+    if (typeof pattern !== "string") throw this.#wrong(place, `it is ${shown(pattern)}; expected a regular expression`);
+    return { pattern, where: `${this.#name}: at ${place}` };
+  }
+
+  #array(schema: Readonly<Record<string, unknown>>, place: string): Form {
+    // before 2020, `items` could be the list, and `additionalItems` what follows it
+    const old = Array.isArray(schema["items"]);
+    const list = old ? "items" : "prefixItems";
+    const rest = old ? "additionalItems" : "items";
+    return {
+      type: "array",
+      prefix: this.#list(schema, list, place).map((_, i) => [`${place}/${list}/${i}`]),
+      items: this.#places(schema[rest], `${place}/${rest}`),
+      ...this.#counts(schema, "Items", place),
+    };
+  }
+
+  #object(schema: Readonly<Record<string, unknown>>, place: string): Form {
+    const named = (keyword: string): readonly string[] => {
+      const value = schema[keyword];
+      if (value === undefined) return [];
+      if (!isObject(value)) throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected an object`);
+      return Object.keys(value);
+    };
+    const under = (keyword: string, name: string) => `${place}/${keyword}/${escaped(name)}`;
+    const listed = named("properties");
+    const patterns = named("patternProperties");
+    const required = schema["required"] ?? [];
+    if (!Array.isArray(required) || required.some((name) => typeof name !== "string"))
+      throw this.#wrong(`${place}/required`, `it is ${shown(required)}; expected a list of names`);
+    const matching = patterns.map((pattern) => ({
+      language: this.#language(pattern, under("patternProperties", pattern)),
+      value: this.#places(this.#at(under("patternProperties", pattern)), under("patternProperties", pattern)),
+    }));
+    const { additionalProperties } = schema;
+    const others = this.#places(additionalProperties, `${place}/additionalProperties`);
+    const properties = new Map<string, Places | false>();
+    for (const name of new Set([...listed, ...(required as readonly string[])])) {
+      const matched = matching.filter(({ language }) => this.#matches(language, name)).map(({ value }) => value);
+      const own = listed.includes(name) ? [under("properties", name)] : matched.length > 0 ? [] : others;
+      properties.set(name, [own, ...matched].reduce(together));
+    }
+    return {
+      type: "object",
+      ...{ properties, required: new Set(required as readonly string[]), matching, others },
+      saysOthers: additionalProperties !== undefined,
+      names: schema["propertyNames"] === undefined ? [] : [`${place}/propertyNames`],
+      ...this.#counts(schema, "Properties", place),
+    };
+  }
+
+  /** "Anything" and "nothing" without a place of their own. */
+  #places(schema: unknown, place: string): Places | false {
+    if (schema === undefined || schema === true) return [];
+    return schema === false ? false : [place];
+  }
+
+  #counts(schema: Readonly<Record<string, unknown>>, of: string, place: string) {
+    const count = (keyword: string, otherwise: number) => {
+      const value = schema[keyword] ?? otherwise;
+      if (value === Infinity || (Number.isSafeInteger(value) && (value as number) >= 0)) return value as number;
+      throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected a whole number from 0`);
+    };
+    return { least: count(`min${of}`, 0), most: count(`max${of}`, Infinity) };
+  }
+
+  #list(schema: Readonly<Record<string, unknown>>, keyword: string, place: string): readonly unknown[] {
+    const value = schema[keyword] ?? [];
+    if (!Array.isArray(value))
+      throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected a list of schemas`);
+    return value;
+  }
+
+  /** The schema at a place, which is "#" or a JSON pointer behind it. */
+  #at(place: string): Schema {
+    let here: unknown = this.#root;
+    for (const step of place.split("/").slice(1)) {
+      const name = step.replaceAll("~1", "/").replaceAll("~0", "~");
+      const isThere = (isObject(here) || Array.isArray(here)) && Object.hasOwn(here, name);
+      here = isThere ? (here as Readonly<Record<string, unknown>>)[name] : undefined;
+    }
+    if (!isSchema(here)) throw this.#wrong(place, `there is ${shown(here)}; expected a schema`);
+    return here;
+  }
+
+  #target(ref: unknown, place: string): string {
+    if (typeof ref !== "string" || !/^#(\/|$)/.test(ref))
+      throw this.#wrong(place, `"$ref" is ${shown(ref)}; expected a place in this schema, as in "#/$defs/name"`);
+    let target = ref;
+    try {
+      target = decodeURIComponent(ref);
+    } catch {
+      // as it stands
+    }
+    return target;
+  }
+
+  /** What satisfies one of the first and one of the second. */
+  #both(a: readonly Form[], b: readonly Form[], place: string): readonly Form[] {
+    if (a === ANYTHING) return b;
+    if (b === ANYTHING) return a;
+    const forms = a.flatMap((x) => b.flatMap((y) => this.#common(x, y) ?? []));
+    if (forms.length > MOST_FORMS)
+      throw this.#wrong(
+        place,
+        `there are ${forms.length} combinations of alternatives; expected at most ${MOST_FORMS}`,
+      );
+    return forms;
+  }
+
+  #common(a: Form, b: Form): Form | undefined {
+    if (a.type === "value") return this.#fits(b, a.value) ? a : undefined;
+    if (b.type === "value") return this.#fits(a, b.value) ? b : undefined;
+    const form = this.#merged(a, b);
+    return form && !isEmpty(form) ? form : undefined;
+  }
+
+  #merged(a: Exclude<Form, { type: "value" }>, b: Exclude<Form, { type: "value" }>): Form | undefined {
+    if (a.type === "null" || a.type === "boolean") return a.type === b.type ? a : undefined;
+    if (a.type === "number" && b.type === "number")
+      return {
+        type: "number",
+        isInteger: a.isInteger || b.isInteger,
+        min: tighter(a.min, b.min, "min"),
+        max: tighter(a.max, b.max, "max"),
+      };
+    if (a.type === "string" && b.type === "string")
+      return { type: "string", ...counts(a, b), languages: [...a.languages, ...b.languages] };
+    if (a.type === "array" && b.type === "array") return this.#arrays(a, b);
+    if (a.type === "object" && b.type === "object") return this.#objects(a, b);
+    return undefined;
+  }
+
+  #arrays(a: ArrayForm, b: ArrayForm): Form | undefined {
+    const item = (form: ArrayForm, i: number) => form.prefix[i] ?? form.items;
+    const { least, most } = counts(a, b);
+    const prefix: Places[] = [];
+    for (let i = 0; i < Math.max(a.prefix.length, b.prefix.length); i++) {
+      const places = together(item(a, i), item(b, i));
+      if (places === false || this.#isImpossible(places))
+        return { type: "array", prefix, items: false, least, most: Math.min(most, i) };
+      prefix.push(places);
+    }
+    return { type: "array", prefix, items: together(a.items, b.items), least, most };
+  }
+
+  #objects(a: ObjectForm, b: ObjectForm): Form | undefined {
+    if (a.matching.length > 0 && b.matching.length > 0)
+      throw this.#wrong(
+        a.matching[0]!.language.where.split("at ")[1]!,
+        `"patternProperties" in two schemas that hold together is not supported`,
+      );
+    const of = (form: ObjectForm, name: string): Places | false => {
+      const own = form.properties.get(name);
+      if (own !== undefined) return own;
+      const matched = form.matching.filter(({ language }) => this.#matches(language, name)).map(({ value }) => value);
+      return matched.length > 0 ? matched.reduce(together) : form.others;
+    };
+    const properties = new Map<string, Places | false>();
+    for (const name of new Set([...a.properties.keys(), ...b.properties.keys()]))
+      properties.set(name, together(of(a, name), of(b, name)));
+    const required = new Set([...a.required, ...b.required]);
+    for (const name of required) {
+      const places = properties.get(name) ?? [];
+      if (places === false || this.#isImpossible(places)) return undefined;
+    }
+    const [owner, other] = a.matching.length > 0 ? [a, b] : [b, a];
+    return {
+      type: "object",
+      ...{ properties, required },
+      matching: owner.matching.map(({ language, value }) => ({ language, value: together(value, other.others) })),
+      others: together(a.others, b.others),
+      saysOthers: a.saysOthers || b.saysOthers,
+      names: [...a.names, ...b.names],
+      ...counts(a, b),
+    };
+  }
+
+  /** Whether it is known already that nothing satisfies them. */
+  #isImpossible(places: Places): boolean {
+    return this.#inside(() => this.forms(places).length === 0, false);
+  }
+
+  /** Looks at a value inside the one that is being looked at; `otherwise` where that cannot be told yet. */
+  #inside(look: () => boolean, otherwise: boolean): boolean {
+    const [open, around] = [this.#open, this.#around];
+    this.#around = [...around, ...open];
+    this.#open = [];
+    try {
+      return look();
+    } catch (error) {
+      if (error === UNKNOWN) return otherwise;
+      throw error;
+    } finally {
+      [this.#open, this.#around] = [open, around];
+    }
+  }
+
+  #fits(form: Form, value: Json): boolean {
+    switch (form.type) {
+      case "null":
+        return value === null;
+      case "boolean":
+        return typeof value === "boolean";
+      case "number":
+        return typeof value === "number" && isInRange(value, form);
+      case "string": {
+        if (typeof value !== "string") return false;
+        const length = Array.from(value).length;
+        return length >= form.least && length <= form.most && form.languages.every((l) => this.#matches(l, value));
+      }
+      case "array":
+        if (!Array.isArray(value) || value.length < form.least || value.length > form.most) return false;
+        return value.every((item, i) => this.#fitsPlaces(form.prefix[i] ?? form.items, item));
+      case "object": {
+        if (!isObject(value)) return false;
+        const names = Object.keys(value);
+        if (names.length < form.least || names.length > form.most) return false;
+        if ([...form.required].some((name) => !Object.hasOwn(value, name))) return false;
+        return names.every((name) => {
+          const matched = form.matching.filter(({ language }) => this.#matches(language, name)).map((m) => m.value);
+          const own = form.properties.get(name) ?? (matched.length > 0 ? matched.reduce(together) : form.others);
+          return this.#fitsPlaces(own, value[name] as Json) && this.allows(form.names, name);
+        });
+      }
+      case "value":
+        return isSame(form.value, value);
+      default:
+        return form satisfies never;
+    }
+  }
+
+  #fitsPlaces(places: Places | false, value: Json): boolean {
+    return places !== false && this.#inside(() => this.allows(places, value), false);
+  }
+}
+
+// Thrown where what is inside a value depends on what is being found out about the value.
+const UNKNOWN = Symbol("unknown yet");
+
+const ANYTHING: readonly Form[] = [
+  { type: "null" },
+  { type: "boolean" },
+  { type: "number", isInteger: false },
+  { type: "string", least: 0, most: Infinity, languages: [] },
+  { type: "array", prefix: [], items: [], least: 0, most: Infinity },
+  {
+    ...{ type: "object", properties: new Map(), required: new Set<string>(), matching: [], others: [], names: [] },
+    ...{ saysOthers: false, least: 0, most: Infinity },
+  },
+];
+
+export const keyOf = (places: Places): string => [...new Set(places)].sort().join("\n");
+
+function together(a: Places | false, b: Places | false): Places | false {
+  return a === false || b === false ? false : [...new Set([...a, ...b])];
+}
+
+const counts = (a: { least: number; most: number }, b: { least: number; most: number }) => ({
+  least: Math.max(a.least, b.least),
+  most: Math.min(a.most, b.most),
+});
+
+function isEmpty(form: Form): boolean {
+  if (form.type === "number") return isEmptyRange(form);
+  if (form.type !== "string" && form.type !== "array" && form.type !== "object") return false;
+  if (form.least > form.most) return true;
+  if (form.type === "array") return form.items === false && form.least > form.prefix.length;
+  return form.type === "object" && [...form.required].some((name) => form.properties.get(name) === false);
+}
+
+function isSame(a: Json, b: Json): boolean {
+  if (Array.isArray(a) && Array.isArray(b)) return a.length === b.length && a.every((x, i) => isSame(x, b[i] as Json));
+  if (!isObject(a) || !isObject(b)) return a === b;
+  const names = Object.keys(a);
+  return (
+    names.length === Object.keys(b).length &&
+    names.every((n) => Object.hasOwn(b, n) && isSame(a[n] as Json, b[n] as Json))
+  );
+}
+
+const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+const isSchema = (value: unknown): value is Schema => typeof value === "boolean" || isObject(value);
+
+const escaped = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
+
+const shown = (value: unknown): string => (JSON.stringify(value) ?? String(value)).slice(0, 80);

@@ -1,0 +1,128 @@
+// A mask is what one gets by trying every token, byte by byte.
+
+import { describe, expect, it } from "vitest";
+import { automatonOf, type Constraint } from "../../../src/engine/constraint.ts";
+import type { State } from "../../../src/engine/grammar/automaton.ts";
+import { Masks, TokenMask } from "../../../src/engine/grammar/masks.ts";
+import { Regexes } from "../../../src/engine/grammar/regex.ts";
+import { TokenTrie } from "../../../src/engine/grammar/vocabulary.ts";
+import { uniform } from "../../../src/engine/random.ts";
+import { fromTiktoken } from "../../../src/prompt/tiktoken.ts";
+import type { Tokenizer } from "../../../src/prompt/tokenizer.ts";
+import { metaTokenizer, unlessMissing } from "../../prompt/meta-tokenizer.ts";
+import { tokenizers } from "./walk.ts";
+
+const person = {
+  type: "object",
+  properties: {
+    name: { type: "string" },
+    nick: { type: "string", maxLength: 4 },
+    age: { type: "integer", minimum: 0, maximum: 130 },
+  },
+  required: ["name", "age"],
+  additionalProperties: { type: ["boolean", "null"] },
+};
+const tools = [{ name: "find", parameters: person }, { name: "stop" }];
+const constraints: Record<string, Constraint> = {
+  "a schema": { type: "json_schema", schema: person },
+  "any JSON": { type: "json" },
+  "a list of lists": {
+    type: "json_schema",
+    schema: { type: "array", items: { type: "array", items: { type: "string" } } },
+  },
+  "a pattern": { type: "regex", pattern: '[^"]*é?\\d{2,3}' },
+  "calls that have to be": { type: "tool_calls", tools, parallel: true },
+  "calls or text": { type: "tool_calls", tools, parallel: true, otherwise: { type: "text" } },
+};
+
+/** Checks the masks on a way of random tokens. */
+function checkWay(tokenizer: Tokenizer, constraint: Constraint, seed: number, steps: number): void {
+  const regexes = new Regexes();
+  const automaton = automatonOf(constraint, regexes);
+  const masks = new Masks(new TokenTrie(tokenizer), tokenizer.stop, 100_000); // so few that they are forgotten on the way
+  let state: State = automaton.start;
+  const after = (token: number): State | null => {
+    let here: State | null = state;
+    for (const byte of tokenizer.tokenBytes(token)) here = here && automaton.next(here, byte);
+    return here;
+  };
+  for (let i = 0; i < steps; i++) {
+    const expected: number[] = [];
+    for (let id = 0; id < tokenizer.vocabSize; id++)
+      if (
+        tokenizer.isSpecial(id)
+          ? tokenizer.stop.has(id) && state.isFinal
+          : tokenizer.tokenBytes(id).length > 0 && after(id)
+      )
+        expected.push(id);
+    const mask = masks.of(state, automaton, regexes);
+    const found: number[] = [];
+    for (let id = 0; id < tokenizer.vocabSize; id++) if (mask.has(id)) found.push(id);
+    expect(found).toEqual(expected);
+    const ordinary = expected.filter((id) => !tokenizer.isSpecial(id));
+    if (ordinary.length === 0) return;
+    const few = ordinary.filter((id) => tokenizer.tokenBytes(id).length > 1); // the more interesting ones
+    const from = few.length > 0 && uniform(seed, 2 * i) < 0.7 ? few : ordinary;
+    state = after(from[Math.floor(uniform(seed, 2 * i + 1) * from.length)]!)!;
+  }
+}
+
+describe("masks", () => {
+  it.each(Object.entries(constraints))("are those of all tokens tried one by one: %s", (_, constraint) => {
+    for (const tokenizer of Object.values(tokenizers))
+      for (let seed = 0; seed < 6; seed++) checkWay(tokenizer, constraint, seed, 60);
+  });
+
+  it.skipIf(!metaTokenizer).each(Object.entries(constraints))(
+    `are those of all tokens of Llama 4's vocabulary: %s${unlessMissing}`,
+    (_, constraint) => {
+      checkWay(fromTiktoken(metaTokenizer!), constraint, 1, 12);
+    },
+  );
+
+  it("take no more memory than they may", () => {
+    const tokenizer = tokenizers["words"]!;
+    const regexes = new Regexes();
+    const automaton = automatonOf(constraints["any JSON"]!, regexes);
+    const masks = new Masks(new TokenTrie(tokenizer), tokenizer.stop, 4000);
+    let state = automaton.start;
+    for (const byte of new TextEncoder().encode('{"a": [1, "two", {"three": [null, true, 3.5e7]}]')) {
+      masks.of(state, automaton, regexes);
+      expect(masks.byteLength).toBeLessThanOrEqual(4000 + 1000); // the newest is kept however large
+      state = automaton.next(state, byte)!;
+    }
+  });
+
+  it("leave the logits of their tokens and no others", () => {
+    for (const every of [1, 2, 7, 100, 1000]) {
+      const bits = new Uint32Array(Math.ceil(2500 / 32));
+      for (let id = 0; id < 2500; id += every) bits[id >> 5]! |= 1 << (id & 31);
+      const logits = Float32Array.from({ length: 2500 }, (_, i) => i);
+      new TokenMask(bits, 2500).apply(logits);
+      expect([...logits]).toEqual(Array.from({ length: 2500 }, (_, i) => (i % every === 0 ? i : -Infinity)));
+    }
+  });
+});
+
+describe("a vocabulary's trie", () => {
+  it("has every ordinary token once, and knows what follows a node", () => {
+    for (const tokenizer of Object.values(tokenizers)) {
+      const trie = new TokenTrie(tokenizer);
+      const found: number[] = [];
+      const path: number[] = [];
+      for (let node = 1; node < trie.size; node++) {
+        path.length = trie.depths[node]! - 1;
+        path.push(trie.bytes[node]!);
+        for (let i = trie.firsts[node]!; i < trie.firsts[node + 1]!; i++) {
+          expect([...tokenizer.tokenBytes(trie.tokens[i]!)]).toEqual(path);
+          found.push(trie.tokens[i]!);
+        }
+        expect(trie.ends[node]).toBeGreaterThan(node);
+      }
+      const ordinary = Array.from({ length: tokenizer.vocabSize }, (_, id) => id).filter(
+        (id) => !tokenizer.isSpecial(id),
+      );
+      expect(found.sort((a, b) => a - b)).toEqual(ordinary);
+    }
+  });
+});

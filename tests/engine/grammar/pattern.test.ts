@@ -1,0 +1,158 @@
+// Regular expressions as grammars: JavaScript's own engine is the judge.
+
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { pattern } from "../../../src/engine/grammar/pattern.ts";
+import { Regexes } from "../../../src/engine/grammar/regex.ts";
+import { jsonAlphabet, rawAlphabet } from "../../../src/engine/grammar/strings.ts";
+import { RequestError } from "../../../src/tensor/errors.ts";
+import { grammarsOf, tokenizers, walk } from "./walk.ts";
+
+const atom = fc.constantFrom(
+  "a",
+  "b",
+  "é",
+  "🦙",
+  ".",
+  "[ab]",
+  "[^a]",
+  "[a-cé-ü]",
+  "\\d",
+  "\\w",
+  "\\s",
+  "\\W",
+  "\\u{1f999}",
+  "\\n",
+);
+const { source } = fc.letrec<{ source: string }>((tie) => ({
+  source: fc.oneof(
+    { maxDepth: 4 },
+    atom,
+    fc.tuple(tie("source"), tie("source")).map(([a, b]) => `${a}${b}`),
+    fc.tuple(tie("source"), tie("source")).map(([a, b]) => `(?:${a}|${b})`),
+    fc.tuple(tie("source"), fc.constantFrom("*", "+", "?", "{2}", "{1,3}", "{2,}", "*?")).map(([a, q]) => `(${a})${q}`),
+  ),
+}));
+const text = fc.string({
+  unit: fc.constantFrom("a", "b", "c", "é", "🦙", "1", " ", "\n", "_", '"', "\\"),
+  maxLength: 8,
+});
+
+/** Without counts that have no end: texts of random characters would have none either. */
+const ending = (source: string) =>
+  source.replaceAll(/\*\??/g, "{0,2}").replaceAll("+", "{1,2}").replaceAll("{2,}", "{2,3}");
+
+describe("a pattern", () => {
+  it("matches the whole texts that JavaScript's does", () => {
+    fc.assert(
+      fc.property(source, fc.array(text, { minLength: 1, maxLength: 12 }), (source, texts) => {
+        const regexes = new Regexes();
+        const term = pattern(source, "p", regexes, { alphabet: rawAlphabet(regexes), searches: false });
+        for (const text of texts) expect(regexes.has(term, text)).toBe(new RegExp(`^(?:${source})$`, "u").test(text));
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  it("is found where JavaScript finds it, in a JSON string too", () => {
+    const anchored = fc
+      .tuple(fc.boolean(), source, fc.boolean())
+      .map(([a, p, b]) => `${a ? "^" : ""}${p}${b ? "$" : ""}`);
+    fc.assert(
+      fc.property(anchored, fc.array(text, { minLength: 1, maxLength: 12 }), (source, texts) => {
+        const regexes = new Regexes();
+        const raw = pattern(source, "p", regexes, { alphabet: rawAlphabet(regexes), searches: true });
+        const json = pattern(source, "p", regexes, { alphabet: jsonAlphabet(regexes), searches: true });
+        for (const text of texts) {
+          const isFound = new RegExp(source, "u").test(text);
+          expect(regexes.has(raw, text)).toBe(isFound);
+          expect(regexes.has(json, JSON.stringify(text).slice(1, -1))).toBe(isFound);
+        }
+      }),
+      { numRuns: 200 },
+    );
+  });
+
+  it("holds replies to it", () => {
+    fc.assert(
+      fc.property(source.map(ending), fc.nat(), (source, seed) => {
+        for (const tokenizer of Object.values(tokenizers))
+          expect(walk(tokenizer, { type: "regex", pattern: source }, seed)).toMatch(new RegExp(`^(?:${source})$`, "u"));
+      }),
+      { numRuns: 30 },
+    );
+  });
+
+  it.each([
+    "^ab$",
+    "^(?:a|b)+$",
+    "a|^b$|c",
+    "(?<name>x)y",
+    "[\\]^-]+",
+    "\\x41\\t\\/\\.",
+    "\\p{Script=Greek}{2}",
+    "[\\p{L}\\d]",
+    "\\cA",
+    "\\ud83e\\udd99",
+  ])("%s is understood", (source) => {
+    for (let seed = 0; seed < 10; seed++)
+      expect(walk(tokenizers["words"]!, { type: "regex", pattern: source }, seed)).toMatch(
+        new RegExp(`^(?:${source})$`, "u"),
+      );
+  });
+
+  it.each([
+    "(?=a)",
+    "(?!a)b",
+    "(?<=a)b",
+    "(?<!a)b",
+    "(a)\\1",
+    "(?<n>a)\\k<n>",
+    "\\b",
+    "\\B",
+    "a(^b)",
+    "(a$)b",
+    "a{20000}",
+    "(?i:a)",
+    "\\ud83e",
+    "(",
+    "[b-a]",
+    "a**",
+  ])("%s is refused", (pattern) => {
+    expect(() => grammarsOf(tokenizers["words"]!).begin({ type: "regex", pattern })).toThrow(RequestError);
+  });
+
+  it("may have backslashes that mean nothing", () => {
+    for (let seed = 0; seed < 10; seed++)
+      expect(walk(tokenizers["words"]!, { type: "regex", pattern: '\\d\\-[a\\-c]\\"\\@' }, seed)).toMatch(
+        /^\d-[ac-]"@$/,
+      );
+  });
+
+  it("that would need too many states is refused, once they have come", () => {
+    const regexes = new Regexes();
+    const term = pattern("(?:[ab]*a[ab]{30})", "p", regexes, { alphabet: rawAlphabet(regexes), searches: false });
+    const run = () => {
+      let states = [term];
+      for (let i = 0; i < 20; i++) states = states.flatMap((s) => [regexes.next(s, 0x61), regexes.next(s, 0x62)]);
+    };
+    expect(run).toThrow("more than 100,000 states");
+  });
+});
+
+describe("terms", () => {
+  it("know what nothing is in", () => {
+    const regexes = new Regexes();
+    const { text } = { text: (s: string) => regexes.text(s) };
+    const even = regexes.many(text("aa"));
+    const odd = regexes.concat(text("a"), even);
+    expect(regexes.isAlive(regexes.and(even, odd))).toBe(false);
+    expect(regexes.isAlive(regexes.and(regexes.many(text("a")), regexes.not(even)))).toBe(true);
+    expect(
+      regexes.isAlive(regexes.and(regexes.loop(text("a"), 500, 500), regexes.many(regexes.range(0x61, 0x7a)))),
+    ).toBe(true);
+    expect(
+      regexes.next(regexes.and(regexes.many(regexes.range(0x61, 0x62)), regexes.union(text("ab"), text("ca"))), 0x63),
+    ).toBe(regexes.empty);
+  });
+});

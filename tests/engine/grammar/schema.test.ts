@@ -1,0 +1,340 @@
+// Whatever a model prefers, what it writes under a schema's mask is JSON and is valid: ajv is the judge.
+
+import { Ajv2020 } from "ajv/dist/2020.js";
+import addFormats from "ajv-formats";
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { RequestError } from "../../../src/tensor/errors.ts";
+import { grammarsOf, tokenizers, walk } from "./walk.ts";
+
+const ajv = new Ajv2020({ strict: false, allErrors: true });
+addFormats.default(ajv);
+
+const bytes = tokenizers["a byte a token"]!;
+
+/** Walks with every vocabulary, and says what is wrong with what came out. */
+function wrong(schema: object | boolean, seeds: number): string[] {
+  const validate = ajv.compile(schema);
+  return Object.values(tokenizers).flatMap((tokenizer) =>
+    Array.from({ length: seeds }, (_, seed) => {
+      const text = walk(tokenizer, { type: "json_schema", schema: schema as Record<string, unknown> }, seed);
+      return validate(JSON.parse(text)) ? [] : [`${text}: ${ajv.errorsText(validate.errors)}`];
+    }).flat(),
+  );
+}
+
+const tree = {
+  $defs: {
+    node: {
+      type: "object",
+      properties: { v: { type: "integer" }, next: { anyOf: [{ $ref: "#/$defs/node" }, { type: "null" }] } },
+      required: ["v", "next"],
+      additionalProperties: false,
+    },
+  },
+  $ref: "#/$defs/node",
+};
+
+const schemas: Record<string, object | boolean> = {
+  anything: true,
+  "no constraint": {},
+  null: { type: "null" },
+  "several types": { type: ["string", "integer", "null"] },
+  "a string's length in characters": { type: "string", minLength: 2, maxLength: 5 },
+  "an exact length": { type: "string", minLength: 3, maxLength: 3 },
+  "a pattern found anywhere": { type: "string", pattern: "ab+c", maxLength: 12 },
+  "a pattern that needs escapes": { type: "string", pattern: '^["\\\\\\n\\u0001]{1,4}$' },
+  "a pattern of letters in all scripts": { type: "string", pattern: "^\\p{Lu}\\p{Ll}{1,3}$" },
+  "two patterns at once": { allOf: [{ type: "string", pattern: "^a" }, { pattern: "z$" }, { maxLength: 5 }] },
+  ...Object.fromEntries(
+    ["date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"].map((format) => [
+      `the format ${format}`,
+      { type: "string", format },
+    ]),
+  ),
+  "an integer in bounds": { type: "integer", minimum: -12, maximum: 345 },
+  "an integer between fractions": { type: "integer", minimum: 0.5, exclusiveMaximum: 3 },
+  "a number in bounds": { type: "number", exclusiveMinimum: -0.25, maximum: 17.5 },
+  "a number below a bound": { type: "number", exclusiveMaximum: 1e-3 },
+  "a number above a bound": { type: "number", minimum: 12345.678 },
+  "whole numbers by multipleOf": { type: "number", multipleOf: 1 },
+  enum: { enum: ["red", 3, null, true, { a: [1, "x"] }] },
+  "an enum that the type narrows": { type: "string", enum: ["a", 1, "b"] },
+  const: { const: 'with "quotes" and \\' },
+  "a list": { type: "array", items: { type: "boolean" }, minItems: 2, maxItems: 4 },
+  "a list that may be empty": { type: "array", items: { type: "integer", maximum: 9, minimum: 0 }, maxItems: 2 },
+  "a tuple": { type: "array", prefixItems: [{ type: "integer" }, { type: "boolean" }], items: false, minItems: 1 },
+  "a tuple that goes on": {
+    type: "array",
+    prefixItems: [{ const: "x" }],
+    items: { type: "null" },
+    minItems: 2,
+    maxItems: 5,
+  },
+  "an object": {
+    type: "object",
+    properties: { a: { type: "boolean" }, "b c": { type: "null" }, é: { const: 1 } },
+    required: ["b c"],
+  },
+  "properties alone": { type: "object", properties: { a: { type: "boolean" } }, additionalProperties: false },
+  "names that are required and not listed": {
+    type: "object",
+    required: ["x"],
+    additionalProperties: { type: "boolean" },
+  },
+  "other properties of a kind": {
+    type: "object",
+    properties: { a: { type: "string" } },
+    additionalProperties: { type: "integer" },
+  },
+  "names that match a pattern": {
+    type: "object",
+    patternProperties: { "^x-": { type: "boolean" } },
+    additionalProperties: false,
+  },
+  "a pattern beside listed names": {
+    type: "object",
+    properties: { "x-a": { maxLength: 3 } },
+    patternProperties: { "^x-": { type: "string" } },
+    additionalProperties: { type: "null" },
+  },
+  "names of a language": {
+    type: "object",
+    propertyNames: { pattern: "^[a-c]{1,2}$" },
+    additionalProperties: { type: "null" },
+  },
+  "so many properties": {
+    type: "object",
+    properties: { a: { const: 1 }, b: { const: 2 }, c: { const: 3 } },
+    minProperties: 2,
+    maxProperties: 2,
+    additionalProperties: false,
+  },
+  "at least one property": {
+    type: "object",
+    additionalProperties: { type: "null" },
+    minProperties: 1,
+    maxProperties: 3,
+  },
+  "one of several": {
+    anyOf: [{ type: "integer" }, { type: "object", properties: { a: { type: "null" } }, required: ["a"] }],
+  },
+  "exactly one, told apart by a tag": {
+    oneOf: [
+      { type: "object", properties: { kind: { const: "circle" }, r: { type: "integer" } }, required: ["kind", "r"] },
+      {
+        type: "object",
+        properties: { kind: { const: "square" }, side: { type: "integer" } },
+        required: ["kind", "side"],
+      },
+    ],
+  },
+  "exactly one, told apart by type": { oneOf: [{ type: "string", maxLength: 2 }, { type: "null" }] },
+  "all of several objects": {
+    allOf: [
+      { type: "object", properties: { a: { type: "integer" } }, required: ["a"] },
+      { properties: { b: { type: "null" } }, required: ["b"] },
+      { properties: { a: { minimum: 5, maximum: 7 } } },
+    ],
+  },
+  "alternatives under a common part": {
+    type: "object",
+    properties: { t: { type: "string" } },
+    required: ["t"],
+    anyOf: [
+      { properties: { t: { const: "x" } } },
+      { properties: { t: { maxLength: 1 }, u: { type: "null" } }, required: ["u"] },
+    ],
+  },
+  "a list that contains itself": tree,
+  "the whole that contains itself": {
+    type: "object",
+    properties: { name: { type: "string", maxLength: 3 }, children: { type: "array", items: { $ref: "#" } } },
+    required: ["name", "children"],
+    additionalProperties: false,
+  },
+  "a reference with keywords beside it": { $defs: { s: { type: "string" } }, $ref: "#/$defs/s", maxLength: 2 },
+  "definitions of older drafts": { definitions: { "a/b": { const: 7 } }, $ref: "#/definitions/a~1b" },
+  "annotations and extensions": {
+    $schema: "https://json-schema.org/draft/2020-12/schema",
+    title: "x",
+    description: "y",
+    type: "integer",
+    default: 3,
+    examples: [4],
+    "x-order": 1,
+  },
+};
+
+describe("a reply under a schema", () => {
+  it.each(Object.entries(schemas))("is valid: %s", (_, schema) => {
+    expect(wrong(schema, 25)).toEqual([]);
+  });
+
+  const scalar = fc.oneof(
+    fc.constant({ type: "boolean" }),
+    fc.constant({ type: "null" }),
+    fc
+      .record({ minLength: fc.nat(3), maxLength: fc.integer({ min: 3, max: 8 }) })
+      .map((o) => ({ type: "string", ...o })),
+    fc
+      .tuple(fc.integer({ min: -200, max: 200 }), fc.nat(300))
+      .map(([minimum, n]) => ({ type: "integer", minimum, maximum: minimum + n })),
+    fc
+      .tuple(fc.double({ min: -50, max: 50, noNaN: true }), fc.double({ min: 0.1, max: 50, noNaN: true }))
+      .map(([x, n]) => {
+        const minimum = Math.round(x * 100) / 100;
+        return { type: "number", minimum, exclusiveMaximum: Math.round((minimum + n) * 100) / 100 };
+      }),
+    fc
+      .array(fc.oneof(fc.string(), fc.integer(), fc.boolean()), { minLength: 1, maxLength: 4 })
+      .map((values) => ({ enum: values })),
+  );
+  const { schema: anySchema } = fc.letrec<{ schema: object }>((tie) => ({
+    schema: fc.oneof(
+      { maxDepth: 3, depthSize: "small" },
+      scalar,
+      fc
+        .record({ items: tie("schema"), minItems: fc.nat(2), maxItems: fc.integer({ min: 2, max: 4 }) })
+        .map((o) => ({ type: "array", ...o })),
+      fc
+        .tuple(
+          fc.dictionary(fc.string({ maxLength: 6 }), tie("schema"), { maxKeys: 4 }),
+          fc.boolean(),
+          fc.infiniteStream(fc.boolean()),
+        )
+        .map(([properties, closed, required]) => ({
+          type: "object",
+          ...{ properties, required: Object.keys(properties).filter(() => required.next().value) },
+          ...(closed && { additionalProperties: false }),
+        })),
+      fc.array(tie("schema"), { minLength: 1, maxLength: 3 }).map((anyOf) => ({ anyOf })),
+    ),
+  }));
+  it("is valid whatever the schema", () => {
+    fc.assert(
+      fc.property(anySchema, (schema) => {
+        expect(wrong(schema, 2)).toEqual([]);
+      }),
+      { numRuns: 150 },
+    );
+  });
+});
+
+describe("a schema", () => {
+  const refused = (schema: unknown) => {
+    try {
+      grammarsOf(bytes).begin({ type: "json_schema", schema: schema as Record<string, unknown> });
+    } catch (error) {
+      expect(error).toBeInstanceOf(RequestError);
+      return (error as RequestError).message;
+    }
+    throw new Error(`not refused: ${JSON.stringify(schema)}`);
+  };
+
+  it.each([
+    ...["not", "if", "then", "else", "contains", "minContains", "maxContains", "dependentRequired", "dependentSchemas"],
+    ...[
+      "unevaluatedProperties",
+      "unevaluatedItems",
+      "$dynamicRef",
+      "$recursiveRef",
+      "dependencies",
+      "discriminator",
+      "maxlength",
+    ],
+  ])("with %s is refused by name and place", (keyword) => {
+    const message = refused({ type: "object", properties: { "a/b": { [keyword]: {} } } });
+    expect(message).toContain(`at #/properties/a~1b, "${keyword}" is not supported`);
+  });
+
+  it.each([
+    [{ type: "strin" }, "#/type"],
+    [{ type: "array", uniqueItems: true }, "uniqueItems"],
+    [{ type: "number", multipleOf: 0.5 }, "multipleOf"],
+    [{ type: "string", format: "color" }, "#/format"],
+    [{ type: "string", minLength: -1 }, "#/minLength"],
+    [{ type: "string", pattern: "(" }, "#/pattern"],
+    [{ type: "string", pattern: "(?=a)b" }, "(?=…)"],
+    [{ type: "string", pattern: "(a)\\1" }, "\\1"],
+    [{ type: "string", pattern: "\\bword\\b" }, "\\b"],
+    [{ type: "string", pattern: "a(b|^c)" }, "^"],
+    [{ type: "number", minimum: "3" }, "#/minimum"],
+    [{ type: "number", exclusiveMinimum: 1e300 }, "2^53"],
+    [{ properties: [] }, "#/properties"],
+    [{ required: "a" }, "#/required"],
+    [{ enum: "a" }, "#/enum"],
+    [{ anyOf: {} }, "#/anyOf"],
+    [{ items: 3 }, "#/items"],
+    [{ properties: { a: 3 } }, "#/properties/a"],
+    [{ $ref: "https://example.org/schema" }, "$ref"],
+    [{ $ref: "#/$defs/none" }, "#/$defs/none"],
+    [{ $ref: "#" }, "refers to itself"],
+    [{ $defs: { a: { anyOf: [{ $ref: "#/$defs/a" }, { type: "null" }] } }, $ref: "#/$defs/a" }, "refers to itself"],
+    [{ oneOf: [{ type: "integer" }, { type: "number" }] }, "anyOf"],
+    [
+      {
+        oneOf: [
+          { type: "string", pattern: "^a" },
+          { type: "string", pattern: "^b" },
+        ],
+      },
+      "anyOf",
+    ],
+    [{ type: "object", patternProperties: { a: {}, b: {} } }, "patternProperties"],
+    [{ type: "object", minProperties: 3 }, "minProperties"],
+    ["x", "the schema"],
+    [null, "the schema"],
+  ])("%j is refused", (schema, why) => {
+    expect(refused(schema)).toContain(why);
+  });
+
+  it.each([
+    false,
+    { type: "integer", minimum: 3, maximum: 2 },
+    { type: "string", minLength: 3, maxLength: 2 },
+    { enum: [] },
+    { type: "string", enum: [1] },
+    { allOf: [{ type: "string" }, { type: "null" }] },
+    { type: "string", pattern: "^a{3}$", maxLength: 2 },
+    { type: "object", properties: { a: false }, required: ["a"] },
+    { type: "array", items: false, minItems: 1 },
+    { type: "object", properties: { next: { $ref: "#" } }, required: ["next"] },
+    { type: "number", exclusiveMinimum: 1, exclusiveMaximum: 1.0000000000000002 },
+  ])("%j that nothing satisfies is refused", (schema) => {
+    expect(refused(schema)).toContain("no value satisfies");
+  });
+
+  it("writes its properties in its order", () => {
+    const schema = { type: "object", properties: { b: { const: 1 }, a: { const: 2 } }, required: ["a", "b"] };
+    for (let seed = 0; seed < 9; seed++)
+      expect(walk(bytes, { type: "json_schema", schema }, seed).replaceAll(/\s/g, "")).toBe('{"b":1,"a":2}');
+  });
+
+  it("that lists properties has no others unless it says so", () => {
+    const names = (more: object) =>
+      Array.from({ length: 40 }, (_, seed) =>
+        Object.keys(
+          JSON.parse(
+            walk(
+              bytes,
+              { type: "json_schema", schema: { type: "object", properties: { a: { const: 1 } }, ...more } },
+              seed,
+            ),
+          ),
+        ),
+      ).flat();
+    expect(new Set(names({}))).toEqual(new Set(["a"]));
+    expect(new Set(names({ additionalProperties: { type: "null" } })).size).toBeGreaterThan(3);
+  });
+
+  it("ends however deep it could go", () => {
+    const nested = { $defs: { a: { type: "array", items: { $ref: "#/$defs/a" }, minItems: 0 } }, $ref: "#/$defs/a" };
+    const matcher = grammarsOf(bytes).begin({ type: "json_schema", schema: nested });
+    let depth = 0;
+    for (const open = 0x5b; matcher.mask()!.has(open); depth++) matcher.advance(open);
+    expect(depth).toBe(60);
+    for (; depth > 0; depth--) matcher.advance(0x5d);
+    expect(matcher.mayEnd).toBe(true);
+  });
+});
