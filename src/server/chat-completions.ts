@@ -9,7 +9,7 @@ import type { ServerEvent } from "./events.ts";
 import { type Ask, type AskedPart, type Chat, type Finish, type Reply, type Said, totalUsage } from "./generation.ts";
 import {
   argumentsOf,
-  callConstraint,
+  constraintOf,
   formatConstraint,
   inOrderOfCalls,
   jsonObject,
@@ -150,9 +150,13 @@ function ask(body: Body): Ask {
       maxTokens: body.max_completion_tokens ?? body.max_tokens,
       stop: typeof stop === "string" ? [stop] : stop,
       media: areAllSmall(body.messages) ? { maxTiles: 1 } : undefined,
-      constraint:
-        callConstraint(typeof tool_choice === "object" ? tool_choice.function : tool_choice, tools, !oneCall) ??
-        formatConstraint(format?.type, format?.type === "json_schema" ? format.json_schema.schema : undefined),
+      constraint: constraintOf({
+        choice: typeof tool_choice === "object" ? tool_choice.function : tool_choice,
+        tools,
+        isStrict: body.tools?.some(({ function: { strict } }) => strict) ?? false,
+        parallel: !oneCall,
+        format: formatConstraint(format?.type, format?.type === "json_schema" ? format.json_schema.schema : undefined),
+      }),
     },
     oneCall,
   };

@@ -39,6 +39,14 @@ export function refusalOf(error: unknown, context: number): Refusal | undefined 
       `This model's maximum context length is ${context} tokens, and ${long}; expected a shorter prompt.`,
       { code: "context_length_exceeded", param: "messages" },
     );
+  const [, about, what] = /^(json_schema|tool ".*?"): (.*)$/s.exec(error.message) ?? [];
+  if (about === "json_schema")
+    return new Refusal(400, `Invalid schema for response_format: ${what}`, { param: "response_format" });
+  if (about !== undefined)
+    return new Refusal(400, `Invalid schema for ${about}: ${what}`, {
+      code: "invalid_function_parameters",
+      param: "tools",
+    });
   if (error.name === "RequestError") return new Refusal(400, error.message);
   return new Refusal(503, "The server has no room for this request now; try again later.", { retryAfterSeconds: 5 });
 }

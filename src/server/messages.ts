@@ -6,7 +6,16 @@ import type { Dialect, Meta } from "./dialect.ts";
 import { anthropicError, Refusal } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
 import type { Ask, AskedPart, Chat, Finish, Reply, Said } from "./generation.ts";
-import { callConstraint, inOrderOfCalls, jsonObject, maybe, newId, toolOf, wholeNumber } from "./wire.ts";
+import {
+  constraintOf,
+  formatConstraint,
+  inOrderOfCalls,
+  jsonObject,
+  maybe,
+  newId,
+  toolOf,
+  wholeNumber,
+} from "./wire.ts";
 
 const text = z.object({ type: z.literal("text"), text: z.string() });
 const image = z.object({
@@ -66,6 +75,7 @@ const conversation = {
         name: z.string().regex(/^[\w.:/-]{1,64}$/),
         description: maybe(z.string()),
         input_schema: jsonObject,
+        strict: maybe(z.boolean()),
       }),
     ),
   ),
@@ -87,6 +97,7 @@ const schema = z.object({
   temperature: maybe(z.number().min(0).max(2)),
   top_p: maybe(z.number().min(0).max(1)),
   top_k: maybe(wholeNumber(0)),
+  output_config: maybe(z.object({ format: maybe(z.object({ type: z.literal("json_schema"), schema: jsonObject })) })),
   stream: maybe(z.boolean()),
 });
 
@@ -107,6 +118,7 @@ export const messages: Dialect<typeof schema> = {
 function ask(body: Body): Ask {
   const { tool_choice: choice, max_tokens: maxTokens, stop_sequences: stop, temperature } = body;
   const chat = chatOf(body);
+  const format = body.output_config?.format;
   const oneCall = (choice?.type === "auto" || choice?.type === "any") && choice.disable_parallel_tool_use === true;
   const named = choice?.type === "tool" ? choice : choice?.type === "any" ? "required" : choice?.type;
   return {
@@ -114,7 +126,13 @@ function ask(body: Body): Ask {
     n: 1,
     options: {
       ...{ maxTokens, stop, temperature, topP: body.top_p, topK: body.top_k },
-      constraint: callConstraint(named, chat.tools ?? [], !oneCall),
+      constraint: constraintOf({
+        choice: named,
+        tools: chat.tools ?? [],
+        isStrict: body.tools?.some(({ strict }) => strict) ?? false,
+        parallel: !oneCall,
+        format: formatConstraint(format?.type, format?.schema),
+      }),
     },
     oneCall,
   };

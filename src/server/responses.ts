@@ -9,7 +9,7 @@ import type { ServerEvent } from "./events.ts";
 import type { Ask, AskedPart, Finish, Reply, Said } from "./generation.ts";
 import {
   argumentsOf,
-  callConstraint,
+  constraintOf,
   formatConstraint,
   inOrderOfCalls,
   jsonObject,
@@ -120,9 +120,13 @@ function ask(body: Body): Ask {
       topP: body.top_p,
       ...(wantsLogprobs && { logprobs: top_logprobs ?? 0 }),
       maxTokens: body.max_output_tokens,
-      constraint:
-        callConstraint(choice, tools, !oneCall) ??
-        formatConstraint(format?.type, format?.type === "json_schema" ? format.schema : undefined),
+      constraint: constraintOf({
+        choice,
+        tools,
+        isStrict: listed.some(({ strict }) => strict),
+        parallel: !oneCall,
+        format: formatConstraint(format?.type, format?.type === "json_schema" ? format.schema : undefined),
+      }),
     },
     oneCall,
   };

@@ -1,7 +1,7 @@
 // Words that several APIs share, as zod schemas: what is null counts as left out.
 
 import { z } from "zod";
-import type { Constraint } from "../engine/constraint.ts";
+import type { Constraint, TextConstraint } from "../engine/constraint.ts";
 import type { Tool, ToolCall } from "../prompt/chat-format.ts";
 import { Refusal } from "./errors.ts";
 
@@ -117,15 +117,30 @@ export const toolOf = (
   parameters: Readonly<Record<string, unknown>> | undefined,
 ): Tool => ({ name, ...(description !== undefined && { description }), ...(parameters && { parameters }) });
 
-/** The constraint of a choice of tools. */
-export function callConstraint(
-  choice: "none" | "auto" | "required" | { readonly name: string } | undefined,
-  tools: readonly Tool[],
-  parallel: boolean,
-): Constraint | undefined {
-  if (choice === undefined || choice === "auto" || choice === "none") return undefined;
+/** Whether a reply has to call a tool, and which; undefined as "auto". */
+type ToolChoice = "none" | "auto" | "required" | { readonly name: string } | undefined;
+
+export interface Asked {
+  readonly choice: ToolChoice;
+  readonly tools: readonly Tool[];
+  /** Whether the arguments of a tool are promised to fit, even where no call has to be. */
+  readonly isStrict: boolean;
+  /** Whether there may be several calls. */
+  readonly parallel: boolean;
+  /** What the reply is to be where it is no call. */
+  readonly format: TextConstraint | undefined;
+}
+
+/** What a reply is held to. Throws Refusal for a choice that cannot be made. */
+export function constraintOf({ choice = "auto", tools, isStrict, parallel, format }: Asked): Constraint | undefined {
   const wrong = (what: string) =>
     new Refusal(400, `Invalid value for 'tool_choice': ${what}.`, { param: "tool_choice" });
+  if (choice === "none") return format;
+  if (choice === "auto") {
+    if (tools.length === 0) return format;
+    if (!format && !isStrict) return undefined; // what is promised to nobody is left to the model
+    return { type: "tool_calls", tools, parallel, otherwise: format ?? { type: "text" } };
+  }
   if (tools.length === 0) throw wrong("it needs 'tools'");
   if (choice === "required") return { type: "tool_calls", tools, parallel };
   const tool = tools.find((tool) => tool.name === choice.name);
@@ -137,7 +152,7 @@ export function callConstraint(
 export function formatConstraint(
   type: "text" | "json_object" | "json_schema" | undefined,
   schema: Readonly<Record<string, unknown>> = {},
-): Constraint | undefined {
+): TextConstraint | undefined {
   if (type === "json_object") return { type: "json" };
   return type === "json_schema" ? { type: "json_schema", schema } : undefined;
 }

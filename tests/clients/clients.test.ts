@@ -208,12 +208,72 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
       await expect(ask(url, { ...long, stream: true })).rejects.toBeInstanceOf(openai.BadRequestError);
     });
 
-    it("is told that replies are not held to a schema yet", async () => {
-      const format = { type: "json_schema", json_schema: { name: "city", schema, strict: true } };
+    it("gets what a zod schema says, from a random model: chats and responses", async () => {
+      const { z } = await load("zod");
+      const { zodResponseFormat, zodTextFormat } = await load("openai/helpers/zod");
+      const pet = z.object({
+        name: z.string().max(8),
+        age: z.number().int().min(0).max(30),
+        likes: z.array(z.enum(["fish", "sleep"])).max(3),
+        owner: z.object({ mail: z.email() }).nullable(),
+      });
+      for (const seed of [1, 2, 3]) {
+        const asked = { model: "tiny", messages: [{ role: "user", content: "A pet?" }], temperature: 1, seed };
+        const format = { response_format: zodResponseFormat(pet, "pet") };
+        const { choices } = await at(url).chat.completions.parse({ ...asked, ...format });
+        expect(pet.parse(choices[0].message.parsed)).toEqual(choices[0].message.parsed);
+        const stream = at(url).chat.completions.stream({ ...asked, ...format });
+        expect((await stream.finalChatCompletion()).choices[0].message.parsed).toEqual(choices[0].message.parsed);
+        const text = { format: zodTextFormat(pet, "pet") };
+        const response = await at(url).responses.parse({ model: "tiny", input: `A pet? ${seed}`, text });
+        expect(pet.parse(response.output_parsed)).toEqual(response.output_parsed);
+      }
+    });
+
+    it("calls tools where it has to, with arguments that fit, from a random model", async () => {
+      const { z } = await load("zod");
+      const { zodFunction } = await load("openai/helpers/zod");
+      const parameters = z.object({ city: z.string().max(6), days: z.number().int().min(1).max(9) });
+      const trip = zodFunction({ name: "trip", parameters });
+      const home = zodFunction({ name: "home", parameters: z.object({}) });
+      const asked = {
+        model: "tiny",
+        messages: [{ role: "user", content: "Go!" }],
+        temperature: 1,
+        tools: [trip, home],
+      };
+      const names = new Set<string>();
+      let most = 0;
+      for (let seed = 0; seed < 8; seed++)
+        for (const [tool_choice, parallel_tool_calls] of [
+          ["required", false],
+          ["required", true],
+          [{ type: "function", function: { name: "trip" } }, true],
+        ]) {
+          const body = { ...asked, seed, tool_choice, parallel_tool_calls, max_tokens: 1500 };
+          const { choices } = await at(url).chat.completions.create(body);
+          const { content, tool_calls = [] } = choices[0].message;
+          expect(content ?? "").toBe("");
+          if (choices[0].finish_reason !== "length") expect(tool_calls.length).toBeGreaterThan(0);
+          if (tool_choice !== "required" || !parallel_tool_calls) expect(tool_calls.length).toBeLessThan(2);
+          for (const { function: called } of tool_calls) {
+            names.add(called.name);
+            if (called.name === "trip") parameters.parse(JSON.parse(called.arguments));
+          }
+          most = Math.max(most, tool_calls.length);
+        }
+      expect(names).toEqual(new Set(["trip", "home"]));
+      expect(most).toBeGreaterThan(1);
+    });
+
+    it("is told what in a schema is not supported", async () => {
+      const format = { type: "json_schema", json_schema: { name: "x", schema: { properties: { a: { not: {} } } } } };
       const bound = at(url).chat.completions.create({
         ...{ model: "tiny", messages: [{ role: "user", content: "x" }], response_format: format },
       });
-      await expect(bound).rejects.toMatchObject({ status: 400, message: expect.stringContaining("grammar") });
+      await expect(bound).rejects.toMatchObject({
+        ...{ status: 400, param: "response_format", message: expect.stringContaining('at #/properties/a, "not"') },
+      });
     });
   });
 
@@ -284,9 +344,35 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
       await expect(at(url, "wrong").messages.create(asked)).rejects.toBeInstanceOf(anthropic.AuthenticationError);
       const none = at(url).messages.create({ ...asked, max_tokens: 0 });
       await expect(none).rejects.toBeInstanceOf(anthropic.BadRequestError);
-      const tool = { name: "weather", input_schema: schema };
+      const tool = { name: "weather", input_schema: { type: "null" } };
       const forced = at(url).messages.create({ ...asked, tools: [tool], tool_choice: { type: "any" } });
-      await expect(forced).rejects.toMatchObject({ status: 400, message: expect.stringContaining("grammar") });
+      await expect(forced).rejects.toMatchObject({ status: 400, message: expect.stringContaining('tool \\"weather') });
+    });
+
+    it("calls tools where it has to, and gets what a schema says, from a random model", async () => {
+      const { z } = await load("zod");
+      const { zodOutputFormat } = await load("@anthropic-ai/sdk/helpers/zod");
+      const short = { type: "object", properties: { city: { type: "string", maxLength: 6 } }, required: ["city"] };
+      const asked = {
+        model: "tiny",
+        max_tokens: 1000,
+        temperature: 1,
+        tools: [{ name: "weather", input_schema: short }],
+      };
+      for (let turn = 0; turn < 4; turn++) {
+        const messages = [{ role: "user", content: `Turn ${turn}` }];
+        for (const tool_choice of [
+          { type: "any", disable_parallel_tool_use: true },
+          { type: "tool", name: "weather" },
+        ]) {
+          const { content, stop_reason } = await at(url).messages.create({ ...asked, messages, tool_choice });
+          expect([content.length, content[0].name, stop_reason]).toEqual([1, "weather", "tool_use"]);
+          expect(Object.keys(content[0].input)).toEqual(["city"]);
+        }
+        const format = zodOutputFormat(z.object({ kind: z.enum(["cat", "dog"]) }));
+        const parsed = await at(url).messages.parse({ ...asked, tools: [], messages, output_config: { format } });
+        expect(["cat", "dog"]).toContain(parsed.parsed_output.kind);
+      }
     });
   });
 
@@ -346,6 +432,17 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
       const hot = ai.generateText({ model: model(url), prompt: "x", maxRetries: 0, temperature: 9 });
       await expect(hot).rejects.toMatchObject({ statusCode: 400, message: expect.stringContaining("temperature") });
     });
+
+    it("calls a tool where it has to, from a random model", async () => {
+      const short = { type: "object", properties: { city: { type: "string", maxLength: 6 } }, required: ["city"] };
+      const weather = ai.tool({ description: "The weather", inputSchema: ai.jsonSchema(short) });
+      for (let seed = 0; seed < 4; seed++) {
+        const asked = { model: model(url), prompt: "Go!", tools: { weather }, maxRetries: 0, seed, temperature: 1 };
+        const choice = { toolChoice: { type: "tool", toolName: "weather" } };
+        const { toolCalls, text } = await ai.generateText({ ...asked, ...choice });
+        expect([text, toolCalls.length, Object.keys(toolCalls[0].input)]).toEqual(["", 1, ["city"]]);
+      }
+    });
   });
 
   describe("@langchain/openai", () => {
@@ -395,6 +492,17 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
       expect(first.tool_calls).toMatchObject([{ name: "weather", args: { city: "Ulm" } }]);
       talk.push(first, new messages.ToolMessage({ content: "sunny", tool_call_id: first.tool_calls[0].id }));
       expect((await ask()).text).toBe("It is sunny.");
+    });
+
+    it("gets what a schema says, from a random model", async () => {
+      const { z } = await load("zod");
+      const pet = z.object({ name: z.string().max(5), age: z.number().int().min(0).max(30) });
+      for (const method of ["jsonSchema", "functionCalling"])
+        for (let turn = 0; turn < 3; turn++) {
+          const bound = chat(url, { temperature: 1 }).withStructuredOutput(pet, { name: "pet", method });
+          const found = await bound.invoke(`A pet? ${turn}`);
+          expect(pet.parse(found)).toEqual(found);
+        }
     });
 
     it("throws its own errors", async () => {

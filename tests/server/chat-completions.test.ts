@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { RequestError } from "../../src/tensor/errors.ts";
 import { call, eventsOf, json, post, served, user } from "./scripted.ts";
 
 const path = "/v1/chat/completions";
@@ -212,6 +213,41 @@ describe("POST /v1/chat/completions", () => {
       const format = { type: "json_schema", json_schema: { name: "x", schema } };
       expect(await asked({ response_format: format })).toEqual({ type: "json_schema", schema });
       expect(await asked({ response_format: { type: "text" } })).toBeUndefined();
+    });
+
+    it("holds calls that need not be to their schemas where that is promised, or where the rest is held too", async () => {
+      const { model, handler } = served({ lines: ["x"] });
+      const asked = async (more: object) => {
+        await handler(post(path, { ...hello, ...more }));
+        return model.asked.at(-1)!.constraint;
+      };
+      const loose = { ...weather, function: { ...weather.function, strict: false } };
+      expect(await asked({ tools: [loose] })).toBeUndefined();
+      expect(await asked({ tools: [loose, weather], parallel_tool_calls: false })).toMatchObject({
+        ...{ type: "tool_calls", parallel: false, otherwise: { type: "text" } },
+      });
+      expect(await asked({ tools: [weather], tool_choice: "none" })).toBeUndefined();
+      expect(await asked({ tools: [loose], response_format: { type: "json_object" } })).toMatchObject({
+        ...{ type: "tool_calls", parallel: true, otherwise: { type: "json" } },
+      });
+      expect(await asked({ tools: [weather], tool_choice: "required" })).not.toHaveProperty("otherwise");
+    });
+
+    it("says in OpenAI's words what is wrong with a schema", async () => {
+      const answer = async (message: string) => {
+        const { handler } = served({ lines: [new RequestError(message)] });
+        const response = await handler(post(path, hello));
+        expect(response.status).toBe(400);
+        return (await json(response)).error;
+      };
+      expect(await answer('json_schema: at #/a, "not" is not supported')).toEqual({
+        ...{ type: "invalid_request_error", param: "response_format", code: null },
+        message: 'Invalid schema for response_format: at #/a, "not" is not supported',
+      });
+      expect(await answer('tool "f": at #/a, "not" is not supported')).toMatchObject({
+        ...{ param: "tools", code: "invalid_function_parameters" },
+        message: 'Invalid schema for tool "f": at #/a, "not" is not supported',
+      });
     });
 
     it("tells the model a conversation with calls, and their results in the calls' order", async () => {

@@ -119,6 +119,20 @@ describe("POST /v1/messages", () => {
     expect((await ask({ type: "auto" })).answer.content.length).toBe(2);
   });
 
+  it("is held to a schema, and its calls to theirs", async () => {
+    const { model, handler } = served({ lines: ["x"] });
+    const asked = async (more: object) => {
+      await handler(post(path, { ...hello, ...more }));
+      return model.asked.at(-1)!.constraint;
+    };
+    const schema = { type: "object" };
+    const output_config = { format: { type: "json_schema", schema } };
+    expect(await asked({ output_config })).toEqual({ type: "json_schema", schema });
+    expect(await asked({ tools: [tool], output_config })).toMatchObject({ otherwise: { type: "json_schema" } });
+    expect(await asked({ tools: [{ ...tool, strict: true }] })).toMatchObject({ otherwise: { type: "text" } });
+    expect(await asked({ tools: [tool] })).toBeUndefined();
+  });
+
   it("counts tokens", async () => {
     const { handler } = served({ lines: [] });
     const counted = await handler(post(`${path}/count_tokens`, { messages: [user("Hello")], system: "x" }));
