@@ -164,6 +164,17 @@ describe("llama4 generate", () => {
     expect(await tokens("7")).toEqual(await tokens("7"));
   });
 
+  it("holds the reply to a schema, given in a file or as it stands, or to a regular expression", async () => {
+    const schema = { type: "object", properties: { n: { type: "integer", minimum: 1, maximum: 9 } }, required: ["n"] };
+    writeFileSync(place.at("schema.json"), JSON.stringify(schema));
+    for (const given of [place.at("schema.json"), JSON.stringify(schema)]) {
+      const ended = await generate("--prompt", "A number?", "--temperature", "1", "--json-schema", given, "--json");
+      expect(JSON.parse(String(objectOf(ended)["text"])).n).toBeGreaterThan(0);
+    }
+    const ended = await generate("--raw", "--prompt", "x", "--temperature", "1", "--regex", "(?:ab){2,4}", "--json");
+    expect(objectOf(ended)).toMatchObject({ text: expect.stringMatching(/^(?:ab){2,4}$/), finishReason: "stop" });
+  });
+
   it("shows people the text alone", async () => {
     const args = ["--raw", "--prompt", "x", "--max-tokens", "4", "--temperature", "0"];
     const { text } = objectOf(await generate(...args, "--json"));
@@ -183,6 +194,11 @@ describe("llama4 generate", () => {
     [["--prompt", "x", "--max-tiles", "65"], "RequestError", "Expected a whole number from 1 to 64", 2],
     [["--prompt", "x", "--bos"], "RequestError", "--raw", 2],
     [["--prompt", "x", "--colour"], "RequestError", "unknown option", 2],
+    [["--prompt", "x", "--regex", "(?=a)"], "RequestError", "(?=…) in the pattern", 2],
+    [["--prompt", "x", "--regex", "a", "--json-schema", "{}"], "RequestError", "expected one of them", 2],
+    [["--prompt", "x", "--json-schema", "{type}"], "RequestError", "is no JSON", 2],
+    [["--prompt", "x", "--json-schema", '{"not": {}}'], "RequestError", 'at #, "not" is not supported', 2],
+    [["--prompt", "x", "--json-schema", "none.json"], "Error", "none.json: there is no such file", 1],
     [[], "RequestError", "no prompt", 2],
     [
       ["--raw", "--prompt", "x".repeat(40), "--context", "32"],
