@@ -3,12 +3,13 @@
 
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { load } from "llama4";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openCheckpoint } from "../src/checkpoint/open.ts";
 
 const run = promisify(execFile);
 const root = join(import.meta.dirname, "..");
@@ -74,5 +75,28 @@ describe.skipIf(missing)(`llama.cpp${missing ? `: skipped, ${missing}` : ""}`, (
     }
     expect(ours).toEqual(theirs.tokens);
     console.log(`llama.cpp: 64 of 64 tokens equal, smallest margin ${Math.min(...theirs.margins).toExponential(2)}`);
+  }, 600_000);
+
+  it("gives the logits of a model that was trained here, on a prompt within its own chunk and floor", async () => {
+    const trained = join(root, "tests/golden/llama4/trained");
+    const gguf = join(folder, "trained.gguf");
+    const { stderr } = await llama4("convert", trained, gguf, "--type", "f32", "--allow-lossy");
+    expect(stderr).toMatch(/llama.cpp will misread trained.gguf: an attention chunk of 16; it always takes 8192/);
+    expect(stderr).toMatch(/temperature floor 64 and scale 0.1; it always takes 8192 and 0.1/);
+    const [before, after] = await Promise.all([trained, gguf].map((path) => openCheckpoint(path)));
+    for (const checkpoint of [before!, after!]) await checkpoint.close();
+    expect(after!.config.attentionChunk).toBe(16); // the hints that only this program obeys
+    expect(after!.config.temperature).toEqual(before!.config.temperature);
+    expect(after!.config.layers).toEqual(before!.config.layers);
+    // Hugging Face's, of the same weights: the first rows see nothing of what comes later.
+    const expected = JSON.parse(await readFile(join(trained, "expected.json"), "utf8"));
+    const tokens = join(folder, "tokens.json");
+    for (const n of [1, 7, 16]) {
+      await writeFile(tokens, JSON.stringify(expected.input_ids.slice(0, n)));
+      const judged = await run("node", [join(peer, "llama-cpp.mjs"), gguf, tokens, "--generate", "0", "--logits"]);
+      const { logits }: { logits: number[] } = JSON.parse(judged.stdout);
+      const worst = logits.reduce((most, x, id) => Math.max(most, Math.abs(x - expected.logits[n - 1][id])), 0);
+      expect(worst).toBeLessThan(2e-4); // as Hugging Face's and ours
+    }
   }, 600_000);
 });
