@@ -1,9 +1,13 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { openNative } from "../../src/backends/native/backend.ts";
 import { openReference } from "../../src/backends/reference/reference.ts";
 import { linear } from "../../src/tensor/ops.ts";
 import { orthogonalised } from "../../src/train/muon.ts";
 import { Optimizer, type OptimizerOptions } from "../../src/train/optimizer.ts";
 import { rateAt } from "../../src/train/schedule.ts";
+import { haveAddon } from "../addon.ts";
 import { numbers } from "../backends/drawn.ts";
 
 const b = openReference({ precision: "f64" });
@@ -132,6 +136,49 @@ describe("the optimizer", () => {
     expect(w).toBeCloseTo(start - 5, 6);
     expect(average).toBeCloseTo(w + 0.1, 6); // a share of a half trails by one step
   });
+});
+
+describe("five steps", () => {
+  // As scripts/golden/optimizers.py draws weights and gradients.
+  const drawn = (seed: number, n: number) => {
+    let x = seed;
+    return Float64Array.from({ length: n }, () => {
+      x = (Math.imul(1664525, x) + 1013904223) >>> 0;
+      return (x >>> 24) / 127.5 - 1;
+    });
+  };
+  const golden = JSON.parse(readFileSync(join(import.meta.dirname, "../golden/optimizers.json"), "utf8"));
+  const shapes = Object.entries<number[]>(golden.shapes);
+  const backends = {
+    // torch clips by norm + 1e-6, and that is all that differs in float64
+    reference: { open: () => openReference({ precision: "f64" }), tolerance: 2e-6 },
+    // what float32 rounds, through five rounds of Newton–Schulz in Muon
+    ...(haveAddon && { native: { open: () => openNative({ activations: "f32", threads: 2 }), tolerance: 2e-5 } }),
+  };
+
+  it.each(Object.keys(backends).flatMap((name) => [["adamw", name] as const, ["muon", name] as const]))(
+    "of %s leave the weights where torch.optim leaves them: %s",
+    async (kind, name) => {
+      const { open, tolerance } = backends[name as keyof typeof backends]!;
+      const b = open();
+      const size = (shape: readonly number[]) => shape.reduce((x, y) => x * y);
+      const leaves = shapes.map(([name, shape], i) => ({ name, weight: b.from(drawn(i + 1, size(shape)), shape) }));
+      const optimizer = new Optimizer(b, leaves, { ...golden.options, kind, visionRate: 1, average: 0 });
+      for (const [step, rate] of (golden.rates as number[]).entries()) {
+        const gradients = shapes.map(([, shape], i) => {
+          const numbers = drawn(100 * (step + 1) + i, size(shape));
+          return b.from(step === 3 ? numbers.map((x) => 0.1 * x) : numbers, shape);
+        });
+        expect(await optimizer.step(gradients, rate)).toBeCloseTo(golden[kind].norms[step], 5);
+      }
+      for (const { name, weight } of leaves) {
+        const expected: number[] = golden[kind].weights[name];
+        for (const [i, x] of (await b.read(weight)).entries())
+          expect(Math.abs(x - expected[i]!), `${name}[${i}]`).toBeLessThan(tolerance);
+      }
+      b.close();
+    },
+  );
 });
 
 describe("Muon's orthogonalisation", () => {
