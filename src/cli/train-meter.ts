@@ -73,6 +73,7 @@ export class Meter {
     return [
       `step ${step.step.toLocaleString("en")}/${this.#steps.toLocaleString("en")}`,
       `loss ${this.#loss!.toFixed(3)}`,
+      ...taughtOf(step),
       `rate ${step.rate.toExponential(1)}`,
       `${Math.round(perSecond).toLocaleString("en")} tokens/s${share ? ` (${(100 * share).toFixed(0)} % of the ${this.#type} peak)` : ""}`,
       ...loadOf(step),
@@ -108,6 +109,11 @@ export function flops(
   const seen = vision ? countParameters(c).total - countParameters(text).total : 0;
   const perTile = vision ? rows * seen - (rows - tokensPerTile(vision)) * (vision.adapterDim * vision.outputDim) : 0;
   return 6 * (layers * tokens + table * counted + perTile * tiles);
+}
+
+function taughtOf({ taught }: StepReport): string[] {
+  if (!taught) return [];
+  return [`${taught.divergence.toFixed(3)} from the teacher (${(100 * taught.share).toFixed(0)} % of the loss)`];
 }
 
 /** The busiest and the idlest expert of any layer. */

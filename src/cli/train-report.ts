@@ -69,10 +69,15 @@ export function reportPage(
     { name: "smoothed", points: smoothed(loss), kind: "main" },
     ...heldLines(({ loss }) => loss),
   ];
+  const taught = steps.flatMap(({ step, taught }) => (taught ? [{ x: step, ...taught }] : []));
+  const teacherLines: Line[] = [
+    { name: "divergence", points: smoothed(taught.map(({ x, divergence }) => ({ x, y: divergence }))), kind: "main" },
+    { name: "share of the loss", points: taught.map(({ x, share }) => ({ x, y: share })), kind: "main" },
+  ];
   const speeds = smoothed(steps.map(({ step, tokens, seconds }) => ({ x: step, y: tokens / seconds })));
   return page(`
 <header>
-  <p class="eyebrow">llama4 train</p>
+  <p class="eyebrow">llama4 ${taught.length > 0 ? "distil" : "train"}</p>
   <h1>${escaped(config.out)}</h1>
   <dl>${facts.map(([name, value]) => `<div><dt>${name}</dt><dd>${value}</dd></div>`).join("")}</dl>
 </header>
@@ -86,6 +91,7 @@ ${chart(
 )}
 ${chart("Learning rate", "", [{ name: "rate", points: steps.map(({ step, rate }) => ({ x: step, y: rate })), kind: "main" }], { bands, zero: true })}
 ${chart("Gradient", "norm before clipping", [{ name: "norm", points: smoothed(steps.map(({ step, norm }) => ({ x: step, y: norm }))), kind: "main" }], { bands, zero: true })}
+${chart("Teacher", "nats a token from what it says to what the model says", teacherLines, { bands, zero: true })}
 ${chart("Speed", "tokens a second", [{ name: "tokens/s", points: speeds, kind: "main" }], { bands, zero: true })}
 </div>
 ${loadMap(steps)}

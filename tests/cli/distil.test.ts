@@ -58,13 +58,16 @@ afterAll(() => rmSync(place, { recursive: true }));
 
 describe("llama4 distil", () => {
   it("learns from a teacher with its vocabulary, whose share falls", async () => {
-    const answer = objectOf(await run("distil", "student.json", "alongside"));
+    const ended = await run("distil", "student.json", "alongside");
+    const answer = objectOf(ended);
     expect(answer).toMatchObject({ out: join(at("alongside"), "model"), steps });
     const taught = stepsOf("alongside").map((step) => step.taught);
     expect(taught.map(({ share }) => share)).toEqual(
       Array.from({ length: steps }, (_, i) => expect.closeTo(0.9 - (0.8 * i) / (steps - 1), 9)),
     );
     expect(taught.at(-1)!.divergence).toBeLessThan(taught[0]!.divergence);
+    expect(readFileSync(join(at("alongside"), "report.html"), "utf8")).toContain("<b>Teacher</b>");
+    expect(ended.stderr).toMatch(/step 1\/6, loss [\d.]+, [\d.]+ from the teacher \(90 % of the loss\)/);
     const tokenizer = (folder: string) => readFileSync(join(at(folder), "model", "tokenizer.json"), "utf8");
     expect(tokenizer("alongside")).toBe(tokenizer("teacher"));
   });
