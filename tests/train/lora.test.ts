@@ -1,10 +1,12 @@
 // Adapters beside frozen weights: the same loss as with them merged, and gradients that finite differences give.
 
 import { describe, expect, it } from "vitest";
+import { openNative } from "../../src/backends/native/backend.ts";
 import { openReference } from "../../src/backends/reference/reference.ts";
 import { slots } from "../../src/model/parameters.ts";
 import type { TrainingBackend } from "../../src/tensor/backend.ts";
 import { elementCount, type Tensor } from "../../src/tensor/tensor.ts";
+import { mapWeights } from "../../src/train/leaves.ts";
 import {
   adapterLeaves,
   beginAdapters,
@@ -14,6 +16,7 @@ import {
   withAdapters,
 } from "../../src/train/lora.ts";
 import { Tape } from "../../src/train/tape.ts";
+import { haveAddon } from "../addon.ts";
 import { numbers } from "../backends/drawn.ts";
 import { config, lossOf, type Weights, weights } from "./small-model.ts";
 
@@ -89,6 +92,45 @@ describe("adapters", () => {
       expect(Math.abs(slope - g[at]!), name).toBeLessThan(1e-6 * Math.abs(g[at]!) + 1e-9);
     }
     expect(seen).toBe(leaves.length);
+  });
+
+  it.skipIf(!haveAddon)("have the reference's loss and gradients in native code", async () => {
+    const native = openNative({ activations: "f32", threads: 2 });
+    const copied = async (x: Tensor) => native.from(await b.read(x), x.shape);
+    const adapters = begun();
+    const there: LoraAdapter[] = [];
+    for (const { a, b: bs, ...rest } of adapters)
+      there.push({ ...rest, a: await copied(a), b: await Promise.all(bs.map(copied)) });
+    const copies = new Map<Tensor, Tensor>();
+    const all: Tensor[] = [];
+    mapWeights(base, (x) => all.push(x));
+    for (const x of all) copies.set(x, await copied(x));
+    const frozen = mapWeights(base, (x) => copies.get(x)!) as Weights<Tensor>;
+    const results: { loss: number; gradients: ArrayLike<number>[] }[] = [];
+    for (const [backend, weights, own] of [
+      [b, base, adapters],
+      [native, frozen, there],
+    ] as const) {
+      const tape = new Tape(backend);
+      const change = (weight: Tensor, a: Tensor, change: Tensor) => tape.changed(weight, { a, b: change, scale });
+      const tree = withAdapters(weights, own, change, (weight) => tape.constant(weight)) as Weights<Tensor>;
+      const loss = await lossOf(tree, config);
+      const watched = adapterLeaves(own).map(({ weight }) => tape.watch(weight));
+      const value = (await tape.read(loss))[0]!;
+      const gradients = tape.gradients(loss, watched);
+      results.push({ loss: value, gradients: await Promise.all(gradients.map((g) => backend.read(g))) });
+      const merge = (weight: Tensor, a: Tensor, change: Tensor) => mergedWeight(backend, weight, a, change, scale);
+      const merged = await backend.read(await lossOf(withAdapters(weights, own, merge) as Weights<Tensor>, config));
+      expect(merged[0]).toBeCloseTo(value, 4);
+    }
+    const [expected, got] = results as [(typeof results)[0], (typeof results)[0]];
+    expect(got.loss).toBeCloseTo(expected.loss, 4);
+    for (const [i, g] of expected.gradients.entries()) {
+      const size = Math.sqrt(Array.from(g).reduce((sum, x) => sum + x * x, 0));
+      const far = Math.sqrt(Array.from(g).reduce((sum, x, j) => sum + (x - got.gradients[i]![j]!) ** 2, 0));
+      expect(far).toBeLessThan(2e-4 * size); // float32, through four layers
+    }
+    native.close();
   });
 
   it("are named by layer and slot; a slot that no layer has is told", () => {
