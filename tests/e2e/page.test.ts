@@ -319,6 +319,21 @@ describe.skipIf(missing.length > 0)("the page", () => {
     expect(await page.locator(".user .bubble").textContent()).toBe("Tell me a poem");
   });
 
+  it("shows the earlier reply again when another one fails", async () => {
+    const { model, server } = await scripted({ lines: ["The first"] });
+    const page = await visit(server.url, {}, /500/);
+    await ask(page, "Hello");
+    await replies(page).getByText("The first").waitFor();
+    await answered(page);
+    model.script = { lines: [new Error("broken")] };
+    await page.getByRole("button", { name: "Write another reply" }).click();
+    await page.getByText("Something went wrong").waitFor();
+    await replies(page).getByText("The first").waitFor();
+    model.script = { lines: ["The second"] };
+    await page.getByRole("button", { name: "Try again" }).click();
+    await replies(page).getByText("The second").waitFor();
+  });
+
   it("takes pictures from the clipboard and videos from a folder, and says what it cannot take", async () => {
     const { server, model } = await scripted({ lines: ["I see"] });
     const page = await visit(server.url);

@@ -42,6 +42,7 @@ export class Chat {
   readonly isBusy = $derived.by(() => this.runs.has(this.currentId));
   private runs = $state.raw<ReadonlyMap<string, AbortController>>(new Map());
   private storage: Storage | undefined;
+  private nextLook: ReturnType<typeof setTimeout> | undefined;
   private unsaved = new Map<string, ReturnType<typeof setTimeout>>();
 
   async open(): Promise<void> {
@@ -61,12 +62,14 @@ export class Chat {
 
   /** Asks the server what it has; while it does not answer, again every three seconds. */
   async findModel(): Promise<void> {
+    clearTimeout(this.nextLook);
     try {
       this.model = await theModel(this.settings.key);
       this.trouble = undefined;
     } catch (error) {
       this.trouble = error instanceof ServerError ? error : new ServerError("failed", String(error));
-      if (this.trouble.trouble === "gone" || this.trouble.trouble === "busy") setTimeout(() => this.findModel(), 3000);
+      clearTimeout(this.nextLook); // somebody else may have looked meanwhile
+      if (["gone", "busy"].includes(this.trouble.trouble)) this.nextLook = setTimeout(() => this.findModel(), 3000);
     }
   }
 
@@ -174,17 +177,20 @@ export class Chat {
     runs.delete(id);
     this.runs = runs;
     writer.end(finish);
-    if (writer.isEmpty && finish === "failed") this.withdraw(id, answer.id);
+    if (writer.isEmpty && finish === "failed") this.withdraw(id, answer);
     if (id === this.currentId) this.announcement = finish === "failed" ? "The reply failed." : `Reply: ${writer.text}`;
     this.save(id, 0);
   }
 
-  /** Takes back a reply of which nothing came. */
-  private withdraw(id: string, answer: string): void {
-    this.change(id, (conversation) => {
-      const messages = conversation.messages.filter((message) => message.id !== answer);
-      const parent = conversation.messages.find((message) => message.id === answer)?.parent ?? null;
-      return { ...conversation, messages, leaf: conversation.leaf === answer ? parent : conversation.leaf };
+  /** Takes back a reply of which nothing came; an earlier one to the same question is shown again. */
+  private withdraw(id: string, { id: answer, parent }: Answer): void {
+    this.change(id, ({ messages, leaf, ...conversation }) => {
+      const others = messages.filter((message) => message.id !== answer);
+      return {
+        ...conversation,
+        messages: others,
+        leaf: leaf === answer ? leafBelow({ messages: others }, parent) : leaf,
+      };
     });
   }
 
