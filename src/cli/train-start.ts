@@ -98,7 +98,7 @@ async function inFloats(weights: Weights, backend: TrainingBackend): Promise<Wei
 }
 
 /** Which tensors learn, those of all layers in one line; and how many of a model's numbers they are. */
-export function learnt(leaves: readonly Leaf[], { weights, adapters }: Started): string {
+export function learnt(leaves: readonly Leaf[], { weights, adapters, base }: Started): string {
   const groups = new Map<string, { layers: string[]; shape: string }>();
   for (const { name, weight } of leaves) {
     const key = name.replace(/layers\.(\d+)/, "layers.*");
@@ -115,10 +115,8 @@ export function learnt(leaves: readonly Leaf[], { weights, adapters }: Started):
   const learning = count(leaves.map(({ weight }) => weight));
   const total = count([...all]) + (adapters ? learning : 0);
   const share = ((100 * learning) / total).toPrecision(3);
-  return [
-    `${learning.toLocaleString("en")} of ${total.toLocaleString("en")} numbers learn (${share} %), in ${leaves.length} tensors:`,
-    ...lines,
-  ].join("\n");
+  const summary = `${learning.toLocaleString("en")} of ${total.toLocaleString("en")} numbers learn (${share} %), in ${leaves.length} tensors`;
+  return base === undefined ? summary : [`${summary}:`, ...lines].join("\n"); // of a new model, everything
 }
 
 /** "0–3, 5" */
