@@ -134,7 +134,7 @@ export async function animationTimes(file: Uint8Array): Promise<{ starts: number
 
 /** Told by the file's first bytes, so that no decoder but those of these formats ever sees it. */
 export function formatOf(file: Uint8Array): string {
-  const head = new TextDecoder("latin1").decode(file.subarray(0, 512));
+  const head = String.fromCharCode(...file.subarray(0, 512)); // a byte a character; TextDecoder's "latin1" is windows-1252
   if (head.startsWith("\x89PNG\r\n\x1a\n")) return "PNG";
   if (head.startsWith("\xff\xd8\xff")) return "JPEG";
   if (head.startsWith("RIFF") && head.slice(8, 12) === "WEBP") return "WebP";

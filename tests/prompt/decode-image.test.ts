@@ -2,8 +2,8 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import sharp from "sharp";
-import { afterAll, describe, expect, it } from "vitest";
-import { animationTimes, type DecodeOptions, decodeImage, openImage } from "../../src/prompt/decode-image.ts";
+import { afterAll, describe, expect, it, vi } from "vitest";
+import { animationTimes, type DecodeOptions, decodeImage, formatOf, openImage } from "../../src/prompt/decode-image.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "llama4-image-"));
@@ -41,6 +41,23 @@ describe("decodeImage", () => {
       const { data, width, height } = await decodeImage(await file.toBuffer());
       expect([width, height]).toEqual([W, H]);
       expect(difference(data, rgb)).toBe(0);
+    }
+  });
+
+  // Newer releases of Node hold to the standard here, and then every PNG was refused.
+  it("knows formats by their bytes, whatever the platform's decoder of latin1 makes of them", async () => {
+    const standard = class {
+      decode = (bytes: Uint8Array) =>
+        String.fromCharCode(...bytes.map((byte) => byte)).replace(/[\x80-\x9f]/g, (c) =>
+          c === "\x89" ? "\u2030" : "\u20ac",
+        );
+    };
+    const files = await Promise.all([source().png().toBuffer(), source().jpeg().toBuffer()]);
+    vi.stubGlobal("TextDecoder", standard); // "latin1" is windows-1252: byte 0x89 is U+2030
+    try {
+      expect(files.map(formatOf)).toEqual(["PNG", "JPEG"]);
+    } finally {
+      vi.unstubAllGlobals();
     }
   });
 
