@@ -49,11 +49,13 @@ export class TokenMask {
       return;
     }
     for (let i = 0; i < bits!.length; i++) {
-      const word = bits![i]! | 0;
-      if (word === -1) continue;
-      const end = Math.min(32 * i + 32, logits.length);
-      if (word === 0) logits.fill(-Infinity, 32 * i, end);
-      else for (let at = 32 * i, left = word; at < end; at++, left >>>= 1) if ((left & 1) === 0) logits[at] = -Infinity;
+      let out = ~bits![i]!;
+      if (out === -1) logits.fill(-Infinity, 32 * i, 32 * i + 32);
+      else
+        for (; out !== 0; out &= out - 1) {
+          const token = 32 * i + 31 - Math.clz32(out & -out);
+          if (token < logits.length) logits[token] = -Infinity;
+        }
     }
   }
 }
@@ -80,6 +82,20 @@ interface Local {
   readonly exits: Int32Array;
 }
 
+const MANY_EXITS = 4096;
+
+/** Where a number stands in an ascending list, or would. */
+function placeOf(list: Int32Array, value: number): number {
+  let low = 0;
+  let high = list.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (list[middle]! < value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 /** Masks that have been computed, the least recently used forgotten first where they take more than some bytes. */
 export class Masks {
   readonly #trie: TokenTrie;
@@ -87,11 +103,16 @@ export class Masks {
   readonly #mostBytes: number;
   readonly #kept = new Map<Regex | State, { readonly value: TokenMask | Local; readonly bytes: number }>();
   #bytes = 0;
+  /** Those of the term that is being walked. */
+  readonly #exits: Int32Array;
+  /** Terms that were walked lately and allow much: others are often the same behind their first byte. */
+  #walked: readonly { readonly term: Regex; readonly local: Local }[] = [];
 
   constructor(trie: TokenTrie, stopTokens: Iterable<number>, mostBytes = 64e6) {
     this.#trie = trie;
     this.#stopTokens = [...stopTokens];
     this.#mostBytes = mostBytes;
+    this.#exits = new Int32Array(trie.size);
   }
 
   get byteLength(): number {
@@ -132,49 +153,88 @@ export class Masks {
   #walk(term: Regex, regexes: Regexes): Local {
     const { size, bytes, depths, ends, plain } = this.#trie;
     const bits = this.#empty();
-    const exits: number[] = [];
+    const exits = this.#exits;
+    let count = 0;
     const terms: Regex[] = [term];
     const { empty } = regexes;
     for (let node = 1; node < size; ) {
       const depth = depths[node]!;
       const before = terms[depth - 1]!;
       const here = before.next[bytes[node]!] ?? regexes.next(before, bytes[node]!);
+      const end = ends[node]!;
       if (here === empty) {
-        node = ends[node]!;
+        node = end;
         continue;
       }
       if (here.plainRun > 0 && plain[node]! < 255 && here.plainRun >= plain[node]!) {
-        this.#allow(node, ends[node]!, bits);
-        node = ends[node]!;
+        this.#allow(node, end, bits);
+        node = end;
         continue;
       }
+      if (depth === 1) {
+        const same = this.#walked.find((other) => other.term.next[bytes[node]!] === here);
+        if (same) {
+          count = this.#repeat(same.local, node, end, bits, count);
+          node = end;
+          continue;
+        }
+      }
       this.#allow(node, node + 1, bits);
-      if (here.isNullable && ends[node]! > node + 1) exits.push(node);
+      if (here.isNullable && end > node + 1) exits[count++] = node;
       terms[depth] = here;
       node++;
     }
-    return { mask: new TokenMask(bits, this.#trie.vocabSize), exits: Int32Array.from(exits) };
+    const local = { mask: new TokenMask(bits, this.#trie.vocabSize), exits: exits.slice(0, count) };
+    if (local.mask.bits) this.#walked = [{ term, local }, ...this.#walked.slice(0, 7)];
+    return local;
+  }
+
+  /** What another term allows below a node of depth 1, behind which both are the same. How many exits there are then. */
+  #repeat({ mask, exits }: Local, from: number, to: number, bits: Uint32Array, count: number): number {
+    const { tokens, firsts } = this.#trie;
+    for (let i = firsts[from]!; i < firsts[to]!; i++) {
+      const token = tokens[i]!;
+      bits[token >> 5]! |= mask.bits![token >> 5]! & (1 << (token & 31));
+    }
+    for (let i = placeOf(exits, from); i < exits.length && exits[i]! < to; i++) this.#exits[count++] = exits[i]!;
+    return count;
   }
 
   /** Tokens that have come as far as these nodes and go on from a state. */
   #goOn(nodes: Int32Array, from: State, automaton: Automaton, bits: Uint32Array): void {
+    const { ends, bytes, parents, byByte } = this.#trie;
+    const follow = (child: number) => {
+      const state = automaton.next(from, bytes[child]!);
+      if (state) this.#below(child, state, automaton, bits);
+    };
+    if (nodes.length < MANY_EXITS) {
+      for (const top of nodes) for (let child = top + 1; child < ends[top]!; child = ends[child]!) follow(child);
+      return;
+    }
+    // rather by the bytes that can come, which are few
+    const isExit = new Uint8Array(this.#trie.size);
+    for (const node of nodes) isExit[node] = 1;
+    for (let byte = 0; byte < 256; byte++)
+      if (automaton.next(from, byte)) for (const child of byByte[byte]!) if (isExit[parents[child]!]) follow(child);
+  }
+
+  /** Tokens that end at a node or below it, where the node has brought a state. */
+  #below(top: number, at: State, automaton: Automaton, bits: Uint32Array): void {
     const { bytes, depths, ends } = this.#trie;
-    const states: State[] = [];
-    for (const top of nodes) {
-      states[depths[top]!] = from;
-      for (let node = top + 1; node < ends[top]!; ) {
-        const depth = depths[node]!;
-        const before = states[depth - 1]!;
-        const known = before.next[bytes[node]!];
-        const here = known === undefined ? automaton.next(before, bytes[node]!) : known;
-        if (here === null) {
-          node = ends[node]!;
-          continue;
-        }
-        this.#allow(node, node + 1, bits);
-        states[depth] = here;
-        node++;
+    const states: State[] = [at];
+    this.#allow(top, top + 1, bits);
+    for (let node = top + 1; node < ends[top]!; ) {
+      const depth = depths[node]! - depths[top]!;
+      const before = states[depth - 1]!;
+      const known = before.next[bytes[node]!];
+      const here = known === undefined ? automaton.next(before, bytes[node]!) : known;
+      if (here === null) {
+        node = ends[node]!;
+        continue;
       }
+      this.#allow(node, node + 1, bits);
+      states[depth] = here;
+      node++;
     }
   }
 

@@ -14,6 +14,10 @@ export class TokenTrie {
   readonly bytes: Uint8Array;
   /** How many bytes lead to it. */
   readonly depths: Uint16Array;
+  /** The node that it is reached from; the root's is itself. */
+  readonly parents: Int32Array;
+  /** The nodes of each byte. */
+  readonly byByte: readonly Int32Array[];
   /** The first node behind its subtree. */
   readonly ends: Int32Array;
   /** Tokens in the order of their nodes; those of node n are `firsts[n] … firsts[n + 1] − 1`. */
@@ -65,23 +69,45 @@ export class TokenTrie {
         path.push(node);
       }
     }
+    this.parents = this.#parents();
+    this.byByte = this.#byByte();
     this.plain = this.#plainCosts();
   }
 
-  // From the last node to the first, so that a node's children are known before it.
-  #plainCosts(): Uint8Array {
-    const costs = new Uint8Array(this.size);
+  #parents(): Int32Array {
     const parents = new Int32Array(this.size);
-    const missing = new Int8Array(this.size); // bytes of a character that is begun; −1: none that UTF-8 has
     const path = [0];
     for (let node = 1; node < this.size; node++) {
       const depth = this.depths[node]!;
       path[depth] = node;
       parents[node] = path[depth - 1]!;
-      missing[node] = missingBehind(missing[parents[node]!]!, this.bytes[parents[node]!]!, this.bytes[node]!);
+    }
+    return parents;
+  }
+
+  #byByte(): Int32Array[] {
+    const counts = new Int32Array(256);
+    for (let node = 1; node < this.size; node++) counts[this.bytes[node]!]!++;
+    const lists = Array.from(counts, (count) => new Int32Array(count));
+    counts.fill(0);
+    for (let node = 1; node < this.size; node++) {
+      const byte = this.bytes[node]!;
+      lists[byte]![counts[byte]!++] = node;
+    }
+    return lists;
+  }
+
+  // From the last node to the first, so that a node's children are known before it.
+  #plainCosts(): Uint8Array {
+    const { parents, bytes } = this;
+    const costs = new Uint8Array(this.size);
+    const missing = new Int8Array(this.size); // bytes of a character that is begun; −1: none that UTF-8 has
+    for (let node = 1; node < this.size; node++) {
+      const parent = parents[node]!;
+      missing[node] = missingBehind(missing[parent]!, bytes[parent]!, bytes[node]!);
     }
     for (let node = this.size - 1; node > 0; node--) {
-      const byte = this.bytes[node]!;
+      const byte = bytes[node]!;
       const isStart = byte < 0x80 || byte >= 0xc0;
       const isPlain = missing[node]! >= 0 && isPlainByte(byte);
       const cost = isPlain ? Math.min(ENDLESS, costs[node]! + (isStart ? 1 : 0)) : ENDLESS;
