@@ -73,6 +73,8 @@ type EncodeOptions = Pick<ChatOptions, "media" | "tools" | "signal">;
 /** A loaded model. Any number of calls may run at the same time. */
 export interface Llama4 extends AsyncDisposable {
   readonly info: ModelInfo;
+  /** Why it answers no more: its thread has ended, or it was closed. Undefined while it answers. */
+  readonly ended: Error | undefined;
   /** The assistant's reply, piece by piece. */
   chat(messages: readonly Message[], options?: ChatOptions): AsyncIterable<Piece>;
   /** What follows a text, ids or parts, as they stand. */
@@ -148,6 +150,10 @@ class LoadedModel implements Llama4 {
     this.#worker = worker;
   }
 
+  get ended(): Error | undefined {
+    return this.#calls.ended;
+  }
+
   chat(messages: readonly Message[], { tools, signal, ...options }: ChatOptions = {}): AsyncIterable<Piece> {
     const call: Call = { method: "chat", messages, options: { ...requestOf(options), ...(tools && { tools }) } };
     return this.#calls.start<Piece>(call, signal);
@@ -211,6 +217,10 @@ class Calls {
 
   constructor(worker: Worker) {
     this.#worker = worker;
+  }
+
+  get ended(): Error | undefined {
+    return this.#ended;
   }
 
   /** The call begins with the first next(): one that nobody iterates computes nothing. */

@@ -28,6 +28,8 @@ export interface ServedModel {
     readonly shape?: ModelShape | undefined;
     readonly vision?: object | undefined;
   };
+  /** Why it can answer no more; undefined while it can. */
+  readonly ended?: Error | undefined;
   chat(
     messages: readonly Message[],
     options?: ReplyOptions & { readonly tools?: readonly Tool[] | undefined },

@@ -29,7 +29,7 @@ export interface HandlerOptions extends ServingOptions {
   /** Names that the Host header may have, without port: against pages whose own name is made to mean this machine. Default: any. */
   readonly hosts?: readonly string[] | undefined;
   readonly limits?: Partial<Limits> | undefined;
-  /** Whether no new requests are to come: /health then says so. */
+  /** Whether no new requests are to come: /health then says so, as it does where the model has ended. */
   readonly isDraining?: (() => boolean) | undefined;
 }
 
@@ -96,7 +96,10 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
     }
     return next();
   });
-  app.get("/health", (c) => c.json({ status: isDraining() ? "draining" : "ok" }, isDraining() ? 503 : 200));
+  app.get("/health", (c) => {
+    const status = model.ended ? "failed" : isDraining() ? "draining" : "ok";
+    return c.json({ status }, status === "ok" ? 200 : 503);
+  });
   app.use(async (c, next) => {
     const key = known.isEmpty ? 0 : await known.find(c.req.raw.headers);
     if (key < 0)
@@ -106,6 +109,7 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
     c.set("client", known.isEmpty ? `address ${c.env?.address ?? "unknown"}` : `key ${key}`);
     if (isDraining())
       throw new Refusal(503, "The server is about to stop; ask again later.", { retryAfterSeconds: 10 });
+    if (model.ended) throw new Refusal(503, "The model has stopped; the server has to be started again.");
     return next();
   });
 

@@ -80,6 +80,21 @@ describe.skipIf(!isBuilt)("the server (skipped before `npm run build`)", () => {
     expect(tokens).toEqual([...(await model.encode("Once", { bos: true }))]);
   });
 
+  it("says at /health that the engine's thread has ended", async () => {
+    const library: typeof import("../../src/index.ts") = await import("llama4" as string);
+    const thread = library.startThread();
+    const mortal = await library.load(folder, { backend: "reference", context: 512, thread });
+    const mortals = createHandler(mortal, { name: "mortal", onError: () => {} });
+    const health = () => mortals(new Request("http://server/health"));
+    expect((await health()).status).toBe(200);
+    const running = mortals(post("/v1/completions", { prompt: "x", max_tokens: 400 }));
+    await thread.worker.terminate();
+    expect((await running).status).toBeGreaterThanOrEqual(500);
+    expect((await health()).status).toBe(503);
+    expect((await mortals(post("/v1/completions", { prompt: "x" }))).status).toBe(503);
+    await mortal.close();
+  });
+
   it("says what an engine does that has work", async () => {
     const running = handler(post("/v1/completions", { prompt: "x", max_tokens: 200, stream: true }));
     const response = await running;

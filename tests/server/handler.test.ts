@@ -59,6 +59,20 @@ describe("the server", () => {
     expect(await json(await handler(post("/detokenize", { tokens: [97, 98] })))).toEqual({ prompt: "ab" });
   });
 
+  it("says when its model has ended, and takes nothing new", async () => {
+    const { model, handler } = served({ lines: ["x"] });
+    expect(await json(await handler(get("/health")))).toEqual({ status: "ok" });
+    model.ended = new Error("the engine's thread has ended with status 1");
+    const health = await handler(get("/health"));
+    expect([health.status, await json(health)]).toEqual([503, { status: "failed" }]);
+    const response = await handler(post(path, hello));
+    expect(response.status).toBe(503);
+    expect((await json(response)).error).toMatchObject({
+      ...{ type: "server_error", message: expect.stringContaining("stopped") },
+    });
+    expect(model.asked).toEqual([]);
+  });
+
   it("says when it is about to stop, and takes nothing new", async () => {
     const { handler } = served({ lines: [] }, { isDraining: () => true });
     expect((await handler(get("/health"))).status).toBe(503);
@@ -94,6 +108,29 @@ describe("keys", () => {
     const response = await handler(get("/v1/models", headers as Record<string, string>));
     expect(response.status).toBe(status);
     if (status === 401) expect((await json(response)).error.code).toBe("invalid_api_key");
+  });
+
+  it("each have their own tokens a minute, and are told when there are more", async () => {
+    const { handler } = served({ lines: ["a", "b"] }, { keys, limits: { tokensPerMinute: 15 } });
+    const as = (key: string) => handler(post(path, hello, { "x-api-key": key }));
+    expect((await as("first-key")).status).toBe(200); // 7 of the prompt and 3 of the reply
+    expect((await as("first-key")).status).toBe(200); // the last reply may overdraw
+    const refused = await as("first-key");
+    expect(refused.status).toBe(429);
+    expect(Number(refused.headers.get("retry-after"))).toBeGreaterThan(10);
+    expect((await json(refused)).error).toMatchObject({ type: "rate_limit_error", code: "rate_limit_exceeded" });
+    expect((await as("second-key")).status).toBe(200);
+  });
+
+  it("each keep their limit of requests where others use theirs up", async () => {
+    const limits = { perClient: 2, concurrent: 3, queue: 8 };
+    const { handler } = served(slow, { keys, limits });
+    const as = (key: string) => handler(post(path, { ...hello, stream: true }, { authorization: `Bearer ${key}` }));
+    const open = [await as("first-key"), await as("first-key")];
+    for (let i = 0; i < 5; i++) expect((await as("first-key")).status).toBe(429);
+    const other = await as("second-key");
+    expect(other.status).toBe(200);
+    await Promise.all([...open, other].map(({ body }) => body!.cancel()));
   });
 
   it("each have their own limit of requests", async () => {

@@ -29,6 +29,7 @@ export class Scripted implements ServedModel {
   };
   readonly asked: Asked[] = [];
   script: Script;
+  ended: Error | undefined;
   /** Replies that were left before their end. */
   left = 0;
 
