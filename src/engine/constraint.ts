@@ -98,6 +98,20 @@ export function checkConstraint(constraint: Constraint): void {
 
 /** The grammar of a constraint, as an automaton over bytes. */
 export function automatonOf(constraint: Constraint, regexes: Regexes): Automaton {
+  return bounded(() => compiled(constraint, regexes));
+}
+
+/** What nests so deep that the stack does not hold it is refused like anything else that is too large. */
+function bounded<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new RequestError("the constraint nests too deep, or is too long; expected a simpler one");
+  }
+}
+
+function compiled(constraint: Constraint, regexes: Regexes): Automaton {
   const expressions = new Expressions();
   const made: Tools = { regexes, expressions, checks: [] };
   const start = startOf(constraint, made);
@@ -156,7 +170,8 @@ export class Matcher {
   mask(): TokenMask | undefined {
     if (!this.#state) return undefined;
     const { automaton, regexes, masks } = this.#grammar;
-    const mask = masks.of(this.#state, automaton, regexes);
+    const state = this.#state;
+    const mask = bounded(() => masks.of(state, automaton, regexes));
     if (mask.count === 0)
       throw new RequestError("no token of the vocabulary goes on with this reply; expected tokens for all bytes");
     return mask;

@@ -30,6 +30,8 @@ export interface Regex {
 
 /** A term needs some 3 kB, its transitions included: these are 300 MB. */
 const MOST_TERMS = 100_000;
+const MOST_TRIED = 1_000_000; // derivatives, to find out whether anything is in a language; some seconds
+const MOST_TEXT = 20_000; // bytes
 
 /** All terms of some grammars. */
 export class Regexes {
@@ -61,7 +63,12 @@ export class Regexes {
 
   /** The bytes of a text. */
   text(text: string): Regex {
-    return this.concat(...Array.from(new TextEncoder().encode(text), (byte) => this.range(byte, byte)));
+    const bytes = new TextEncoder().encode(text);
+    if (bytes.length > MOST_TEXT)
+      throw new RequestError(
+        `the constraint has a text of ${bytes.length.toLocaleString("en")} bytes; expected at most ${MOST_TEXT.toLocaleString("en")}`,
+      );
+    return this.concat(...Array.from(bytes, (byte) => this.range(byte, byte)));
   }
 
   /** One character of a set, in UTF-8. */
@@ -173,12 +180,14 @@ export class Regexes {
   #search(term: Regex): boolean {
     const seen = new Set([term]);
     const path = [{ term, tried: 0 }];
+    let tried = 0;
     while (path.length > 0) {
       const here = path.at(-1)!;
       if (here.tried === 256) {
         path.pop();
         continue;
       }
+      if (++tried > MOST_TRIED) throw tooManyStates();
       const next = this.#derive(here.term, LIKELY_FIRST[here.tried++]!);
       const isFound = next.isAlive ?? (next !== this.empty && (next.isNullable || !next.isDoubtful));
       if (isFound) {
@@ -242,10 +251,7 @@ export class Regexes {
     const key = `${kind} ${parts.map(({ id }) => id).join()} ${extra}`;
     const known = this.#terms.get(key);
     if (known) return known;
-    if (this.#terms.size >= MOST_TERMS)
-      throw new RequestError(
-        `the constraint needs more than ${MOST_TERMS.toLocaleString("en")} states; expected simpler patterns: fewer long counts beside each other`,
-      );
+    if (this.#terms.size >= MOST_TERMS) throw tooManyStates();
     const term: Regex = {
       ...{ id: this.#terms.size, kind, parts, set: undefined, least: 0, most: 0, plainRun: 0 },
       ...more,
@@ -257,6 +263,11 @@ export class Regexes {
     return term;
   }
 }
+
+const tooManyStates = () =>
+  new RequestError(
+    "the constraint needs more than 100,000 states; expected simpler patterns: fewer long counts beside each other",
+  );
 
 /** Letters, digits and marks before the rest: most languages end soon along them. */
 const LIKELY_FIRST: readonly number[] = [

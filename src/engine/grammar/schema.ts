@@ -87,6 +87,7 @@ const UNDERSTOOD = new Set([
 
 const MOST_FORMS = 500;
 const MOST_SCHEMAS = 20_000;
+const MOST_MEMBERS = 2000;
 
 export class SchemaDocument {
   readonly #root: Schema;
@@ -170,6 +171,7 @@ export class SchemaDocument {
       if (keyword === "enum" && !Array.isArray(given))
         throw this.#wrong(`${place}/enum`, `it is ${shown(given)}; expected a list`);
       const values = (keyword === "enum" ? given : [given]) as readonly Json[]; // a schema comes from JSON
+      this.#few(values, `${place}/enum`);
       const fitting = values.filter((value) => forms.some((form) => this.#fits(form, value)));
       forms = fitting.map((value) => ({ type: "value", value }));
     }
@@ -277,7 +279,7 @@ export class SchemaDocument {
       const value = schema[keyword];
       if (value === undefined) return [];
       if (!isObject(value)) throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected an object`);
-      return Object.keys(value);
+      return this.#few(Object.keys(value), `${place}/${keyword}`);
     };
     const under = (keyword: string, name: string) => `${place}/${keyword}/${escaped(name)}`;
     const listed = named("properties");
@@ -325,7 +327,12 @@ export class SchemaDocument {
     const value = schema[keyword] ?? [];
     if (!Array.isArray(value))
       throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected a list of schemas`);
-    return value;
+    return this.#few(value, `${place}/${keyword}`);
+  }
+
+  #few<T>(list: readonly T[], place: string): readonly T[] {
+    if (list.length <= MOST_MEMBERS) return list;
+    throw this.#wrong(place, `there are ${list.length.toLocaleString("en")}; expected at most ${MOST_MEMBERS}`);
   }
 
   /** The schema at a place, which is "#" or a JSON pointer behind it. */

@@ -305,6 +305,28 @@ describe("a schema", () => {
     expect(refused(schema)).toContain("no value satisfies");
   });
 
+  const many = (n: number) => Array.from({ length: n }, (_, i) => i);
+  it.each<[string, unknown]>([
+    ["very many values", { enum: many(100_000).map(String) }],
+    ["a very long text", { const: "x".repeat(1_000_000) }],
+    ["very many properties", { properties: Object.fromEntries(many(50_000).map((i) => [`p${i}`, true])) }],
+    ["very many alternatives", { anyOf: many(50_000).map(() => true) }],
+    ["alternatives that multiply", { allOf: many(12).map((i) => ({ anyOf: [{ minLength: i }, { maxLength: i }] })) }],
+    ["a pattern of many groups", { pattern: `${"(".repeat(5000)}a${")".repeat(5000)}` }],
+    ["a pattern of many options", { pattern: "a?".repeat(5000), type: "string", maxLength: 3 }],
+    [
+      "patterns whose common strings are hard to find",
+      { allOf: ["a", "b", "c"].map((c, i) => ({ type: "string", pattern: `^[abc]*${c}[abc]{${14 + i}}$` })) },
+    ],
+  ])("with %s is refused or kept, in bounded time and memory", (_, schema) => {
+    try {
+      const matcher = grammarsOf(bytes).begin({ type: "json_schema", schema: schema as Record<string, unknown> });
+      expect(matcher.mask()!.count).toBeGreaterThan(0);
+    } catch (error) {
+      expect(error).toBeInstanceOf(RequestError);
+    }
+  });
+
   it("writes its properties in its order", () => {
     const schema = { type: "object", properties: { b: { const: 1 }, a: { const: 2 } }, required: ["a", "b"] };
     for (let seed = 0; seed < 9; seed++)
