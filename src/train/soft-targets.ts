@@ -96,6 +96,7 @@ export interface DistilledLoss {
 }
 
 const leastRest = 1e-6; // of 1 − Σ q, which float32 knows no better
+const leastQ = 2 ** -126; // the smallest that float32 knows whole
 
 /** The loss of a student's logits `[n, V]` on a tape, by the tokens that came and by a teacher's targets. */
 export async function distilledLoss(
@@ -137,7 +138,7 @@ async function lossAndGradient(
   for (let t = 0; t < n; t++) {
     let best = t * width; // where the softmax is largest its logarithm is most exact
     for (let i = best; i < (t + 1) * width; i++) if (zs[i]! > zs[best]!) best = i;
-    const lse = zs[best]! - Math.log(q[best]!);
+    const lse = zs[best]! - Math.log(Math.max(leastQ, q[best]!));
     const named = ids.subarray(t * k, (t + 1) * k);
     const target = t * width + k;
     const own = named.indexOf(targets[t]!);

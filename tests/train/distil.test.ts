@@ -135,6 +135,11 @@ describe("the distilled loss", () => {
       for (let i = 0; i < n * V; i++)
         expect(Math.abs(got.g[i]! - expected.g[i]!)).toBeLessThan(scale === 2 ? 1e-6 : 0.05);
     }
+    const tape = new Tape(native);
+    const logits = tape.watch(native.from(drawn(2, 400), [n, V]));
+    const { loss } = await distilledLoss(tape, logits, targets, soft, 0.6); // softmaxes below the smallest float32
+    expect(Number.isFinite((await tape.read(loss))[0])).toBe(true);
+    for (const slope of await native.read(tape.gradients(loss, logits))) expect(Number.isFinite(slope)).toBe(true);
     native.close();
   });
 });
