@@ -165,6 +165,10 @@ const experts = [
   ]),
 ];
 
+// What a run has behind it that its log does not say: WORK/history.md, where somebody wrote it.
+const historyFile = join(work, "history.md");
+const history = existsSync(historyFile) ? `\n${readFileSync(historyFile, "utf8").trim()}\n\n` : "";
+
 const minutes = Math.round(sum("seconds") / 60);
 const million = (n: number) => `${(n / 1e6).toFixed(1)} million`;
 const shown = log.findLast(({ type }) => type === "samples").samples as {
@@ -235,7 +239,8 @@ ${table(experts)}
 
 ## How it was trained
 
-\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, \`config.json\`, seed ${JSON.parse(readFileSync(join(import.meta.dirname, "config.json"), "utf8")).seed}. ${steps.length.toLocaleString("en")} steps,
+\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, \`config.json\`, seed ${JSON.parse(readFileSync(join(import.meta.dirname, "config.json"), "utf8")).seed}.
+${history}${steps.length.toLocaleString("en")} steps,
 ${million(sum("tokens"))} tokens with ${sum("tiles").toLocaleString("en")} pictures, in ${minutes} minutes on two cores of a shared machine
 (${Math.round(sum("tokens") / sum("seconds")).toLocaleString("en")} tokens a second). AdamW in float32; the weights that ship are a moving average, rounded to bfloat16.
 
