@@ -52,12 +52,16 @@ const forTheEnd = [
   ...["pictures.group.unknown", "pictures.flag.test"],
 ];
 
+const llama4 = join(import.meta.dirname, "../../dist/cli/main.js");
+
+/** Questions of each file, and prompts of each length. */
+const limits = { compared: "120", forTheEnd: "200", needles: "20" };
+
 function evaluate(...args: string[]) {
   console.error(`llama4 eval ${args.join(" ")}`);
-  const main = join(import.meta.dirname, "../../dist/cli/main.js");
   const stdio: ["ignore", "pipe", "inherit"] = ["ignore", "pipe", "inherit"];
   return JSON.parse(
-    execFileSync(process.execPath, [main, "eval", ...args, "--model", model, "--json"], {
+    execFileSync(process.execPath, [llama4, "eval", ...args, "--model", model, "--json"], {
       cwd: work,
       stdio,
     }).toString(),
@@ -71,15 +75,23 @@ function measured(): Evaluation {
   const named = [...compared, ...forTheEnd].filter((name) => name.includes(".name."));
   const others = (names: readonly string[]) => names.filter((name) => !named.includes(name)).map(file);
   const parts = [
-    evaluate("answers", ...others(compared), "--limit", "300"),
-    evaluate("answers", ...others(forTheEnd), "--limit", "600"),
-    evaluate("answers", ...named.map(file), "--limit", "600", "--top", "5"),
+    evaluate("answers", ...others(compared), "--limit", limits.compared),
+    evaluate("answers", ...others(forTheEnd), "--limit", limits.forTheEnd),
+    evaluate("answers", ...named.map(file), "--limit", limits.forTheEnd, "--top", "5"),
   ];
   const evaluation: Evaluation = {
     texts: evaluate("perplexity", ...texts.map(file), "--window", "512"),
     answers: Object.assign({}, ...parts.map(({ files }) => files)),
     pictureExperts: parts[1].experts,
-    needle: evaluate("needle", "--haystack", "data/haystack.txt", "--lengths", "512,1024,2048,4096", "--count", "40"),
+    needle: evaluate(
+      "needle",
+      "--haystack",
+      "data/haystack.txt",
+      "--lengths",
+      "512,1024,2048,4096",
+      "--count",
+      limits.needles,
+    ),
   };
   writeFileSync(kept, `${JSON.stringify(evaluation, null, 1)}\n`);
   return evaluation;
@@ -166,6 +178,11 @@ const experts = [
 ];
 
 // What a run has behind it that its log does not say: WORK/history.md, where somebody wrote it.
+const { parameters } = JSON.parse(
+  execFileSync(process.execPath, [llama4, "plan", model, "--json"], {
+    stdio: ["ignore", "pipe", "inherit"],
+  }).toString(),
+) as { parameters: { total: number; active: number } };
 const historyFile = join(work, "history.md");
 const history = existsSync(historyFile) ? `\n${readFileSync(historyFile, "utf8").trim()}\n\n` : "";
 
@@ -191,7 +208,7 @@ writeFileSync(
   `# llama4 tiny
 
 A Llama 4 in miniature, trained from nothing on two processor cores: text and pictures, a mixture of eight experts in each
-layer, chunked attention with a global layer, 14 million parameters of which about 4 million work for a token. It shows that
+layer, chunked attention with a global layer, ${million(parameters.total)} parameters of which ${million(parameters.active)} work for a token. It shows that
 the whole system runs, from data to chat, on the machine that you have. It is a demonstration, and knows very little.
 
 Written by \`examples/train-tiny/card.ts\`; every figure below is measured by \`llama4 eval\` with the weights in this folder.
@@ -225,7 +242,7 @@ Questions in words that were never asked in this form: ${interval(of("chat.val")
 
 ## A number in a long text
 
-Trained on at most 512 tokens; 40 prompts of each length, the number at all depths.
+Trained on at most 512 tokens; ${limits.needles} prompts of each length, the number at all depths.
 
 ${table(needles)}
 
