@@ -111,8 +111,11 @@ export async function show(
     const { videoTokens = VIDEO_TOKENS } = options;
     const { times, maxTiles } = planFrames(video.length, { ...vision, ...tiling, videoTokens });
     const { nTiles } = layoutOf(video.length, { ...tiling, maxTiles });
-    const seconds = video.length.duration === undefined ? "" : `, ${video.length.duration.toFixed(1)} s`;
-    say(`${size(video.length)}${seconds}, ${times.length} frames of ${nTiles} ${nTiles === 1 ? "tile" : "tiles"}`);
+    const tokens = times.length * imageTokenCount(video.length, vision, { ...options, maxTiles });
+    say(
+      `${size(video.length)}, ${video.length.duration.toFixed(1)} s, ${times.length} ${times.length === 1 ? "frame" : "frames"} of ` +
+        `${nTiles} ${nTiles === 1 ? "tile" : "tiles"}, ${tokens.toLocaleString("en")} tokens and the times between`,
+    );
   } finally {
     await video.close();
   }

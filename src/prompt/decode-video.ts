@@ -1,7 +1,7 @@
 // Video files to frames, by the programs ffprobe and ffmpeg; animated GIF and WebP by the image decoder.
 
 import { spawn } from "node:child_process";
-import { mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { RequestError } from "../tensor/errors.ts";
@@ -19,7 +19,7 @@ import {
 } from "./decode-image.ts";
 import { digest, type MediaOptions, type OpenVideo } from "./media.ts";
 import type { Pixels } from "./resize.ts";
-import type { FramePlan, VideoLength } from "./video.ts";
+import type { FramePlan } from "./video.ts";
 
 /** A video part: its file stays open until it is closed. */
 export async function openVideo(media: Media, options: MediaOptions, signal?: AbortSignal): Promise<OpenVideo> {
@@ -112,64 +112,186 @@ const SAFE_INPUT = ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS
 /** Between frames that lie farther apart than this, ffmpeg jumps; nearer ones it reaches by decoding on. */
 const JUMP_SECONDS = 4; // a jump costs a start of ffmpeg and the frames since a key frame, some tenths of a second
 
+interface Stream {
+  readonly index: number;
+  readonly width?: number;
+  readonly height?: number;
+  readonly sample_aspect_ratio?: string;
+  readonly avg_frame_rate?: string;
+  readonly start_time?: string;
+  readonly duration?: string;
+  readonly tags?: { readonly DURATION?: string };
+  readonly disposition?: { readonly attached_pic?: number };
+  readonly side_data_list?: readonly { readonly rotation?: number }[];
+}
+
+interface Container {
+  readonly format_name?: string;
+  readonly nb_streams?: number;
+  readonly start_time?: string;
+  readonly duration?: string;
+}
+
+const FIELDS = [
+  "stream=index,width,height,sample_aspect_ratio,avg_frame_rate,start_time,duration",
+  "stream_tags=DURATION:stream_disposition=attached_pic:stream_side_data=rotation",
+  "format=format_name,nb_streams,start_time,duration",
+].join(":");
+
+const positive = (value: number) => (value > 0 && Number.isFinite(value) ? value : undefined);
+
 async function openFile(path: string, options: MediaOptions, signal?: AbortSignal): Promise<Omit<OpenVideo, "key">> {
-  const fields =
-    "stream=width,height,avg_frame_rate,duration:stream_disposition=attached_pic:stream_side_data=rotation:format=duration";
-  const probe = ["-v", "error", ...SAFE_INPUT, "-select_streams", "v", "-show_entries", fields, "-of", "json"];
+  const probe = ["-v", "error", ...SAFE_INPUT, "-select_streams", "v", "-show_entries", FIELDS, "-of", "json"];
   const chunks: Uint8Array[] = [];
   for await (const chunk of run("ffprobe", [...probe, `file:${path}`], signal)) chunks.push(chunk);
-  const found = JSON.parse(Buffer.concat(chunks).toString()) as {
-    streams?: {
-      width?: number;
-      height?: number;
-      avg_frame_rate?: string;
-      duration?: string;
-      disposition?: { attached_pic?: number };
-      side_data_list?: { rotation?: number }[];
-    }[];
-    format?: { duration?: string };
-  };
+  const found = JSON.parse(Buffer.concat(chunks).toString()) as { streams?: Stream[]; format?: Container };
+  const { format = {} } = found;
   const stream = found.streams?.find(({ width, disposition }) => width && disposition?.attached_pic !== 1);
-  if (!stream?.width || !stream.height) throw new RequestError("video: the file has no video stream; expected one");
-  checkSize("video", stream.width, stream.height, options);
-  const positive = (value: number) => (value > 0 && Number.isFinite(value) ? value : undefined);
+  const size = stream && upright(stream);
+  if (!size) throw new RequestError("video: the file has no video stream; expected one");
+  checkSize("video", size.width, size.height, options);
+
   const [frames = 0, seconds = 1] = (stream.avg_frame_rate ?? "0/1").split("/").map(Number);
-  const rate = positive(frames / seconds);
-  const duration = positive(Number(stream.duration)) ?? positive(Number(found.format?.duration));
-  const isOnItsSide = stream.side_data_list?.some(({ rotation = 0 }) => rotation % 180 !== 0);
+  const start = Number(format.start_time) || 0;
+  const late = Math.max(0, (Number(stream.start_time) || 0) - start); // pictures may begin after the sound
+  const own = positive(Number(stream.duration));
+  const stated = own === undefined ? positive(endOfTag(stream.tags?.DURATION) - start) : own + late;
+  const whole = format.nb_streams === 1 ? positive(Number(format.duration)) : undefined;
+  const isRead = (stated ?? whole) === undefined || (await stat(path)).size <= SCAN_BYTES;
+  const packets = isRead
+    ? await scan(path, stream.index, { start, rate: positive(frames / seconds) }, signal)
+    : undefined;
+  const duration = stated ?? whole ?? packets?.end;
+  if (duration === undefined)
+    throw new RequestError(
+      "video: the file does not say how long it is, and it has too many frames to count; expected one that says it " +
+        "(`ffmpeg -i FILE -c copy NEW.mp4` writes one)",
+    );
+  // Matroska says nothing of how long a frame stands, so a last one may stand until the end.
+  const rate = positive(frames / seconds) ?? (packets && packets.count / duration);
+  const isIndexed = /mov|matroska/.test(format.format_name ?? "");
+  const isShort =
+    !/matroska/.test(format.format_name ?? "") && packets && packets.end + Math.max(1, 2 / (rate ?? 2)) < duration;
+  if (packets && (packets.isCut || isShort))
+    throw new RequestError(
+      `video: ${packets.count.toLocaleString("en")} frames are there, up to ${packets.end.toFixed(1)} s of ${duration.toFixed(1)} s, ` +
+        "and the file seems to be cut off; expected a whole file",
+    );
   return {
-    length: {
-      width: isOnItsSide ? stream.height : stream.width,
-      height: isOnItsSide ? stream.width : stream.height,
-      ...{ duration, rate },
-    },
+    length: { ...size, duration, rate },
     async *frames({ times, step }) {
       const isFar = step > JUMP_SECONDS;
+      const scale = size.isStretched ? size : undefined;
+      let i = 0;
       for (const part of isFar ? times.map((time) => [time]) : [times]) {
-        let i = 0;
-        for await (const pixels of framesAt(path, { times: part, step }, { duration, rate }, signal))
-          yield { seconds: part[i++]!, pixels };
+        const from = isFar ? (isIndexed ? part[0]! : before(part[0]!, packets?.keys)) : 0;
+        const staysOn = isFar || packets !== undefined;
+        for await (const pixels of framesAt(path, { times: part, step, from, staysOn, scale }, signal))
+          yield { seconds: times[i++]!, pixels };
+        if (i < times.length && (!isFar || times[i - 1] !== part[0]))
+          throw new RequestError(
+            `video: ${i} of the ${times.length} frames that are wanted of its ${duration.toFixed(1)} s can be read, ` +
+              "and the file seems to be cut off; expected a whole file",
+          );
       }
     },
     close: async () => {},
   };
 }
 
-/** For each of some times, `step` seconds apart, the frame that is on the screen then: upright, in RGB. */
-function framesAt(
+/** The size on the screen: turned upright, and pixels that are not square stretched along one side. */
+function upright({ width, height, sample_aspect_ratio = "", side_data_list = [] }: Stream) {
+  if (!width || !height) return undefined;
+  const [across = 1, down = 1] = sample_aspect_ratio.split(":").map(Number);
+  const aspect = positive(across / down) ?? 1; // "0:1" is unknown
+  const [w, h] = [Math.round(width * Math.max(1, aspect)), Math.round(height * Math.max(1, 1 / aspect))];
+  const isOnItsSide = side_data_list.some(({ rotation = 0 }) => rotation % 180 !== 0);
+  const isStretched = w !== width || h !== height;
+  return isOnItsSide ? { width: h, height: w, isStretched } : { width: w, height: h, isStretched };
+}
+
+/** Seconds of Matroska's "00:01:02.003000000", which is when the stream ends. */
+function endOfTag(text = ""): number {
+  const [hours = NaN, minutes = NaN, seconds = NaN] = text.split(":").map(Number);
+  return hours * 3600 + minutes * 60 + seconds;
+}
+
+// ---- packets ----
+
+const SCAN_BYTES = 4e9; // to find the frames' times the whole file is read, some seconds; a longer one is believed
+const SCAN_PACKETS = 2e6; // 9 hours at 60 frames a second
+
+interface Packets {
+  readonly count: number;
+  /** Seconds: when the last frame ends. */
+  readonly end: number;
+  /** Seconds: when the key frames begin, in the file's order. */
+  readonly keys: readonly number[];
+  /** Whether the file breaks off. */
+  readonly isCut: boolean;
+}
+
+/** What the packets' headers say, without decoding; undefined where they are too many. */
+async function scan(
   path: string,
-  { times, step }: Pick<FramePlan, "times" | "step">,
-  { duration, rate }: Pick<VideoLength, "duration" | "rate">,
+  stream: number,
+  { start, rate }: { start: number; rate: number | undefined },
   signal?: AbortSignal,
-): AsyncGenerator<Pixels> {
-  // ffmpeg drops what began before the place it jumps to, so it jumps to where the frame before has begun too.
-  const from = Math.max(0, times[0]! - (rate ? 2 / rate : 2));
+): Promise<Packets | undefined> {
+  const fields = ["-show_entries", "packet=pts_time,duration_time,flags", "-of", "csv=p=0"];
+  const probe = ["-v", "error", ...SAFE_INPUT, "-select_streams", String(stream), ...fields, `file:${path}`];
+  const frame = rate ? 1 / rate : 0;
+  const keys: number[] = [];
+  let count = 0;
+  let end = 0;
+  let rest = "";
+  let complaints = "";
+  const read = (line: string) => {
+    const [time = "", long, flags = ""] = line.split(",");
+    if (time === "") return; // a packet's side data has lines of its own
+    const at = time === "N/A" ? count * frame : Number(time) - start;
+    count++;
+    end = Math.max(end, at + (positive(Number(long)) ?? frame));
+    if (flags.startsWith("K")) keys.push(at);
+  };
+  const heard = (text: string) => {
+    complaints = (complaints + text).slice(-2000);
+  };
+  for await (const chunk of run("ffprobe", probe, signal, heard)) {
+    const lines = (rest + Buffer.from(chunk).toString("latin1")).split("\n"); // numbers and flags: ASCII
+    rest = lines.pop()!;
+    for (const line of lines) read(line);
+    if (count > SCAN_PACKETS) return undefined;
+  }
+  read(rest);
+  const isCut = /partial file|ended prematurely/.test(complaints); // of an MP4; of a Matroska file
+  return end > 0 ? { count, end, keys, isCut } : undefined;
+}
+
+/** From where a file without an index is read for the frame at `time`: a second before its key frame begins. */
+function before(time: number, keys: readonly number[] = []): number {
+  return Math.max(0, (keys.findLast((key) => key <= time) ?? time - 10) - 1);
+}
+
+interface Sampling extends Pick<FramePlan, "times" | "step"> {
+  /** Seconds: ffmpeg begins with the key frame before it, or with the first. */
+  readonly from: number;
+  /** Whether the last frame may stand for as long as it takes; else for a step. */
+  readonly staysOn: boolean;
+  readonly scale: Readonly<Record<"width" | "height", number>> | undefined;
+}
+
+/** For each of some times, `step` seconds apart, the last frame that has begun then: upright, in RGB. */
+function framesAt(path: string, { times, step, from, staysOn, scale }: Sampling, signal?: AbortSignal) {
   const filters = [
     `setpts=PTS-${(times[0]! - from).toFixed(6)}/TB`, // the first of the times is 0
-    ...(duration ? [`tpad=stop_mode=clone:stop_duration=${step}`] : []), // the last frame stays until the end that the file names
+    `tpad=stop_mode=clone:${staysOn ? "stop=-1" : `stop_duration=${step}`}`, // the last frame stays until the end
     `fps=${1 / step}:round=up:start_time=0`, // at each time the last frame that has begun
+    ...(scale ? [`scale=${scale.width}:${scale.height}`, "setsar=1"] : []),
   ];
-  const jump = from > 0 ? ["-ss", from.toFixed(6)] : []; // even a jump to 0 loses a frame without a time
+  // Without "noaccurate" ffmpeg drops the frames that began before the place it jumps to, though one is on the screen
+  // there. Even a jump to 0 loses a frame without a time.
+  const jump = from > 0 ? ["-noaccurate_seek", "-ss", from.toFixed(6)] : [];
   const input = ["-v", "error", "-nostdin", ...SAFE_INPUT, ...jump, "-i", `file:${path}`];
   const output = ["-map", "0:V:0", "-vf", filters.join(","), "-frames:v", String(times.length)];
   return ppmFrames(
@@ -206,7 +328,12 @@ export async function* ppmFrames(chunks: AsyncIterable<Uint8Array>): AsyncGenera
 }
 
 /** What a program writes on its standard output. It is killed when the reader leaves or the signal says so. */
-async function* run(program: string, args: readonly string[], signal?: AbortSignal): AsyncGenerator<Uint8Array> {
+async function* run(
+  program: string,
+  args: readonly string[],
+  signal?: AbortSignal,
+  heard?: (complaint: string) => void,
+): AsyncGenerator<Uint8Array> {
   signal?.throwIfAborted();
   const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   const kill = () => child.kill("SIGKILL");
@@ -214,6 +341,7 @@ async function* run(program: string, args: readonly string[], signal?: AbortSign
   let complaint = "";
   child.stderr.on("data", (text: Buffer) => {
     complaint = (complaint + text.toString()).slice(-2000);
+    heard?.(text.toString());
   });
   const ended = new Promise<number | null>((resolve, reject) => {
     child.on("close", resolve);

@@ -186,14 +186,12 @@ export class ImageProcessor {
       const { length } = video;
       const plan = planFrames(length, { ...config, ...tiling, videoTokens });
       const tokens = plan.times.length * imageTokenCount(length, config, { ...tiling, maxTiles: plan.maxTiles });
-      // how many frames there are is not known without a duration, but they are no more than `videoTokens` pays for
-      if (length.duration !== undefined && tokens > room) throw tooManyTokens("frames of its video", tokens, room);
+      if (tokens > room) throw tooManyTokens("frames of its video", tokens, room);
       const frames: Frame[] = [];
       for await (const { seconds, pixels } of video.frames(plan)) {
         signal?.throwIfAborted();
         frames.push({ seconds, image: await tiled(pixels, { ...tiling, maxTiles: plan.maxTiles }) });
       }
-      if (frames.length === 0) throw new RequestError("video: no frame of it can be read; expected a whole file");
       this.#videos.set(
         key,
         frames,

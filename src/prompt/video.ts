@@ -8,8 +8,8 @@ import { imageTokens, layoutOf, type TileOptions } from "./image.ts";
 export interface VideoLength {
   readonly width: number;
   readonly height: number;
-  /** Seconds; absent where the file does not say. */
-  readonly duration?: number | undefined;
+  /** Seconds. */
+  readonly duration: number;
   /** Frames a second; absent where the file does not say. */
   readonly rate?: number | undefined;
 }
@@ -26,6 +26,7 @@ export interface FramePlan {
 // Frames a second that are looked at, as Qwen2-VL samples videos (Wang et al. 2024, arXiv:2409.12191, §2.1). Of Llama 4
 // only is published that it was trained with stills of videos (specification §8.6).
 const MAX_RATE = 2;
+const MOST_FRAMES = 65_536; // more than the longest published context holds, ten million tokens
 const TIMESTAMP_TOKENS = 12; // of "[11:02:03.4]" where every character is a token; in Llama 4's vocabulary it takes 9
 
 /** As many frames as the budget pays for with one tile each, at most two a second; what is left over buys tiles. */
@@ -40,13 +41,11 @@ export function planFrames(
   const most = Math.floor(videoTokens / tokens(1));
   if (!(most >= 1) || most === Infinity)
     throw new RequestError(`videoTokens is ${videoTokens}; expected at least ${tokens(1)}, which is one frame`);
-  const wanted = duration === undefined ? most : Math.max(1, Math.ceil(duration * Math.min(MAX_RATE, rate)));
-  const count = Math.min(wanted, most);
-  const step = duration === undefined ? 1 : duration / count;
-  const first = duration === undefined ? 0 : step / 2;
+  const count = Math.min(Math.max(1, Math.ceil(duration * Math.min(MAX_RATE, rate))), most, MOST_FRAMES);
+  const step = duration / count;
   let maxTiles = options.maxTiles ?? 16;
   while (maxTiles > 1 && tokens(maxTiles) * count > videoTokens) maxTiles--;
-  return { times: Array.from({ length: count }, (_, i) => first + i * step), step, maxTiles };
+  return { times: Array.from({ length: count }, (_, i) => (i + 0.5) * step), step, maxTiles };
 }
 
 /** "[0:07.5]", "[1:02:03.0]". */

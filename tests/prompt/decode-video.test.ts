@@ -195,6 +195,64 @@ describe.skipIf(!hasFfmpeg)("openVideo (skipped where ffmpeg is not installed)",
     expect(frames.at(-1)!.seconds).toBe(32_400);
   });
 
+  // Samples from 18 s on were white: ffmpeg drops what began before the place that it jumps to.
+  it("never shows the future where frames lie unevenly", async () => {
+    const slides = "nullsrc=size=64x48:rate=10:duration=120,geq=lum=if(gte(T\\,119.9)\\,235\\,16):cb=128:cr=128";
+    const few = `${slides},format=yuv420p,select=eq(n\\,0)+eq(n\\,50)+gte(n\\,1199)`;
+    const input = ["-f", "lavfi", "-i", few, "-vsync", "vfr"];
+    ffmpeg(...input, "-c:v", "mpeg4", at("uneven.mp4"));
+    ffmpeg("-i", at("uneven.mp4"), "-c", "copy", at("uneven.mkv"));
+    ffmpeg(...input, "-c:v", "mpeg2video", "-r", "25", at("even.ts"));
+    for (const name of ["uneven.mp4", "uneven.mkv", "even.ts"]) {
+      const video = await openVideo({ path: at(name) }, {});
+      for (const times of [[18, 60, 118], [119.5]]) {
+        const seen: number[] = [];
+        for await (const { pixels } of video.frames({ times, step: 40, maxTiles: 1 })) seen.push(pixels.data[0]!);
+        expect([name, seen]).toEqual([name, times.map(() => 0)]);
+      }
+      for await (const { pixels } of video.frames({ times: [119.96], step: 40, maxTiles: 1 }))
+        expect([name, pixels.data[0]! > 240]).toEqual([name, true]);
+    }
+  });
+
+  it("plans by the pictures where the sound is longer, and by the last packet where nothing says how long it is", async () => {
+    const input = ["-i", at("brighter.mp4")];
+    const sound = ["-f", "lavfi", "-i", "sine=duration=60"];
+    for (const name of ["sound-on.mp4", "sound-on.mkv", "sound-on.ts"]) {
+      const pictures = ["-i", at(name.endsWith("ts") ? "brighter.ts" : "brighter.mp4")];
+      ffmpeg(...pictures, ...sound, "-c:v", "copy", "-c:a", "mp2", at(name));
+      const { duration } = (await openVideo({ path: at(name) }, {})).length;
+      expect(Math.abs(duration - 8)).toBeLessThan(0.1); // pictures begin a little after the sound
+      expect(await look({ path: at(name) })).toHaveLength(Math.ceil(2 * duration));
+    }
+    const live = execFileSync("ffmpeg", ["-v", "error", ...input, "-c:v", "libvpx", "-f", "webm", "-"]); // as a browser records
+    const frames = await look({ data: new Uint8Array(live) });
+    expect(frames.map(({ seconds }) => seconds)).toEqual(Array.from({ length: 16 }, (_, i) => (i + 0.5) / 2));
+  });
+
+  it("refuses a file that breaks off, and says how much of it is there", async () => {
+    ffmpeg("-i", at("brighter.mp4"), "-c", "copy", "-movflags", "faststart", at("start.mp4"));
+    ffmpeg("-i", at("brighter.mp4"), "-c", "copy", at("start.mkv"));
+    for (const name of ["start.mp4", "start.mkv"]) {
+      truncateSync(at(name), statSync(at(name)).size >> 1);
+      expect(await refusal({ path: at(name) })).toMatch(
+        /video: \d+ frames are there, up to \d\.\d s of 8\.0 s, and the file seems to be cut off; expected a whole file/,
+      );
+    }
+  });
+
+  it("stretches pixels that are not square", async () => {
+    for (const [aspect, shape] of [
+      ["4/3", "85x48"],
+      ["1/2", "64x96"],
+    ] as const) {
+      ffmpeg("-i", at("brighter.mp4"), "-vf", `setsar=${aspect}`, "-c:v", "mpeg4", at("stretched.mp4"));
+      expect((await look({ path: at("stretched.mp4") }, 200))[0]!.size).toBe(shape);
+      const { width, height } = (await openVideo({ path: at("stretched.mp4") }, {})).length;
+      expect(`${width}x${height}`).toBe(shape);
+    }
+  });
+
   it("turns what a telephone recorded upright", async () => {
     const input = ["-i", at("brighter.mp4"), "-c", "copy"];
     try {
