@@ -15,6 +15,8 @@ export class TokenMask {
   readonly ids: Int32Array | undefined;
   /** A bit a token, where they are many. */
   readonly bits: Uint32Array | undefined;
+  /** The tokens that are kept, or where these are many all others. */
+  #list: Int32Array | undefined;
 
   constructor(bits: Uint32Array, vocabSize: number) {
     let count = 0;
@@ -26,7 +28,7 @@ export class TokenMask {
   }
 
   get byteLength(): number {
-    return (this.bits ?? this.ids!).byteLength;
+    return this.bits ? this.bits.byteLength + 4 * this.#listed : this.ids!.byteLength;
   }
 
   has(token: number): boolean {
@@ -41,22 +43,28 @@ export class TokenMask {
 
   /** Makes the logits `[V]` of all other tokens -Infinity. */
   apply(logits: Float32Array | Float64Array): void {
-    const { ids, bits } = this;
-    if (ids) {
-      const kept = Float64Array.from(ids, (id) => logits[id]!);
-      logits.fill(-Infinity);
-      for (let i = 0; i < ids.length; i++) logits[ids[i]!] = kept[i]!;
+    if (this.bits && !this.#isSparse) {
+      this.#list ??= idsOf(this.bits, this.#listed, -1);
+      const others = this.#list;
+      for (let i = 0; i < others.length; i++) logits[others[i]!] = -Infinity;
       return;
     }
-    for (let i = 0; i < bits!.length; i++) {
-      let out = ~bits![i]!;
-      if (out === -1) logits.fill(-Infinity, 32 * i, 32 * i + 32);
-      else
-        for (; out !== 0; out &= out - 1) {
-          const token = 32 * i + 31 - Math.clz32(out & -out);
-          if (token < logits.length) logits[token] = -Infinity;
-        }
-    }
+    this.#list ??= this.ids ?? idsOf(this.bits!, this.#listed);
+    const ids = this.#list;
+    const kept = new Float64Array(ids.length);
+    for (let i = 0; i < ids.length; i++) kept[i] = logits[ids[i]!]!;
+    logits.fill(-Infinity);
+    for (let i = 0; i < ids.length; i++) logits[ids[i]!] = kept[i]!;
+  }
+
+  /** Whether it is cheaper to keep its tokens than to go through all others. */
+  get #isSparse(): boolean {
+    return 3 * this.count < this.vocabSize;
+  }
+
+  /** Tokens that are listed once it is applied. */
+  get #listed(): number {
+    return this.#isSparse ? this.count : this.vocabSize - this.count;
   }
 }
 
@@ -66,11 +74,12 @@ function ones(word: number): number {
   return Math.imul((word + (word >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }
 
-function idsOf(bits: Uint32Array, count: number): Int32Array {
+/** The first `count` tokens whose bits are set, or with -1 for `flip` those whose are not. */
+function idsOf(bits: Uint32Array, count: number, flip: 0 | -1 = 0): Int32Array {
   const ids = new Int32Array(count);
   let n = 0;
   for (let i = 0; i < bits.length; i++)
-    for (let left = bits[i]!; left !== 0; left = (left & (left - 1)) >>> 0)
+    for (let left = bits[i]! ^ flip; left !== 0 && n < count; left &= left - 1)
       ids[n++] = 32 * i + 31 - Math.clz32(left & -left);
   return ids;
 }
