@@ -96,22 +96,13 @@ export async function trained(
   let teacher: OpenTeacher | undefined;
   const backend = openBackend(options);
   try {
-    if (saved) {
-      refuseOtherRun(saved.state.config, config);
-      await folder.resume(saved.state);
-    } else {
-      await folder.create();
-      await folder.resume({
-        progress: { step: 0, tokens: 0, cursor: {}, biases: [] },
-        seconds: 0,
-        logBytes: 0,
-        config,
-      });
-    }
+    if (saved) refuseOtherRun(saved.state.config, config);
     const open = async (path: string) => openDocuments(at(path), files);
     const [data, heldOut] = [await opened(config.data, open), await opened(config.heldOut, open)];
     const samples = config.samples === undefined ? undefined : await open(config.samples);
     teacher = config.teacher && (await openTeacher(config.teacher, at, backend));
+    const anew = { progress: { step: 0, tokens: 0, cursor: {}, biases: [] }, seconds: 0, logBytes: 0, config };
+    await folder.resume(saved?.state ?? anew);
     const start = await started(config, { at, folder, data, backend, saved, signal }, teacher?.tokenizer);
     teacher?.refuseOthers(start.tokenizer);
     const state = saved && { progress: saved.state.progress, moments: await momentsOf(saved, backend) };

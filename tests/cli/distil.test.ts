@@ -1,6 +1,16 @@
 // Distillation on the command line: a teacher alongside or its answers stored, a run that is resumed, what is refused.
 
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -110,6 +120,7 @@ describe("llama4 distil", () => {
     rmSync(at("none"), { recursive: true });
     write("other.json", { ...stored, teacher: { ...stored.teacher, model: "alongside/model" } });
     expect(await failing("distil", "other.json")).toMatch(/said.soft holds what another teacher said/);
+    expect(existsSync(at("none"))).toBe(false); // nothing was begun
     write("key.json", { ...student, teacher: { ...student.teacher, temperature: 2 } });
     expect(await failing("distil", "key.json")).toMatch(/teacher: "temperature" is not known here/);
   });
