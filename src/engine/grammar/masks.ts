@@ -150,7 +150,9 @@ export class Masks {
     return new TokenMask(bits, this.#trie.vocabSize);
   }
 
-  #local(term: Regex, regexes: Regexes): Local {
+  // No token reaches a count that is farther away than its bytes, so that all such counts are one.
+  #local(given: Regex, regexes: Regexes): Local {
+    const term = regexes.near(given, this.#trie.longest);
     return this.#once(
       term,
       ({ mask, exits }) => mask.byteLength + exits.byteLength,

@@ -151,6 +151,15 @@ export class Regexes {
     return part;
   }
 
+  /** A term that agrees with this one for the next `length` bytes; the same one for counts that are farther away than that. */
+  near(term: Regex, length: number): Regex {
+    if (term.kind !== "concat" || term.parts[0]!.kind !== "loop") return term;
+    const [head, tail] = term.parts as [Regex, Regex];
+    if (head.least <= length + 1 && (head.most <= length + 1 || head.most === Infinity)) return term;
+    const most = head.most > length + 1 ? Infinity : head.most;
+    return this.#pair(this.loop(head.parts[0]!, Math.min(head.least, length + 1), most), tail);
+  }
+
   /** What is left once `byte` has been read; `empty` exactly where nothing is. */
   next(term: Regex, byte: number): Regex {
     const known = term.next[byte];

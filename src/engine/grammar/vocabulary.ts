@@ -8,6 +8,8 @@ const ENDLESS = 255;
 
 export class TokenTrie {
   readonly vocabSize: number;
+  /** Bytes of the longest token. */
+  readonly longest: number;
   /** Nodes; node 0 is the root. */
   readonly size: number;
   /** The byte that leads to a node. */
@@ -69,6 +71,7 @@ export class TokenTrie {
         path.push(node);
       }
     }
+    this.longest = this.depths.reduce((most, depth) => Math.max(most, depth), 0);
     this.parents = this.#parents();
     this.byByte = this.#byByte();
     this.plain = this.#plainCosts();

@@ -30,6 +30,7 @@ const constraints: Record<string, Constraint> = {
     type: "json_schema",
     schema: { type: "array", items: { type: "array", items: { type: "string" } } },
   },
+  "a text of a bounded length": { type: "json_schema", schema: { type: "string", minLength: 40, maxLength: 90 } },
   "a pattern": { type: "regex", pattern: '[^"]*é?\\d{2,3}' },
   "calls that have to be": { type: "tool_calls", tools, parallel: true },
   "calls or text": { type: "tool_calls", tools, parallel: true, otherwise: { type: "text" } },
