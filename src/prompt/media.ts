@@ -5,6 +5,7 @@ import type { ChatPrompt, ContentPart, ImagePart, Media, Message, PlainPart, Vid
 import { type Canvas, imageTokens, layoutOf, type TiledImage, type TileOptions, tileImage } from "./image.ts";
 import { RecentlyUsed } from "./recently-used.ts";
 import type { Pixels } from "./resize.ts";
+import { shown } from "./shown.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { type FramePlan, planFrames, timestamp, type VideoLength } from "./video.ts";
 
@@ -125,6 +126,7 @@ export class ImageProcessor {
     { mostTokens = Infinity, ...options }: ProcessOptions,
     signal?: AbortSignal,
   ): Promise<{ contents: PlainPart[][]; images: ProcessedImage[] }> {
+    for (const parts of contents) checkParts(parts);
     const images: ProcessedImage[] = [];
     const plain: PlainPart[][] = [];
     let room = mostTokens - (await this.#countTokens(contents.flat(), options, mostTokens, signal));
@@ -153,8 +155,6 @@ export class ImageProcessor {
     let tokens = 0;
     for (const part of parts) {
       signal?.throwIfAborted();
-      if (typeof part !== "object" || part === null)
-        throw new RequestError(`a part of the content is ${part}; expected { type: "text" | "image" | "video", … }`);
       if (part.type !== "image") continue;
       const config = this.#config;
       tokens += imageTokenCount(await this.#decoders.image(part, options), config, options);
@@ -204,10 +204,26 @@ export class ImageProcessor {
   }
 }
 
+/** Checks what came from outside; the types alone do not hold there. */
+function checkParts(parts: readonly ContentPart[]): void {
+  const expected = 'expected { type: "text", text }, or { type: "image" or "video", path or data }';
+  if (!Array.isArray(parts))
+    throw new RequestError(`the content is ${shown(parts)}; expected a text or a list of parts`);
+  for (const part of parts as readonly unknown[]) {
+    if (typeof part !== "object" || part === null)
+      throw new RequestError(`a part of the content is ${shown(part)}; ${expected}`);
+    const { type, text } = part as { type?: unknown; text?: unknown };
+    if (type !== "text" && type !== "image" && type !== "video")
+      throw new RequestError(`the type of a part of the content is ${shown(type)}; ${expected}`);
+    if (type === "text" && typeof text !== "string")
+      throw new RequestError(`the text of a part of the content is ${shown(text)}; ${expected}`);
+  }
+}
+
 function tooManyTokens(what: string, tokens: number, room: number): CapacityError {
-  const shown = (n: number) => n.toLocaleString("en");
+  const count = (n: number) => n.toLocaleString("en");
   return new CapacityError(
-    `the prompt's ${what} take ${shown(tokens)} tokens or more, and there is room for ${shown(room)}; give fewer, ` +
+    `the prompt's ${what} take ${count(tokens)} tokens or more, and there is room for ${count(room)}; give fewer, ` +
       "take fewer tiles of each (`maxTiles`, `videoTokens`), or open the model with a larger `context`",
   );
 }

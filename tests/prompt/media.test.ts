@@ -3,7 +3,7 @@ import type { ContentPart } from "../../src/prompt/chat-format.ts";
 import { metaFormat } from "../../src/prompt/chat-format.ts";
 import { type Decoders, encodeParts, expandImages, ImageProcessor, imageTokenCount } from "../../src/prompt/media.ts";
 import { byteLevel } from "../../src/prompt/small-vocabularies.ts";
-import { CapacityError } from "../../src/tensor/errors.ts";
+import { CapacityError, RequestError } from "../../src/tensor/errors.ts";
 
 const config = { tileSize: 4, tokensPerTile: 2, maxTiles: 16, toMaxCanvas: false };
 const tokenizer = byteLevel({ vocabSize: 512 });
@@ -112,11 +112,22 @@ describe("a prompt with images", () => {
     expect((await processor.contents([[video], photos], { mostTokens: 43 })).images).toHaveLength(5);
   });
 
-  it("refuses what is no part", async () => {
-    for (const part of [null, "text", 3])
-      await expect(processor.contents([[part as unknown as ContentPart]], {})).rejects.toThrow(
-        "a part of the content is",
+  it("refuses what is no part, and says what it is", async () => {
+    for (const [part, message] of [
+      [null, "a part of the content is null"],
+      ["text", 'a part of the content is "text"'],
+      [3, "a part of the content is 3"],
+      [{ type: "image_url" }, 'the type of a part of the content is "image_url"'],
+      [{ text: "hi" }, "the type of a part of the content is absent"],
+      [{ type: "text" }, "the text of a part of the content is absent"],
+      [{ type: "text", text: 5 }, "the text of a part of the content is 5"],
+    ] as const) {
+      const refused = expect(processor.contents([[part as unknown as ContentPart]], {})).rejects;
+      await refused.toThrow(
+        `${message}; expected { type: "text", text }, or { type: "image" or "video", path or data }`,
       );
+    }
+    await expect(processor.contents([{} as never], {})).rejects.toThrow(RequestError);
   });
 
   it("ends when it is cancelled", async () => {
