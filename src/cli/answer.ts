@@ -66,10 +66,20 @@ export function described(error: unknown): { name: string; message: string; code
     return { name: "Interrupted", message, code: status.interrupted };
   return {
     name,
-    message: fileMessage(error) ?? message.replaceAll("`context`", "--context"), // the library's option, as it is here
+    message: fileMessage(error) ?? withFlags(message),
     code: name === "RequestError" ? status.wrongUsage : status.failed,
   };
 }
+
+/** The library's options under their names here. */
+function withFlags(message: string): string {
+  return message
+    .replace(/`(context|mmproj)`/g, "--$1")
+    .replace(/`?\b(maxPixels|maxTiles|videoTokens)\b`?/g, (_, option: keyof typeof flags) => flags[option])
+    .replace(/ \(`(?:maxSide|maxBytes)`\)/, ""); // no option sets these here
+}
+
+const flags = { maxPixels: "--max-pixels", maxTiles: "--max-tiles", videoTokens: "--video-tokens" } as const;
 
 const fileMessages: Readonly<Record<string, string>> = {
   ENOENT: "there is no such file or folder; check the path",

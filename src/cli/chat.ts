@@ -3,9 +3,9 @@
 import { createInterface } from "node:readline";
 import { type Command, Option } from "commander";
 import type { ContentPart, Llama4, Message } from "../index.ts";
-import { CapacityError } from "../tensor/errors.ts";
+import { CapacityError, RequestError } from "../tensor/errors.ts";
 import { type Answer, described, Interrupted, type Run, type Session } from "./answer.ts";
-import { type ImageOptions, mediaOf, partsOf, show, withImages } from "./media.ts";
+import { attached, checkSees, type ImageOptions, mediaOf, partsOf, withImages } from "./media.ts";
 import { collected, openModel } from "./model.ts";
 import {
   define,
@@ -47,6 +47,7 @@ Ctrl-C    stops the answer; once more, it ends the conversation`;
 async function talk(session: Session, options: ChatOptions): Promise<Answer | undefined> {
   const shown = partsOf(options);
   const sampling = samplingOf(options);
+  await checkSees(options, shown);
   await using model = await openModel(options, session, { speculation: speculationOf(options) });
   const conversation = new Conversation(model, session, { ...options, ...sampling });
   for (const part of shown) await conversation.attach(part);
@@ -80,12 +81,12 @@ class Conversation {
     this.#attached = [];
   }
 
+  /** Throws RequestError for what cannot be shown to the model. */
   async attach(part: ContentPart): Promise<void> {
-    await show(part, this.#model, mediaOf(this.#options), this.#signal);
-    this.#attached.push(part);
+    this.#attached.push(await attached(part, this.#model, mediaOf(this.#options), this.#signal));
   }
 
-  /** Shows the reply; a turn that was stopped or failed leaves no message behind. */
+  /** Shows the reply; a turn that was stopped or failed leaves no message behind, and one that was refused no image. */
   async turn(text: string, signal: AbortSignal, most?: number): Promise<void> {
     const { temperature, topP, topK, minP, seed, stop, maxTokens = most } = this.#options;
     const content = this.#attached.length > 0 ? [...this.#attached, { type: "text", text } as const] : text;
@@ -95,9 +96,13 @@ class Conversation {
     const answer = await collected(this.#model, reply, (text) => {
       if (!this.#json) process.stdout.write(text);
     }).catch((error: unknown) => {
-      throw error instanceof Error && error.name === "CapacityError"
-        ? new CapacityError(`${error.message}, or forget the conversation with /reset`, { cause: error })
-        : error;
+      const { name = "", message = "" } = error instanceof Error ? error : {};
+      const isDropped = this.#attached.length > 0 && ["RequestError", "CapacityError"].includes(name);
+      if (isDropped) this.#attached = []; // else it would fail every turn to come
+      const dropped = isDropped ? " (what was attached is dropped)" : "";
+      if (name === "CapacityError")
+        throw new CapacityError(`${message}, or forget the conversation with /reset${dropped}`, { cause: error });
+      throw isDropped ? new RequestError(`${message}${dropped}`, { cause: error }) : error;
     });
     process.stdout.write(this.#json ? `${JSON.stringify({ role: "assistant", ...answer })}\n` : "\n");
     this.#messages = [...messages, { role: "assistant", content: answer.text }];

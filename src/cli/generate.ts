@@ -6,7 +6,7 @@ import type { Constraint } from "../engine/constraint.ts";
 import type { ContentPart } from "../index.ts";
 import { RequestError } from "../tensor/errors.ts";
 import type { Answer, Run, Session } from "./answer.ts";
-import { type ImageOptions, mediaOf, partsOf, rawParts, withImages } from "./media.ts";
+import { checkSees, type ImageOptions, mediaOf, partsOf, rawParts, withImages } from "./media.ts";
 import { collected, openModel } from "./model.ts";
 import {
   define,
@@ -92,6 +92,7 @@ async function generated(session: Session, options: Options): Promise<Answer> {
   const { raw, bos = false, maxTokens, stop } = options;
   const form = { constraint: await constraintOf(options), media: mediaOf(options) };
   const request = { ...samplingOf(options), ...form, maxTokens, stop, signal: session.signal };
+  if (Array.isArray(content)) await checkSees(options, content);
   await using model = await openModel(options, session, { speculation: speculationOf(options) });
   const reply = raw ? model.complete(content, { ...request, bos }) : model.chat([{ role: "user", content }], request);
   const json = await collected(model, reply, (text) => {

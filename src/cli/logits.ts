@@ -10,7 +10,7 @@ import type { LogitRows } from "../index.ts";
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import { type Answer, bytes, type Run, type Session } from "./answer.ts";
 import { type PromptOptions, promptOf, withPrompt } from "./generate.ts";
-import { mediaOf, withImages } from "./media.ts";
+import { checkSees, mediaOf, withImages } from "./media.ts";
 import { openModel } from "./model.ts";
 import { define, withModel } from "./options.ts";
 import { isFile, refuseMissingFolder, refuseToOverwrite } from "./output.ts";
@@ -60,6 +60,7 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   // float32 activations on exactly dequantized weights, so that another implementation can be compared
   const exact = fast ? {} : ({ activations: "f32" } as const);
   const { kvDtype = fast ? undefined : "f32" } = options;
+  if (Array.isArray(content)) await checkSees(options, content);
   await using model = await openModel({ ...options, ...(kvDtype && { kvDtype }) }, session, { ...exact, stepTokens });
   const media = mediaOf(options);
   const messages = [{ role: "user", content }] as const;

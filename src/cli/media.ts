@@ -1,9 +1,10 @@
 // Images and videos on the command line: which the options name, where they stand, and what they look like.
 
 import { closeSync, existsSync, openSync, readSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
-import type { ContentPart, Llama4, MediaOptions } from "../index.ts";
-import { formatOf, openImage } from "../prompt/decode-image.ts";
+import { type ContentPart, type Llama4, type MediaOptions, shippedModel } from "../index.ts";
+import { checkBytes, existing, formatOf, named, openImage } from "../prompt/decode-image.ts";
 import { openVideo } from "../prompt/decode-video.ts";
 import { layoutOf } from "../prompt/image.ts";
 import { imageTokenCount, tileOptions, VIDEO_TOKENS } from "../prompt/media.ts";
@@ -17,6 +18,7 @@ export interface ImageOptions {
   readonly image?: readonly string[];
   readonly video?: string;
   readonly maxTiles?: number;
+  readonly maxPixels?: number;
   readonly maxCanvas?: true;
   readonly orient?: boolean;
   readonly videoTokens?: number;
@@ -31,6 +33,7 @@ export function withImages(command: Command): Command {
       "most tiles of an image: fewer take fewer tokens (default: the checkpoint's, else 16)",
       whole(1, 64),
     )
+    .option("--max-pixels <n>", "most pixels of an image or of a video's frame (default: 50 million)", whole(1))
     .option("--max-canvas", "enlarges images to the largest canvas that fits them")
     .option("--no-orient", "leaves photographs as they are stored, whatever their EXIF orientation says")
     .addOption(
@@ -38,8 +41,8 @@ export function withImages(command: Command): Command {
     );
 }
 
-export const mediaOf = ({ maxTiles, maxCanvas, orient, videoTokens }: ImageOptions): MediaOptions => ({
-  ...{ maxTiles, orient, videoTokens },
+export const mediaOf = ({ maxTiles, maxPixels, maxCanvas, orient, videoTokens }: ImageOptions): MediaOptions => ({
+  ...{ maxTiles, maxPixels, orient, videoTokens },
   toMaxCanvas: maxCanvas,
 });
 
@@ -84,26 +87,66 @@ export function rawParts(prompt: string, parts: readonly ContentPart[]): Content
   return [...video, ...texts.flatMap((text, i) => (i === 0 ? [text] : [images[i - 1]!, text]))];
 }
 
-/** Says what the model sees: size, tiles and tokens, with a small preview where the terminal shows colours. */
-export async function show(
+const KEPT_BYTES = 100e6; // of a file that a conversation goes on with
+
+/**
+ * A file for a conversation, as it is now: it may change or go before the next turn. A video of more than 100 MB stays
+ * where it is. Throws RequestError for what cannot be decoded, and for a model that reads text only.
+ */
+export async function attached(
   part: ContentPart,
   model: Llama4,
   options: MediaOptions,
   signal: AbortSignal,
+): Promise<ContentPart> {
+  if (part.type === "text" || part.path === undefined) return part;
+  if (!model.info.vision) throw textOnly(part.type);
+  const { size } = await existing(part.type, part.path);
+  if (part.type === "image") checkBytes(size, options);
+  const isKept = part.type === "image" || size <= KEPT_BYTES;
+  const kept = isKept ? ({ type: part.type, data: new Uint8Array(await readFile(part.path)) } as const) : part;
+  await named(part.path, () => show(kept, part.path, model.info.vision!, options, signal));
+  return kept;
+}
+
+/** Refuses images and videos for a model that reads text only, by the headers of its files: before it is loaded. */
+export async function checkSees(
+  { model, mmproj }: { readonly model?: string; readonly mmproj?: string },
+  parts: readonly ContentPart[],
 ): Promise<void> {
-  const { vision } = model.info;
-  if (part.type === "text" || !vision) return;
-  const say = (text: string) => process.stderr.write(`${part.path ?? part.type}: ${text}\n`);
+  const seen = parts.find(({ type }) => type !== "text");
+  if (!seen) return;
+  const { openCheckpoint } = await import("../checkpoint/open.ts"); // few need it
+  const checkpoint = await openCheckpoint(model ?? shippedModel(), { mmproj });
+  await checkpoint.close();
+  if (!checkpoint.config.vision) throw textOnly(seen.type);
+}
+
+const textOnly = (type: string) =>
+  new RequestError(
+    `${type === "image" ? "an image" : "a video"} for a model that reads text only; expected a checkpoint with a vision ` +
+      "encoder (a GGUF model's is in its mmproj file, `mmproj`), or text alone",
+  );
+
+/** Says what the model sees: size, tiles and tokens, with a small preview where the terminal shows colours. */
+async function show(
+  part: Exclude<ContentPart, { type: "text" }>,
+  path: string,
+  vision: NonNullable<Llama4["info"]["vision"]>,
+  options: MediaOptions,
+  signal: AbortSignal,
+): Promise<void> {
+  const say = (text: string) => process.stderr.write(`${path}: ${text}\n`);
   const size = ({ width, height }: Pick<Pixels, "width" | "height">) =>
     `${width.toLocaleString("en")} × ${height.toLocaleString("en")}`;
   const tiling = tileOptions(vision, options);
   if (part.type === "image") {
     const image = await openImage(part, options);
+    const pixels = await image.pixels(); // before anything is said: it may be broken
     const { nTiles } = layoutOf(image, tiling);
     const tokens = imageTokenCount(image, vision, options).toLocaleString("en");
     say(`${size(image)}, ${nTiles} ${nTiles === 1 ? "tile" : "tiles"}, ${tokens} tokens`);
-    if (process.stderr.isTTY && process.stderr.getColorDepth() >= 24)
-      process.stderr.write(preview(await image.pixels()));
+    if (process.stderr.isTTY && process.stderr.getColorDepth() >= 24) process.stderr.write(preview(pixels));
     return;
   }
   const video = await openVideo(part, options, signal);

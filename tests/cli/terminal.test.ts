@@ -1,6 +1,8 @@
 // `llama4 chat` in a terminal of its own: util-linux' `script` gives it one.
 
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { rmSync, writeFileSync } from "node:fs";
+import sharp from "sharp";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { llama4, main } from "./llama4.ts";
 import { initTiny, temporaryPlace } from "./models.ts";
@@ -90,6 +92,37 @@ describe.skipIf(!haveScript())("llama4 chat in a terminal (skipped without util-
     expect(await terminal.ended).toBe(0);
     const piped = await llama4([...certain(), "--max-tokens", "4"], "Why?\n");
     expect(reply).toContain(piped.stdout.trim());
+  });
+
+  // The file was read again at each turn: one that could not be read, or was gone, failed every turn to come.
+  it("looks into an image once, and goes on without one that it cannot show", async () => {
+    const image = place.at("grey.png");
+    const broken = place.at("broken.png");
+    const png = await sharp({ create: { width: 40, height: 30, channels: 3, background: "#777777" } })
+      .png()
+      .toBuffer();
+    writeFileSync(image, png);
+    writeFileSync(broken, png.subarray(0, 60));
+    const seer = await initTiny(place.at("seer"), "--vision", "on", "--vision-layers", "1", "--vision-dim", "32");
+    const terminal = opened(["chat", "--model", seer, "--max-tokens", "2", "--temperature", "0"]);
+    await terminal.until("> ");
+    terminal.type(`/image ${broken}\r`);
+    await terminal.until("this PNG cannot be read");
+    terminal.type(`/image ${image}\r`);
+    await terminal.until("40 × 30, 1 tile, 147 tokens");
+    rmSync(image);
+    for (const question of ["One?", "Two?"]) {
+      terminal.type(`${question}\r`);
+      await terminal.until(question);
+      expect(await terminal.until("> ")).not.toContain("Error");
+    }
+    terminal.type("/exit\r");
+    expect(await terminal.ended).toBe(0);
+
+    const blind = opened(certain());
+    await blind.until("> ");
+    blind.type(`/image ${broken}\r`);
+    await blind.until("an image for a model that reads text only");
   });
 
   it("stops an answer at Ctrl-C and goes on; ends at another with status 130", async () => {
