@@ -72,7 +72,8 @@ const fileBytes = paths.reduce((bytes, path) => bytes + statSync(path).size, 0);
 
 /** Uses as much memory as the files take, and frees it. */
 async function warmMemory(): Promise<void> {
-  execFileSync(process.execPath, ["-e", `new Uint8Array(${fileBytes}).fill(1)`]);
+  const script = `Array.from({ length: ${Math.ceil(fileBytes / 2 ** 30)} }, () => new Uint8Array(2 ** 30).fill(1))`;
+  execFileSync(process.execPath, ["-e", script]);
 }
 
 const settle = () => new Promise((resolve) => setTimeout(resolve, 6000)); // Linux reports free pages within some 2 s

@@ -44,23 +44,26 @@ void add_choices(Pool& pool, const float* down, const int64_t* place, int64_t T,
 void experts_int8(Pool& pool, const Experts& a) {
   const int64_t n = a.T * a.top_k, D = a.D, F = a.F;
   const Quantized x = quantized(pool, a.x, a.T, D, a.id, *a.held);
-  const Quantized hidden(pool.shared(Pool::kHidden, Quantized::bytes(n, F)), n, F);
+  const size_t hidden_bytes = Quantized::bytes(n, F);
+  uint8_t* rows = static_cast<uint8_t*>(pool.shared(Pool::kHidden, hidden_bytes + Quantized::bytes(n, D)));
+  const Quantized hidden(rows, n, F), grouped(rows + hidden_bytes, n, D);
   const size_t floats = a.top_k > 1 ? size_t(n) * size_t(D) : 0;
-  const size_t bytes = Groups::bytes(n, a.E) + size_t(n) * (sizeof(int64_t) + sizeof(Row) + sizeof(float)) +
+  const size_t bytes = Groups::bytes(n, a.E) + size_t(n) * (sizeof(float*) + sizeof(float)) +
                        size_t(a.E) * (sizeof(Int8Gated) + sizeof(Int8Product)) + floats * sizeof(float);
   uint8_t* memory = static_cast<uint8_t*>(pool.shared(Pool::kOperation, bytes));
   const Groups groups(memory, a.chosen, n, a.E);
-  int64_t* from = reinterpret_cast<int64_t*>(memory + Groups::bytes(n, a.E));
-  Row* to = reinterpret_cast<Row*>(from + n);
+  float** to = reinterpret_cast<float**>(memory + Groups::bytes(n, a.E));
   Int8Gated* gated = reinterpret_cast<Int8Gated*>(to + n);
   Int8Product* downs = reinterpret_cast<Int8Product*>(gated + a.E);
   float *scales = reinterpret_cast<float*>(downs + a.E), *down = scales + n;
   for (int64_t i = 0; i < n; i++) {
     const int64_t place = groups.place[i];
-    from[place] = i / a.top_k;
     scales[place] = a.scores[i];
-    to[place] = {place, a.top_k > 1 ? down + place * D : a.y + i * D};
+    to[place] = a.top_k > 1 ? down + place * D : a.y + i * D;
   }
+  parallel(pool, n, 65536 / D + 1, [&](int64_t i, int64_t last, int) {
+    for (; i < last; i++) grouped.copy(groups.place[i], x, i / a.top_k);
+  });
   const auto matrix = [&](const void* bank, int type, int64_t e, int64_t rows, int64_t columns) {
     const Block block = block_of(type);
     return static_cast<const uint8_t*>(bank) + e * packed_rows(rows) * (columns / block.elements) * block.bytes;
@@ -71,10 +74,10 @@ void experts_int8(Pool& pool, const Experts& a) {
     const int64_t first = groups.start[e], count = groups.count(e);
     if (count == 0) continue;
     gated[used] = {matrix(a.gate, gate_type, e, F, D), matrix(a.up, up_type, e, F, D), gate_type, up_type, F,
-                   from + first, scales + first, first, count};
-    downs[used++] = {matrix(a.down, down_type, e, D, F), down_type, D, to + first, count, nullptr};
+                   first, count, scales + first};
+    downs[used++] = {matrix(a.down, down_type, e, D, F), down_type, D, first, count, to + first, nullptr};
   }
-  multiply_gated_int8(pool, x, gated, used, hidden);
+  multiply_gated_int8(pool, grouped, gated, used, hidden);
   multiply_int8(pool, hidden, downs, used);
   if (a.top_k > 1) add_choices(pool, down, groups.place, a.T, D, a.top_k, a.y);
 }
@@ -84,15 +87,11 @@ void experts_int8(Pool& pool, const Experts& a) {
 void feed_forward(Pool& pool, const FeedForward& a) {
   const Quantized x = quantized(pool, a.x, a.T, a.D, a.id, *a.held);
   const Quantized hidden(pool.shared(Pool::kHidden, Quantized::bytes(a.T, a.F)), a.T, a.F);
-  Row* to = static_cast<Row*>(pool.shared(Pool::kOperation, size_t(a.T) * (sizeof(Row) + sizeof(int64_t))));
-  int64_t* from = reinterpret_cast<int64_t*>(to + a.T);
-  for (int64_t t = 0; t < a.T; t++) {
-    from[t] = t;
-    to[t] = {t, a.y + t * a.D};
-  }
+  float** to = static_cast<float**>(pool.shared(Pool::kOperation, size_t(a.T) * sizeof(float*)));
+  for (int64_t t = 0; t < a.T; t++) to[t] = a.y + t * a.D;
   const auto matrix = [](const void* w) { return static_cast<const uint8_t*>(w); };
-  const Int8Gated gated{matrix(a.gate), matrix(a.up), plain(a.gate_type), plain(a.up_type), a.F, from, nullptr, 0, a.T};
-  const Int8Product down{matrix(a.down), plain(a.down_type), a.D, to, a.T, nullptr};
+  const Int8Gated gated{matrix(a.gate), matrix(a.up), plain(a.gate_type), plain(a.up_type), a.F, 0, a.T, nullptr};
+  const Int8Product down{matrix(a.down), plain(a.down_type), a.D, 0, a.T, to, nullptr};
   multiply_gated_int8(pool, x, &gated, 1, hidden);
   multiply_int8(pool, hidden, &down, 1);
 }

@@ -5,38 +5,56 @@
 #include "kernels.h"
 #include "packed.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace llama4 {
 namespace LLAMA4_ISA {
 
-// One row: x[i] ≈ d[i / 32] · q[i], each off by at most d / 2.
+// Up to so many rows meet each word of the weights on its way from memory; more go by tiles, where there are any.
+constexpr int64_t kFewTokens = kTiles || W == 16 ? 6 : 4;
+
+// One row: x[i] ≈ d(i) · q(i), each off by at most d / 2.
 struct Acts {
-  const int8_t* q;
-  const float* d;
-  const float* sd;        // d · Σ q of a block: what the k-quants' minima take
-  const int32_t* minus;   // −Σ q of a block: what weights shifted to unsigned take
-  const int16_t* minus16; // the same of its two halves
+  const int8_t* integers;
+  const float *scales, *sums;  // sums: d · Σ q of a block
+  const int32_t* minus;        // −Σ q of a block: what weights shifted to unsigned take
+  const int16_t* minus16;      // the same of its two halves
+  int64_t apart;               // blocks and scales from one to the next
+
+  const int8_t* q(int64_t i) const { return integers + i / 32 * 32 * apart + i % 32; }
+  float d(int64_t i) const { return scales[i / 32 * apart]; }
+  float sd(int64_t i) const { return sums[i / 32 * apart]; }  // what the k-quants' minima take
 };
 
-// Rows of activations, quantized.
+// Rows of activations, quantized, in blocks of 32 integers. For tiles, the same blocks of 16 neighbouring rows lie side by
+// side, a tile of A, and so do their scales.
 struct Quantized {
-  int64_t I;
+  int64_t I, together;
   int8_t* q;
   float *d, *sd;
   int32_t* minus;
   int16_t* minus16;
 
-  static size_t bytes(int64_t rows, int64_t I) { return size_t(rows) * size_t(I / 32) * 48; }
-  Quantized(void* memory, int64_t rows, int64_t I)
-      : I(I), q(static_cast<int8_t*>(memory)), d(reinterpret_cast<float*>(q + rows * I)), sd(d + rows * (I / 32)),
-        minus(reinterpret_cast<int32_t*>(sd + rows * (I / 32))),
-        minus16(reinterpret_cast<int16_t*>(minus + rows * (I / 32))) {}
+  static int64_t side_by_side(int64_t rows) { return kTiles && rows > kFewTokens ? 16 : 1; }
+  static int64_t whole(int64_t rows) { return (rows + side_by_side(rows) - 1) / side_by_side(rows) * side_by_side(rows); }
+  static size_t bytes(int64_t rows, int64_t I) { return size_t(whole(rows)) * size_t(I / 32) * 48; }
+  Quantized(void* memory, int64_t n, int64_t I) : I(I), together(side_by_side(n)), q(static_cast<int8_t*>(memory)) {
+    const int64_t rows = whole(n), blocks = rows * (I / 32);
+    d = reinterpret_cast<float*>(q + rows * I);
+    sd = d + blocks;
+    minus = reinterpret_cast<int32_t*>(sd + blocks);
+    minus16 = reinterpret_cast<int16_t*>(minus + blocks);
+  }
   Acts row(int64_t t) const {
     const int64_t b = t * (I / 32);
-    return {q + t * I, d + b, sd + b, minus + b, minus16 + 2 * b};
+    return {q + 32 * at(t, 0), d + at(t, 0), sd + at(t, 0), minus + b, minus16 + 2 * b, together};
   }
+  // Which block of q, and scale of d and sd, is block b of row t.
+  int64_t at(int64_t t, int64_t b) const { return (t / together * (I / 32) + b) * together + t % together; }
   // Elements [first, first + n) of row t, whole blocks, from `scale` · x.
   void set(int64_t t, int64_t first, const float* x, int64_t n, float scale = 1) const;
+  // Row t is that row of x.
+  void copy(int64_t t, const Quantized& x, int64_t row) const;
 };
 
 // x [rows, I], quantized by all threads unless it is what the pool holds.
@@ -45,32 +63,25 @@ Quantized quantized(Pool& pool, const float* x, int64_t rows, int64_t I, int64_t
 // linear() with packed weights.
 void linear_int8(Pool& pool, const Linear& l);
 
-// Row t of a product: where its activations are and where its result goes.
-struct Row {
-  int64_t x;  // of the quantized rows
-  float* y;
-};
-
-// y[o] = w[o] · x for each row and o of [0, O). `w` is packed.
+// Row t of `y` is w times row `first` + t of the activations. `w` is packed.
 struct Int8Product {
   const uint8_t* w;
   int type;  // without kPacked
   int64_t O;
-  const Row* rows;
-  int64_t T;
+  int64_t first, T;
+  float* const* y;
   const float* b;  // or nullptr
 };
 
 void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, int64_t count);
 
-// Rows of swiglu(gate · x, up · x), quantized into `out`, whose row is `first` + t.
+// Row `first` + t of swiglu(gate · x, up · x) by the same row of x, quantized into `out`.
 struct Int8Gated {
   const uint8_t *gate, *up;
   int gate_type, up_type;
   int64_t F;
-  const int64_t* rows;   // of x
-  const float* scales;   // of x's rows, or nullptr
   int64_t first, T;
+  const float* scales;  // of T rows of x, or nullptr
 };
 
 void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* products, int64_t count, const Quantized& out);

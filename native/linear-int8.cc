@@ -6,11 +6,13 @@
 // neither on the other tokens nor on the threads: bit for bit the same for one token and for many.
 //
 // A panel is 64 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
-// for many they are taken apart once, a chunk of columns at a time, into the first-level cache.
+// for many they are taken apart once, a chunk of columns at a time, into the first-level cache. Where there are tiles,
+// these multiply whole runs of 16 tokens: the integers are the same, and so is what follows from them.
 
 #include "int8.h"
 
 #include <atomic>
+#include <type_traits>
 
 namespace llama4 {
 namespace LLAMA4_ISA {
@@ -20,11 +22,7 @@ namespace {
 constexpr int kPanel = 4 * kGroup;     // rows
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
-#if defined(__AVX512F__)
-constexpr int kTokens = 6;             // with two registers of rows: 12 sums and 12 results stay in registers
-#else
-constexpr int kTokens = 4;
-#endif
+constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
 constexpr int64_t kChunk = 512;        // columns taken apart at a time: 16 KiB
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for, about
@@ -167,7 +165,10 @@ struct Unpacked : Format<Type> {
         if (F::minima) store(mins + at * W, w.min(run));
 #pragma GCC unroll 8
         for (int j = 0; j < F::steps; j++) {
-          const uvec u = w.step(run, j);
+          uvec u = w.step(run, j);
+#if defined(__AMX_TILE__)
+          if (F::shift >= 0) u = (uvec)_mm512_sub_epi8((__m512i)u, _mm512_set1_epi8(char(1 << (F::shift & 31))));  // signed
+#endif
           memcpy(integers + (at * F::steps + j) * 4 * W, &u, sizeof u);
         }
       }
@@ -255,7 +256,7 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
         for (int v = 0; v < V; v++) u[v] = w[v].step(run, j);
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
-          const ivec four = broadcast(x[n].q + at + 4 * j);
+          const ivec four = broadcast(x[n].q(at) + 4 * j);
 #pragma GCC unroll 4
           for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
         }
@@ -266,8 +267,8 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
           const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n], minus(n)), vec);
-          acc[v][n] += whole * (scale * splat(x[n].d[at / 32]));
-          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x[n].sd[at / 32]);
+          acc[v][n] += whole * (scale * splat(x[n].d(at)));
+          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x[n].sd(at));
         }
       }
     }
@@ -306,15 +307,98 @@ inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t 
   }
 }
 
-// sums[t][row of the panel] for T tokens; row_of(t) is the row of x. `groups` of the panel's exist. `next` is the panel
-// that the thread comes to after this one.
-template <int Type, typename RowOf>
-void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t T, const RowOf& row_of,
+#if defined(__AMX_TILE__)
+
+template <int N>
+using Number = std::integral_constant<int, N>;
+
+// The same by tiles, for a chunk of W rows that was taken apart: adds to y the sums of `n` <= N tokens from x's row `token`
+// on, which share a tile of A. One of B are a run's integers as they lie. Four runs are multiplied while the sums of four
+// others are scaled: a product takes 52 cycles to be ready.
+template <int Type, int N>
+void multiply_tokens(const Unpacked<Type>& w, int64_t runs, int64_t first, const Quantized& x, int64_t token, int n,
+                     bool fresh, float* y) {
+  using F = Format<Type>;
+  constexpr int64_t per_block = 32 / (4 * F::steps);  // runs of a block of x
+  const int64_t at = x.at(token, first / 32);
+  const int8_t* q = x.q + 32 * (at - token % 16);
+  vec acc[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; i++) acc[i] = fresh || i >= n ? vec{} : load(y + i * kPanel);
+  alignas(64) ivec whole[4][16 + N];  // rows that another tile has are computed from whatever is there
+  const auto start = [&](int64_t run, auto tile) __attribute__((always_inline)) {
+    constexpr int G = decltype(tile)::value, A = 4 + G % 2, B = 6 + G % 2;
+    load_tile<A>(q + run / per_block * 512 + run % per_block * 4 * F::steps, 32);
+    load_tile<B>(w.integers + run * F::steps * 4 * W, 4 * W);
+    zero_tile<G>();
+    multiply_int8_tiles<G, A, B>();
+  };
+  const auto start_four = [&](int64_t run) __attribute__((always_inline)) {
+    start(run, Number<0>());
+    if (run + 1 < runs) start(run + 1, Number<1>());
+    if (run + 2 < runs) start(run + 2, Number<2>());
+    if (run + 3 < runs) start(run + 3, Number<3>());
+  };
+  start_four(0);
+  for (int64_t four = 0; four < runs; four += 4) {
+    store_tile<0>(whole[0], 4 * W), store_tile<1>(whole[1], 4 * W), store_tile<2>(whole[2], 4 * W), store_tile<3>(whole[3], 4 * W);
+    if (four + 4 < runs) start_four(four + 4);
+    for (int64_t run = four; run < runs && run < four + 4; run++) {
+      const vec scale = load(w.scales + run * W), min = F::minima ? load(w.mins + run * W) : vec{};
+      const ivec* row = whole[run - four] + token % 16;
+      const float *d = x.d + at + run / per_block * 16, *sd = x.sd + at + run / per_block * 16;
+      asm("" : "+r"(row), "+r"(d), "+r"(sd));  // and what follows at fixed places from them
+#pragma GCC unroll 16
+      for (int i = 0; i < N; i++) {
+        acc[i] += __builtin_convertvector(row[i], vec) * (scale * splat(d[i]));
+        if (F::minima) acc[i] -= min * splat(sd[i]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; i++)
+    if (i < n) store(y + i * kPanel, acc[i]);
+}
+
+template <int Type>
+void panel_by_tiles(const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t first, int64_t T,
+                    float* sums, uint8_t* scratch) {
+  constexpr int64_t block = Format<Type>::block, chunk = kChunk / block, runs = Format<Type>::runs;
+  const int64_t blocks = x.I / block;
+  const Tiles tiles(4 * Format<Type>::steps);
+  Unpacked<Type> unpacked;
+  unpacked.open(scratch);
+  for (int64_t v = 0; v < groups; v++) {
+    Packed<Type> packed[1];
+    open_rows(w, groups, blocks, v, next, packed);
+    for (int64_t b = 0; b < blocks; b += chunk) {
+      const int64_t count = blocks - b < chunk ? blocks - b : chunk;
+      unpacked.fill(packed[0], b, count);
+      for (int64_t t = 0, n; t < T; t += n) {
+        n = 16 - (first + t) % 16;
+        n = n < T - t ? n : T - t;
+        const auto multiply = n > 12 ? multiply_tokens<Type, 16> : n > 8 ? multiply_tokens<Type, 12>
+                            : n > 4 ? multiply_tokens<Type, 8> : multiply_tokens<Type, 4>;
+        multiply(unpacked, count * runs, b * block, x, first + t, int(n), b == 0, sums + t * kPanel + v * W);
+      }
+    }
+  }
+}
+
+#endif
+
+// sums[t][row of the panel] for T tokens from x's row `first` on. `groups` of the panel's exist. `next` is the panel that
+// the thread comes to after this one.
+template <int Type>
+void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t first, int64_t T,
               float* sums, uint8_t* scratch) {
   constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
   const int64_t blocks = x.I / block, registers = groups * kGroup / W;
+#if defined(__AMX_TILE__)
+  if (T > kTokens) return panel_by_tiles<Type>(w, groups, next, x, first, T, sums, scratch);
+#endif
   if (T == 1) {
-    const Acts acts = x.row(row_of(0));
+    const Acts acts = x.row(first);
     for (int64_t v = 0; v < registers; v += kStreams) {
       Packed<Type> packed[kStreams];
       open_rows(w, groups, blocks, v, next, packed);
@@ -326,12 +410,12 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   for (int64_t v = 0; v < registers; v += kVectors) {
     Packed<Type> packed[kVectors];
     open_rows(w, groups, blocks, v, next, packed);
-    const auto tokens = [&](auto* weights, int64_t count, int64_t first, bool fresh) {
+    const auto tokens = [&](auto* weights, int64_t count, int64_t element, bool fresh) {
       for (int64_t part = 0; part < parts; part++) {
         const int64_t t = part * T / parts, N = (part + 1) * T / parts - t;
         Acts acts[kTokens];
-        for (int64_t n = 0; n < N; n++) acts[n] = x.row(row_of(t + n));
-        micro(int(N), weights, count, first, acts, fresh, sums + t * kPanel + v * W);
+        for (int64_t n = 0; n < N; n++) acts[n] = x.row(first + t + n);
+        micro(int(N), weights, count, element, acts, fresh, sums + t * kPanel + v * W);
       }
     };
     if (parts == 1) {
@@ -348,15 +432,14 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   }
 }
 
-template <typename RowOf>
-void panel(int type, const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t T,
-           const RowOf& row_of, float* sums, uint8_t* scratch) {
+void panel(int type, const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t first, int64_t T,
+           float* sums, uint8_t* scratch) {
   switch (type) {
-    case kQ8_0: return panel_of<kQ8_0>(w, groups, next, x, T, row_of, sums, scratch);
-    case kQ4_0: return panel_of<kQ4_0>(w, groups, next, x, T, row_of, sums, scratch);
-    case kQ4_K: return panel_of<kQ4_K>(w, groups, next, x, T, row_of, sums, scratch);
-    case kQ5_K: return panel_of<kQ5_K>(w, groups, next, x, T, row_of, sums, scratch);
-    case kQ6_K: return panel_of<kQ6_K>(w, groups, next, x, T, row_of, sums, scratch);
+    case kQ8_0: return panel_of<kQ8_0>(w, groups, next, x, first, T, sums, scratch);
+    case kQ4_0: return panel_of<kQ4_0>(w, groups, next, x, first, T, sums, scratch);
+    case kQ4_K: return panel_of<kQ4_K>(w, groups, next, x, first, T, sums, scratch);
+    case kQ5_K: return panel_of<kQ5_K>(w, groups, next, x, first, T, sums, scratch);
+    case kQ6_K: return panel_of<kQ6_K>(w, groups, next, x, first, T, sums, scratch);
   }
 }
 
@@ -406,8 +489,8 @@ void each_panel(Pool& pool, const P* products, int64_t count, const Width& width
 
 // An infinity or NaN makes the whole block NaN, so that it is seen in the end.
 inline void quantize_block(const float* x, float factor, const Quantized& to, int64_t t, int64_t b) {
-  int8_t* q = to.q + t * to.I + 32 * b;
-  const int64_t at = t * (to.I / 32) + b;
+  int8_t* q = to.q + 32 * to.at(t, b);
+  const int64_t at = t * (to.I / 32) + b, scales_at = to.at(t, b);
   vec most{}, zero{};
   for (int i = 0; i < 32; i += W) {
     const vec v = load(x + i);
@@ -417,7 +500,7 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
   const float scale = largest(most) / 127.0f + sum(zero);
   if (scale != scale) {
     memset(q, 0, 32);
-    to.d[at] = to.sd[at] = scale;
+    to.d[scales_at] = to.sd[scales_at] = scale;
     to.minus[at] = to.minus16[2 * at] = to.minus16[2 * at + 1] = 0;
     return;
   }
@@ -440,8 +523,8 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
     for (int j = 0; j < W; j++) halves[half] += total[j];
 #endif
   }
-  to.d[at] = scale * factor;
-  to.sd[at] = scale * factor * float(halves[0] + halves[1]);
+  to.d[scales_at] = scale * factor;
+  to.sd[scales_at] = scale * factor * float(halves[0] + halves[1]);
   to.minus[at] = -(halves[0] + halves[1]);
   to.minus16[2 * at] = int16_t(-halves[0]);
   to.minus16[2 * at + 1] = int16_t(-halves[1]);
@@ -451,6 +534,18 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
 
 void Quantized::set(int64_t t, int64_t first, const float* x, int64_t n, float scale) const {
   for (int64_t b = 0; b < n / 32; b++) quantize_block(x + 32 * b, scale, *this, t, first / 32 + b);
+}
+
+void Quantized::copy(int64_t t, const Quantized& x, int64_t row) const {
+  const int64_t blocks = I / 32;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t to = at(t, b), from = x.at(row, b);
+    memcpy(q + 32 * to, x.q + 32 * from, 32);
+    d[to] = x.d[from];
+    sd[to] = x.sd[from];
+  }
+  memcpy(minus + t * blocks, x.minus + row * blocks, size_t(blocks) * sizeof *minus);
+  memcpy(minus16 + 2 * t * blocks, x.minus16 + 2 * row * blocks, size_t(2 * blocks) * sizeof *minus16);
 }
 
 Quantized quantized(Pool& pool, const float* x, int64_t rows, int64_t I, int64_t id, Held& held) {
@@ -465,14 +560,15 @@ Quantized quantized(Pool& pool, const float* x, int64_t rows, int64_t I, int64_t
 
 void linear_int8(Pool& pool, const Linear& l) {
   const Quantized x = quantized(pool, l.x, l.N, l.I, l.id, *l.held);
-  int64_t most = 0;
-  for (int64_t i = 0; i < l.count; i++) most += l.products[i].T;
-  Row* rows = static_cast<Row*>(pool.shared(Pool::kRows, size_t(most) * sizeof(Row) + size_t(l.count) * sizeof(Int8Product)));
-  Int8Product* products = reinterpret_cast<Int8Product*>(rows + most);
+  int64_t total = 0;
+  for (int64_t i = 0; i < l.count; i++) total += l.products[i].T;
+  float** y = static_cast<float**>(
+      pool.shared(Pool::kRows, size_t(total) * sizeof(float*) + size_t(l.count) * sizeof(Int8Product)));
+  Int8Product* products = reinterpret_cast<Int8Product*>(y + total);
   for (int64_t i = 0; i < l.count; i++) {
     const Product& p = l.products[i];
-    products[i] = {static_cast<const uint8_t*>(p.w), plain(l.type), l.O, rows, p.T, l.b};
-    for (int64_t t = 0; t < p.T; t++) *rows++ = {p.row + t, p.y + t * l.O};
+    products[i] = {static_cast<const uint8_t*>(p.w), plain(l.type), l.O, p.row, p.T, y, l.b};
+    for (int64_t t = 0; t < p.T; t++) *y++ = p.y + t * l.O;
   }
   multiply_int8(pool, x, products, l.count);
 }
@@ -488,9 +584,9 @@ void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, 
     uint8_t* scratch = reinterpret_cast<uint8_t*>(sums + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
       const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
-      panel(p.type, at.w, at.groups, next, x, T, [&](int64_t i) { return p.rows[t + i].x; }, sums, scratch);
+      panel(p.type, at.w, at.groups, next, x, p.first + t, T, sums, scratch);
       for (int64_t i = 0; i < T; i++) {
-        float* y = p.rows[t + i].y + at.row;
+        float* y = p.y[t + i] + at.row;
         if (p.b) for (int64_t r = 0; r < at.rows; r++) y[r] = sums[i * kPanel + r] + p.b[at.row + r];
         else memcpy(y, sums + i * kPanel, size_t(at.rows) * sizeof(float));
       }
@@ -510,9 +606,8 @@ void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* produc
     uint8_t* scratch = reinterpret_cast<uint8_t*>(ups + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
       const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
-      const auto row_of = [&](int64_t i) { return p.rows[t + i]; };
-      panel(p.gate_type, gate.w, gate.groups, up.w, x, T, row_of, gates, scratch);
-      panel(p.up_type, up.w, up.groups, next, x, T, row_of, ups, scratch);
+      panel(p.gate_type, gate.w, gate.groups, up.w, x, p.first + t, T, gates, scratch);
+      panel(p.up_type, up.w, up.groups, next, x, p.first + t, T, ups, scratch);
       for (int64_t i = 0; i < T; i++) {
         float *g = gates + i * kPanel, *u = ups + i * kPanel;
         const vec s = splat(p.scales ? p.scales[t + i] : 1);  // gate(s · x) = s · gate(x)
