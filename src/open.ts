@@ -82,6 +82,14 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
     throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
   const opened = await openCheckpoint(path, { mmproj, adapter, signal });
+  const inside = opened.vision
+    ? []
+    : opened.tensors.filter(({ name }) => opened.format === "gguf" && /^(v|mm)\./.test(name));
+  if (options.vision !== false && inside.length > 0)
+    onWarning(
+      `${path}: tensors of a vision encoder (${inside.length}, as ${inside[0]!.name}) stand inside the text model's file and are ` +
+        "left out; images need them in a file of their own (`mmproj`)",
+    );
   const checkpoint = options.vision === false ? withoutVision(opened) : opened;
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;

@@ -1,8 +1,14 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { openCheckpoint } from "../src/checkpoint/open.ts";
+import { type OutTensor, writeGguf } from "../src/checkpoint/writers.ts";
 import { presets } from "../src/model/config.ts";
 import { availableMemory, openModel, roomFor } from "../src/open.ts";
 import { CapacityError, RequestError } from "../src/tensor/errors.ts";
-import type { TensorView } from "../src/tensor/tensor.ts";
+import { storedBytes, type TensorView } from "../src/tensor/tensor.ts";
+import { converted } from "./checkpoint/converted.ts";
 
 const view = (dtype: "bf16" | "f32", ...shape: number[]): TensorView => ({
   ...{ name: "w", dtype, shape, offset: 0 },
@@ -82,4 +88,37 @@ describe("available memory", () => {
   it("is unknown where nothing says it", () => {
     expect(availableMemory(files({}))).toBe(Infinity);
   });
+});
+
+it("says so where a vision encoder inside a text model's file is left out", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "llama4-open-"));
+  const [text, both] = [join(folder, "text.gguf"), join(folder, "both.gguf")];
+  try {
+    await converted(join(import.meta.dirname, "golden/llama4/dense"), text);
+    const { metadata, tensors, close } = await openCheckpoint(text);
+    const out = tensors.map(
+      (view): OutTensor => ({
+        ...view,
+        async *chunks() {
+          yield await view.source.read(view.offset, storedBytes(view));
+        },
+      }),
+    );
+    const position = {
+      ...{ name: "v.class_embd", dtype: "f32", shape: [8] },
+      async *chunks() {
+        yield new Uint8Array(32);
+      },
+    } satisfies OutTensor;
+    await writeGguf(both, new Map(metadata!), [...out, position]);
+    await close();
+    const warnings: string[] = [];
+    for (const path of [text, both])
+      (await openModel(path, { backend: "reference", onWarning: (message) => warnings.push(message) })).close();
+    expect(warnings).toEqual([
+      expect.stringContaining("tensors of a vision encoder (1, as v.class_embd) stand inside"),
+    ]);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });

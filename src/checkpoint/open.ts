@@ -60,7 +60,7 @@ export interface Checkpoint {
 }
 
 export interface CheckpointOptions {
-  /** The vision part of a GGUF model. Default: the file `mmproj-<name>` beside it, as `convert` writes it, if there is one. */
+  /** The vision part of a GGUF model. Default: the file `mmproj-<name>` beside it, as `convert` writes it, if there is one; of a split, the name without its part's number too. */
   readonly mmproj?: string | undefined;
   /** A folder with an adapter in PEFT's layout, which goes into the weights: see adapter.ts. For Hugging Face folders. */
   readonly adapter?: string | undefined;
@@ -280,7 +280,8 @@ async function openGguf(path: string, mmproj: string | undefined, open: Open): P
   const parameters = bindGguf(config, tensors, file);
   const tokenizer = ggufTokenizer(metadata);
   const template = metadata.get("tokenizer.chat_template");
-  const beside = mmproj ?? [join(dirname(path), mmprojName(file))].find(existsSync);
+  const whole = file.replace(/-\d{5}-of-\d{5}(?=\.gguf$)/, ""); // a split model's vision part is one file
+  const beside = mmproj ?? [file, whole].map((name) => join(dirname(path), mmprojName(name))).find(existsSync);
   const mmprojFile = beside === undefined ? undefined : await openMmproj(beside, config, open);
   return {
     format: "gguf",

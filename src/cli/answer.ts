@@ -72,7 +72,7 @@ export function described(error: unknown): { name: string; message: string; code
 }
 
 /** The library's options under their names here. */
-function withFlags(message: string): string {
+export function withFlags(message: string): string {
   return message
     .replace(/`(context|mmproj)`/g, "--$1")
     .replace(/`?\b(maxPixels|maxTiles|videoTokens)\b`?/g, (_, option: keyof typeof flags) => flags[option])

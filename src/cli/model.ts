@@ -1,7 +1,7 @@
 // A model for a command, loaded with a bar on stderr, and its replies.
 
 import { type Llama4, type LoadOptions, load, type Piece } from "../index.ts";
-import { progress, type Session } from "./answer.ts";
+import { progress, type Session, withFlags } from "./answer.ts";
 import type { ModelOptions } from "./options.ts";
 
 /** The model that the options name, or the one that ships. */
@@ -15,7 +15,7 @@ export async function openModel(
     return await load(model, {
       ...{ backend, threads, context, mmproj, adapter, kvDtype, signal, thread, onProgress: bar.update },
       ...more,
-      onWarning: (message) => process.stderr.write(`${message}\n`),
+      onWarning: (message) => process.stderr.write(`${withFlags(message)}\n`),
     });
   } finally {
     bar.stop();

@@ -58,6 +58,15 @@ describe("the vision encoder", () => {
     await using(alone, async ({ vision }) => expect(listVision(vision!)).toHaveLength(2 * 16 + 10), { mmproj: vision });
   });
 
+  it("of a split model stands under the name without the part's number", async () => {
+    const out = await converted(hugging, fresh(".gguf"));
+    const place = fresh();
+    mkdirSync(place);
+    copyFileSync(out, join(place, "scout-00001-of-00001.gguf"));
+    copyFileSync(mmprojOf(out), join(place, "mmproj-scout.gguf"));
+    await using(join(place, "scout-00001-of-00001.gguf"), async ({ vision }) => expect(vision).toBeDefined());
+  });
+
   it("and the text model are in their places both, or neither", async () => {
     const out = fresh(".gguf");
     const cancel = new AbortController();
