@@ -53,6 +53,7 @@ const student = (seed: number) => ({
 });
 const shares = {
   "linear 0.9 to 0.1": { kind: "linear", first: 0.9, last: 0.1 },
+  "linear 0.9 to 0.5": { kind: "linear", first: 0.9, last: 0.5 },
   "constant 0.5": { kind: "constant", first: 0.5 },
 };
 const seeds = [1, 2, 3];

@@ -240,7 +240,7 @@ function readTeacher(teacher: Fields): TeacherOptions {
     model: teacher.text("model", undefined) ?? teacher.refuse("model is missing; expected a checkpoint"),
     topK: teacher.whole("topK", 32, 1),
     store: teacher.text("store", undefined),
-    share: { kind, first, last: share.number("last", kind === "constant" ? first : 0.1, 0, 1) },
+    share: { kind, first, last: share.number("last", kind === "constant" ? first : 0.5, 0, 1) },
   };
   share.end();
   return read;

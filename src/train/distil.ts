@@ -2,7 +2,7 @@
 // come. Llama 4 Maverick was codistilled from Behemoth with "a novel distillation loss function that dynamically weights
 // the soft and hard targets through training" (Meta, "The Llama 4 herd", 2025); the weighting was not published. Here the
 // soft targets' share falls over the run, as the annealing of Clark et al. 2019, arXiv:1907.04829: at first the teacher
-// says more than one token does, at the end its mistakes are not learnt.
+// says more than one token does, later its mistakes count less.
 
 import type { Llama4Config } from "../model/config.ts";
 import type { Backend, Segment } from "../tensor/backend.ts";
