@@ -178,7 +178,7 @@ async function openFile(path: string, options: MediaOptions, signal?: AbortSigna
         "and the file seems to be cut off; expected a whole file",
     );
   return {
-    length: { ...size, duration, rate },
+    length: { width: size.width, height: size.height, duration, rate },
     async *frames({ times, step }) {
       const isFar = step > JUMP_SECONDS;
       const scale = size.isStretched ? size : undefined;
