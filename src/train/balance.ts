@@ -84,11 +84,12 @@ export class Balance implements Router {
     });
   }
 
-  /** The weights were updated: biases move by what was counted since, and counting begins anew. */
+  /** The weights were updated: biases that are whole move by what was counted since, and counting begins anew. */
   update(): void {
     const { method } = this.#options;
+    const isMoving = this.#share === 1; // else they would grow against their own fading
     for (const [layer, counts] of this.#counts.entries()) {
-      if (method.kind === "bias") {
+      if (method.kind === "bias" && isMoving) {
         const mean = counts.reduce((a, b) => a + b, 0) / counts.length;
         const bias = at(this.#biases, layer, counts.length);
         for (const [e, count] of counts.entries()) bias[e]! += method.rate * Math.sign(mean - count);
@@ -98,8 +99,8 @@ export class Balance implements Router {
   }
 
   /**
-   * Scales the biases' part in the choice, 1 at first. An exported model has no biases: fade them to 0 over the last part
-   * of a run, and what was trained is what is exported.
+   * Scales the biases' part in the choice, 1 at first; below 1 they no longer move. An exported model has no biases: fade
+   * them to 0 over the last part of a run, and what was trained is what is exported.
    */
   fade(share: number): void {
     if (!(share >= 0 && share <= 1)) throw new RangeError(`the biases' share is ${share}; expected 0 to 1`);

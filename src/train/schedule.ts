@@ -27,8 +27,14 @@ export function rateAt({ kind, steps, warmup, decay, final }: Schedule, step: nu
   return left >= decay ? 1 : final + (1 - final) * (left / decay);
 }
 
-/** The share of the balancing biases at a step: whole until the rate falls, none in the last half of its fall. */
+// Experts need some steps to take over the choices of a bias that goes: so the fall of a schedule without one.
+const shortestFall = { share: 1 / 20, steps: 4 };
+
+/**
+ * The share of the balancing biases at a step: whole until the rate falls, none in the last half of its fall. A fall
+ * shorter than a twentieth of the run, or 4 steps, counts as that long.
+ */
 export function biasShareAt({ kind, steps, decay }: Schedule, step: number): number {
-  const fall = kind === "wsd" ? decay : steps / 4;
-  return Math.max(0, Math.min(1, (2 * (steps - step)) / Math.max(1, fall) - 1));
+  const fall = Math.max(kind === "wsd" ? decay : steps / 4, shortestFall.share * steps, shortestFall.steps);
+  return Math.max(0, Math.min(1, (2 * (steps - step)) / fall - 1));
 }

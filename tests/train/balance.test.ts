@@ -111,6 +111,29 @@ describe("biases", () => {
     expect(() => balance.fade(2)).toThrow("the biases' share is 2; expected 0 to 1");
   });
 
+  it("stand still while they fade, so that what is left of them falls with the share, and are whole again after", () => {
+    const { balance, choose } = routing({ method: { kind: "bias", rate: 0.3 } });
+    for (let update = 0; update < 20; update++) {
+      choose(skewed(3));
+      balance.update();
+    }
+    const [whole] = balance.state();
+    const withAll = choose(skewed(5));
+    for (let left = 19; left >= 0; left--) {
+      balance.fade(left / 20);
+      balance.begin();
+      expect([...(balance.bias() ?? new Float64Array(E))]).toEqual(whole!.map((b) => (left / 20) * b + 0)); // no -0
+      choose(skewed(3));
+      balance.update();
+      expect(balance.loads()[0]!.choices).toEqual([0, 0, 0, 0, 0]);
+    }
+    expect(balance.state()).toEqual([whole]);
+    balance.fade(1); // a longer run goes on
+    expect(choose(skewed(5))).toEqual(withAll);
+    balance.update();
+    expect(balance.state()).not.toEqual([whole]);
+  });
+
   it("go through a checkpoint", () => {
     const before = routing({ method: { kind: "bias", rate: 0.1 } });
     before.choose(skewed(4));
