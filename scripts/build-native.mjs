@@ -113,7 +113,9 @@ try {
   const worker = async () => {
     for (let job = queue.shift(); job; job = queue.shift()) if (await compile(job)) compiled++;
   };
+  const progress = setInterval(() => console.error(`native: ${compiled} objects compiled, ${queue.length} to go`), 10_000);
   await Promise.all([worker(), worker()]);
+  clearInterval(progress);
   const addon = join(build, "llama4.node");
   if (compiled || !existsSync(addon)) {
     const link = process.platform === "darwin" ? ["-undefined", "dynamic_lookup"] : [];

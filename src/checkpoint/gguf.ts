@@ -18,7 +18,8 @@ export interface GgufFile {
 export async function readGguf(source: ByteSource): Promise<GgufFile> {
   const cursor = new Cursor(source);
   await cursor.ahead(24);
-  if (cursor.u32() !== 0x46554747) throw cursor.bad("the first four bytes", "GGUF; it is no GGUF file");
+  if (cursor.u32() !== 0x46554747)
+    throw new CheckpointError(`${source.name} is no GGUF file: its first four bytes are not "GGUF"`);
   const version = cursor.u32();
   if (version !== 2 && version !== 3)
     throw new CheckpointError(

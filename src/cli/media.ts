@@ -16,7 +16,7 @@ import { isFile } from "./output.ts";
 
 export interface ImageOptions {
   readonly image?: readonly string[];
-  readonly video?: string;
+  readonly video?: readonly string[];
   readonly maxTiles?: number;
   readonly maxPixels?: number;
   readonly maxCanvas?: true;
@@ -26,8 +26,16 @@ export interface ImageOptions {
 
 export function withImages(command: Command): Command {
   return command
-    .option("--image <file>", "an image before the text; may stand several times", collect)
-    .option("--video <file>", "a video before the text, as frames with their times")
+    .option(
+      "--image <file>",
+      "an image before the text, or for the next <|image|> of a --raw prompt; may stand several times",
+      collect,
+    )
+    .option(
+      "--video <file>",
+      "a video, as frames with their times, after the images and before the text; before all in a --raw prompt with <|image|>; may stand several times",
+      collect,
+    )
     .option(
       "--max-tiles <n>",
       "most tiles of an image: fewer take fewer tokens (default: the checkpoint's, else 16)",
@@ -46,8 +54,8 @@ export const mediaOf = ({ maxTiles, maxPixels, maxCanvas, orient, videoTokens }:
   toMaxCanvas: maxCanvas,
 });
 
-/** The images and then the video that the options name. Throws RequestError where a file is not there, or an image is none. */
-export function partsOf({ image = [], video }: ImageOptions): ContentPart[] {
+/** The images and then the videos that the options name. Throws RequestError where a file is not there, or an image is none. */
+export function partsOf({ image = [], video = [] }: ImageOptions): ContentPart[] {
   const part = (type: "image" | "video", path: string) => {
     if (!existsSync(path)) throw new RequestError(`--${type}: there is no file ${path}; check the path`);
     if (!isFile(path)) throw new RequestError(`--${type}: ${path} is no file; expected one`);
@@ -57,7 +65,7 @@ export function partsOf({ image = [], video }: ImageOptions): ContentPart[] {
     part("image", path);
     checkKind(path); // before a model is loaded for it
   }
-  return [...image.map((path) => part("image", path)), ...(video === undefined ? [] : [part("video", video)])];
+  return [...image.map((path) => part("image", path)), ...video.map((path) => part("video", path))];
 }
 
 /** Refuses what does not begin as an image does. */
@@ -74,7 +82,7 @@ function checkKind(path: string): void {
   }
 }
 
-/** A prompt as it stands: each `<|image|>` is the next image; without any, images come first. A video stands before all. */
+/** A prompt as it stands: each `<|image|>` is the next image; without any, images come first. Videos stand before all. */
 export function rawParts(prompt: string, parts: readonly ContentPart[]): ContentPart[] {
   const texts = prompt.split("<|image|>").map((text) => ({ type: "text", text }) as const);
   const images = parts.filter(({ type }) => type === "image");
@@ -83,8 +91,8 @@ export function rawParts(prompt: string, parts: readonly ContentPart[]): Content
     throw new RequestError(
       `the prompt has ${texts.length - 1} <|image|> and ${images.length} --image are given; expected as many, or no <|image|> at all`,
     );
-  const video = parts.filter(({ type }) => type === "video");
-  return [...video, ...texts.flatMap((text, i) => (i === 0 ? [text] : [images[i - 1]!, text]))];
+  const videos = parts.filter(({ type }) => type === "video");
+  return [...videos, ...texts.flatMap((text, i) => (i === 0 ? [text] : [images[i - 1]!, text]))];
 }
 
 const KEPT_BYTES = 100e6; // of a file that a conversation goes on with
