@@ -93,11 +93,9 @@ export class Documents {
     );
   }
 
-  /** Text of document i, for learning a vocabulary. */
+  /** Text of document i, for learning a vocabulary. Throws TrainingError for what is no JSON. */
   async text(i: number): Promise<string> {
-    const start = this.#starts[i]!;
-    const record = JSON.parse(new TextDecoder().decode(await this.#source.read(start, this.#starts[i + 1]! - start)));
-    return [...textsIn(record)].join("\n");
+    return [...textsIn(await this.record(i))].join("\n");
   }
 
   /** The pixels of tiles, one behind the other, as bytes `[N, 3, S, S]`. */

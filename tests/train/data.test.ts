@@ -86,6 +86,9 @@ describe("documents", () => {
     await expect(Documents.open(memorySource(new Uint8Array(), "e.jsonl"))).rejects.toThrow(/e.jsonl: it is empty/);
     const bad = await Documents.open(memorySource(Uint8Array.of(0x22, 0xff, 0x22), "bad.jsonl"));
     await expect(bad.example(0, tokenizer, answers)).rejects.toThrow(/bad.jsonl: line 1, at byte 0: no UTF-8/);
+    await expect(bad.text(0)).rejects.toThrow(/bad.jsonl: line 1, at byte 0: no UTF-8/); // where a vocabulary is learnt
+    const cut = await Documents.open(file([{ text: "good" }, '{"text": "cut']));
+    await expect(cut.text(1)).rejects.toThrow(/data.jsonl: line 2, at byte 16: no JSON/);
     await expect(Documents.open(file([chat]), tilesFile(5, 1))).rejects.toThrow(/data.tiles: .* cut off/);
   });
 });
