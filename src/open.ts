@@ -16,7 +16,7 @@ import { fromTiktoken } from "./prompt/tiktoken.ts";
 import type { Tokenizer } from "./prompt/tokenizer.ts";
 import { fromHuggingFace } from "./prompt/tokenizer-json.ts";
 import { type Backend, type KVDType, kvDtypes } from "./tensor/backend.ts";
-import { CapacityError, RequestError } from "./tensor/errors.ts";
+import { CapacityError, CheckpointError, RequestError } from "./tensor/errors.ts";
 import { storedBytes, type Tensor, type TensorView } from "./tensor/tensor.ts";
 
 export interface OpenOptions {
@@ -94,6 +94,7 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   try {
     const { config, chatTemplate, defaults: sampling } = checkpoint;
     const tokenizer = openTokenizer(checkpoint);
+    if (checkpoint.vision && tokenizer) checkPatch(path, config.tokens.patch, tokenizer.special.get("<|patch|>"));
     const backend = await openBackend(options.backend, { threads, activations }, onWarning);
     try {
       const views: TensorView[] = [];
@@ -116,6 +117,15 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   } finally {
     await checkpoint.close();
   }
+}
+
+/** What stands for an image in a prompt must be what the model replaces by its features. */
+function checkPatch(path: string, id: number | undefined, expected: number | undefined): void {
+  if (id === expected) return;
+  const [found, wanted] = [id ?? "absent", expected ?? "none: it has no such token"];
+  throw new CheckpointError(
+    `${path}: the config's image token is ${found} and the tokenizer's <|patch|> is ${wanted}; expected the same id for both (config.json: image_token_index)`,
+  );
 }
 
 /** Opens a smaller model that is to guess what another will say. Throws RequestError where their vocabularies differ. */

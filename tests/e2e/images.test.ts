@@ -1,6 +1,6 @@
 // Images and videos through the built command line and library, with a small random model that sees.
 
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import sharp from "sharp";
@@ -88,6 +88,19 @@ describe.skipIf(!existsSync(main))("a model that sees (skipped before `npm run b
     ]);
     expect(wrong.status).toBe(2);
     expect(objectOf(wrong)).toMatchObject({ error: { message: expect.stringContaining("no image that is known") } });
+  });
+
+  it("is refused where its config and its tokenizer mean another token by an image", async () => {
+    cpSync(model, at("other"), { recursive: true });
+    const config = JSON.parse(readFileSync(join(at("other"), "config.json"), "utf8")) as { image_token_index: number };
+    const patch = config.image_token_index;
+    writeFileSync(join(at("other"), "config.json"), JSON.stringify({ ...config, image_token_index: patch - 1 }));
+    const wrong = await llama4(["generate", "--model", at("other"), "--json", "--prompt", "?"]);
+    expect(wrong.status).toBe(1);
+    const message = `image token is ${patch - 1} and the tokenizer's <|patch|> is ${patch}`;
+    expect(objectOf(wrong)).toMatchObject({
+      error: { name: "CheckpointError", message: expect.stringContaining(message) },
+    });
   });
 
   it("ends what decodes when it is closed", async () => {
