@@ -41,8 +41,8 @@ export const isForcedCall = (constraint: Constraint | undefined): boolean =>
 export class Grammars {
   readonly #tokenizer: Tokenizer;
   readonly #stopTokens: ReadonlySet<number>;
+  /** By their constraints, the last used last. */
   readonly #grammars = new Map<string, Grammar>();
-  #regexes = new Regexes();
   #vocabulary: { readonly trie: TokenTrie; readonly masks: Masks } | undefined;
 
   constructor(tokenizer: Tokenizer, stopTokens: ReadonlySet<number>) {
@@ -54,11 +54,14 @@ export class Grammars {
   begin(constraint: Constraint): Matcher {
     const key = JSON.stringify(constraint);
     let grammar = this.#grammars.get(key);
-    if (grammar) this.#grammars.delete(key);
-    else grammar = this.#compile(constraint);
+    this.#grammars.delete(key);
+    if (grammar && grammar.regexes.size > MANY_TERMS) {
+      this.#vocabulary!.masks.forget(grammar.regexes); // replies in it live on with what they have
+      grammar = undefined;
+    }
+    grammar ??= this.#compile(constraint);
     this.#grammars.set(key, grammar);
-    const [oldest] = this.#grammars.keys();
-    if (this.#grammars.size > MOST_GRAMMARS) this.#grammars.delete(oldest!);
+    this.#evict();
     return new Matcher(grammar, this.#tokenizer, this.#stopTokens);
   }
 
@@ -66,13 +69,22 @@ export class Grammars {
     if (this.#stopTokens.size === 0)
       throw new RequestError("a constraint for a model without a token that ends replies; expected one that has it");
     this.#vocabulary ??= this.#read();
-    if (this.#regexes.size > MANY_TERMS) {
-      this.#grammars.clear(); // those in use live on with their replies
-      this.#regexes = new Regexes();
+    const regexes = new Regexes();
+    return { automaton: automatonOf(constraint, regexes), regexes, masks: this.#vocabulary.masks };
+  }
+
+  /** Forgets the least recently used, until the rest are few and small; the last one stays. */
+  #evict(): void {
+    const weightOf = (key: string, { regexes }: Grammar) => regexes.size + key.length / CHARACTERS_OF_A_TERM;
+    let weight = 0;
+    for (const [key, grammar] of this.#grammars) weight += weightOf(key, grammar);
+    for (const [key, grammar] of this.#grammars) {
+      const { size } = this.#grammars;
+      if (size === 1 || (size <= MOST_GRAMMARS && weight <= MOST_WEIGHT)) break;
+      this.#grammars.delete(key);
+      weight -= weightOf(key, grammar);
+      grammar.masks.forget(grammar.regexes);
     }
-    const { masks } = this.#vocabulary;
-    const regexes = this.#regexes;
-    return { automaton: automatonOf(constraint, regexes), regexes, masks };
   }
 
   #read() {
@@ -82,7 +94,9 @@ export class Grammars {
 }
 
 const MOST_GRAMMARS = 64;
-const MANY_TERMS = 50_000;
+const MOST_WEIGHT = 100_000; // of all grammars that are kept, in terms of some 3 kB
+const CHARACTERS_OF_A_TERM = 1500; // of a constraint's text that weigh as much
+const MANY_TERMS = 50_000; // half of what a grammar may have: the next reply begins with a fresh one
 
 /** A constraint's grammar with what its masks are computed by. */
 export interface Grammar {

@@ -195,4 +195,32 @@ describe("a constraint", () => {
     expect(() => complete(open(), undefined, new Set(), none)).toThrow("without a tokenizer");
     expect(() => new Grammars(tokenizer, new Set()).begin(bound)).toThrow("a token that ends replies");
   });
+
+  it("that needs too many states fails by itself: others go on, and it may come again", () => {
+    const all = new Grammars(tokenizer, tokenizer.stop);
+    const other = all.begin(bound);
+    const greedy: Constraint = { type: "regex", pattern: "(?:[ab]*a[ab]{30})" };
+    const ab = [..."ab"].map((c) => tokenizer.encode(c)[0]!);
+    const fill = () => {
+      let places = [all.begin(greedy)];
+      for (let i = 0; i < 20; i++)
+        places = places.flatMap((place) =>
+          ab.map((token) => {
+            const next = place.fork();
+            next.advance(token);
+            return next;
+          }),
+        );
+    };
+    expect(fill).toThrow("more than 100,000 states");
+    for (const token of tokenizer.encode('{"name": "a')) {
+      expect(other.mask()!.has(token)).toBe(true);
+      other.advance(token);
+    }
+    const again = all.begin(greedy);
+    again.advance(ab[0]!);
+    again.advance(ab[1]!);
+    expect(again.mask()!.has(ab[0]!)).toBe(true);
+    expect(all.begin({ type: "regex", pattern: "[ab]{9}c" }).mask()!.has(ab[1]!)).toBe(true);
+  });
 });

@@ -48,19 +48,27 @@ export function complement(set: CodePoints): CodePoints {
 export const ofText = (text: string): CodePoints =>
   union(Array.from(text, (c): [number, number] => [c.codePointAt(0)!, c.codePointAt(0)!]));
 
-/** The characters that a JavaScript class such as `\p{L}` has: asked of the engine that knows Unicode's tables. */
+const classes = new Map<string, CodePoints>(); // Unicode has some hundred properties: they are all that can come
+
+/** The characters that a JavaScript class such as `\p{L}` has: asked, once, of the engine that knows Unicode's tables. */
 export function ofClass(source: string): CodePoints {
-  const class_ = new RegExp(`^[${source}]$`, "u");
+  const known = classes.get(source);
+  if (known) return known;
+  const runs = new RegExp(`[${source}]+`, "gu");
   const found: [number, number][] = [];
-  for (const [low, high] of ALL)
-    for (let c = low; c <= high; c++) {
-      if (!class_.test(String.fromCodePoint(c))) continue;
-      const last = found.at(-1);
-      if (last && last[1] === c - 1) last[1] = c;
-      else found.push([c, c]);
+  for (const [first, last] of ALL)
+    for (let low = first; low <= last; low += BLOCK) {
+      const codes = Array.from({ length: Math.min(BLOCK, last + 1 - low) }, (_, i) => low + i);
+      const units = low > 0xffff ? 2 : 1; // of UTF-16; the same for a whole block
+      for (const { 0: run, index } of String.fromCodePoint(...codes).matchAll(runs))
+        found.push([low + index / units, low + (index + run.length) / units - 1]);
     }
-  return found;
+  const set = union(found);
+  classes.set(source, set);
+  return set;
 }
+
+const BLOCK = 0x1000;
 
 /** Ranges of bytes, one behind the other: what UTF-8 makes of a range of characters. */
 export type ByteRanges = readonly (readonly [number, number])[];

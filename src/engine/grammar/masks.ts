@@ -1,5 +1,5 @@
 // Which tokens may come in a state. Most tokens are read within one term, wherever it stands: what a term allows is computed
-// once for all grammars, by a walk over the vocabulary's trie. Only tokens that go beyond the term need the stack: the walk
+// once in a grammar, by a walk over the vocabulary's trie. Only tokens that go beyond the term need the stack: the walk
 // notes where it ended, and each state goes on from there (after Dong et al. 2024, "XGrammar", who tell the two kinds of
 // tokens apart, and llguidance, which walks a trie).
 
@@ -105,12 +105,19 @@ function placeOf(list: Int32Array, value: number): number {
   return low;
 }
 
+interface Kept {
+  readonly value: TokenMask | Local;
+  readonly bytes: number;
+  /** Whose terms it is about. */
+  readonly regexes: Regexes;
+}
+
 /** Masks that have been computed, the least recently used forgotten first where they take more than some bytes. */
 export class Masks {
   readonly #trie: TokenTrie;
   readonly #stopTokens: readonly number[];
   readonly #mostBytes: number;
-  readonly #kept = new Map<Regex | State, { readonly value: TokenMask | Local; readonly bytes: number }>();
+  readonly #kept = new Map<Regex | State, Kept>();
   #bytes = 0;
   /** Those of the term that is being walked. */
   readonly #exits: Int32Array;
@@ -132,9 +139,20 @@ export class Masks {
   of(state: State, automaton: Automaton, regexes: Regexes): TokenMask {
     return this.#once(
       state,
+      regexes,
       (mask) => mask.byteLength,
       () => this.#compute(state, automaton, regexes),
     );
+  }
+
+  /** Lets go of all that is about these terms. */
+  forget(regexes: Regexes): void {
+    for (const [key, { bytes, regexes: of }] of this.#kept)
+      if (of === regexes) {
+        this.#kept.delete(key);
+        this.#bytes -= bytes;
+      }
+    this.#walked = [];
   }
 
   #compute(state: State, automaton: Automaton, regexes: Regexes): TokenMask {
@@ -155,6 +173,7 @@ export class Masks {
     const term = regexes.near(given, this.#trie.longest);
     return this.#once(
       term,
+      regexes,
       ({ mask, exits }) => mask.byteLength + exits.byteLength,
       () => this.#walk(term, regexes),
     );
@@ -260,7 +279,12 @@ export class Masks {
     return new Uint32Array(Math.ceil(this.#trie.vocabSize / 32));
   }
 
-  #once<T extends TokenMask | Local>(key: Regex | State, bytesOf: (value: T) => number, compute: () => T): T {
+  #once<T extends TokenMask | Local>(
+    key: Regex | State,
+    regexes: Regexes,
+    bytesOf: (value: T) => number,
+    compute: () => T,
+  ): T {
     const known = this.#kept.get(key);
     if (known) {
       this.#kept.delete(key);
@@ -269,7 +293,7 @@ export class Masks {
     }
     const value = compute();
     const bytes = 200 + bytesOf(value);
-    this.#kept.set(key, { value, bytes });
+    this.#kept.set(key, { value, bytes, regexes });
     this.#bytes += bytes;
     for (const [oldest, { bytes }] of this.#kept) {
       if (this.#bytes <= this.#mostBytes || oldest === key) break;

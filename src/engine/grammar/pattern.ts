@@ -25,6 +25,12 @@ export interface PatternOptions {
 export function pattern(source: string, what: string, regexes: Regexes, { alphabet, searches }: PatternOptions): Regex {
   if (typeof source !== "string") throw new RequestError(`${what}: the pattern is ${typeof source}; expected a text`);
   const node = new PatternParser(source, what).parse();
+  const written = new Map<CodePoints, Regex>(); // a class that comes again is one set
+  const once: Alphabet = (set) => {
+    const known = written.get(set) ?? alphabet(set);
+    written.set(set, known);
+    return known;
+  };
   const around = searches ? regexes.many(alphabet(ALL)) : regexes.end;
   const alternatives = node.type === "choice" ? node.parts : [node];
   return regexes.union(
@@ -32,7 +38,7 @@ export function pattern(source: string, what: string, regexes: Regexes, { alphab
       const parts = alternative.type === "sequence" ? alternative.parts : [alternative];
       const from = parts[0]?.type === "start" ? 1 : 0;
       const to = parts.length > from && parts.at(-1)!.type === "end" ? parts.length - 1 : parts.length;
-      const inner = parts.slice(from, to).map((part) => term(part, what, regexes, alphabet));
+      const inner = parts.slice(from, to).map((part) => term(part, what, regexes, once));
       return regexes.concat(from > 0 ? regexes.end : around, ...inner, to < parts.length ? regexes.end : around);
     }),
   );
@@ -59,6 +65,7 @@ function term(node: Node, what: string, regexes: Regexes, alphabet: Alphabet): R
 const MOST_COUNT = 10_000;
 const MOST_LENGTH = 10_000;
 const MOST_NESTED = 100;
+const MOST_PROPERTIES = 16; // each takes some hundred terms, and the first time its tables
 
 /** What \s is: blanks of any kind. */
 export const BLANKS: CodePoints = union(ofText("\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff"), [
@@ -82,6 +89,8 @@ class PatternParser {
   readonly #source: string;
   readonly #what: string;
   readonly #characters: readonly string[];
+  readonly #properties = new Set<string>();
+  readonly #classes = new Map<string, CodePoints>();
   #at = 0;
 
   constructor(source: string, what: string) {
@@ -180,7 +189,17 @@ class PatternParser {
     return node;
   }
 
+  /** A class in brackets; written in the same way, it is the same set. */
   #class(): CodePoints {
+    const from = this.#at;
+    const set = this.#members();
+    const written = this.#characters.slice(from, this.#at).join("");
+    const known = this.#classes.get(written) ?? set;
+    this.#classes.set(written, known);
+    return known;
+  }
+
+  #members(): CodePoints {
     const isNegated = this.#skips("^");
     const sets: CodePoints[] = [];
     while (!this.#skips("]")) {
@@ -191,7 +210,8 @@ class PatternParser {
         sets.push([[from, this.#member()[0]![0]]]);
       } else sets.push(low);
     }
-    return isNegated ? complement(union(...sets)) : union(...sets);
+    const set = union(...new Set(sets));
+    return isNegated ? complement(set) : set;
   }
 
   #member(): CodePoints {
@@ -210,7 +230,7 @@ class PatternParser {
     if (c === "p" || c === "P") {
       let name = "";
       while (!this.#peek("}")) name += this.#next();
-      return ofClass(`\\${c}${name}${this.#next()}`);
+      return this.#property(`\\${c}${name}${this.#next()}`);
     }
     if (c !== "u") return ofText(c);
     if (this.#skips("{")) {
@@ -221,6 +241,15 @@ class PatternParser {
     const unit = this.#hex(4);
     if (unit < 0xd800 || unit > 0xdbff || !this.#skips("\\u")) return this.#one(unit);
     return this.#one(0x10000 + ((unit - 0xd800) << 10) + (this.#hex(4) - 0xdc00));
+  }
+
+  #property(source: string): CodePoints {
+    this.#properties.add(source);
+    if (this.#properties.size > MOST_PROPERTIES)
+      throw new RequestError(
+        `${this.#what}: the pattern names more than ${MOST_PROPERTIES} properties as \\p{…}; expected at most ${MOST_PROPERTIES} different ones`,
+      );
+    return ofClass(source);
   }
 
   #hex(digits: number): number {

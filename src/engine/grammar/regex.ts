@@ -32,14 +32,17 @@ export interface Regex {
 const MOST_TERMS = 100_000;
 const MOST_TRIED = 1_000_000; // derivatives, to find out whether anything is in a language; some seconds
 const MOST_TEXT = 20_000; // bytes
+const MANY_RANGES = 100; // what Unicode's properties have, and hardly another class
+const MOST_RANGES = 50_000; // of code points, in all large classes: half a second
 
-/** All terms of some grammars. */
+/** All terms of a grammar. */
 export class Regexes {
   readonly empty: Regex;
   readonly end: Regex;
   readonly #terms = new Map<string, Regex>();
   /** What a plain character of a JSON string is, among others: see `plainRun`. */
   readonly #plain = new Set<Regex>();
+  #ranges = 0; // of large classes
 
   constructor() {
     this.empty = this.#term("empty", [], { isNullable: false });
@@ -73,6 +76,11 @@ export class Regexes {
 
   /** One character of a set, in UTF-8. */
   character(set: CodePoints): Regex {
+    if (set.length > MANY_RANGES) this.#ranges += set.length;
+    if (this.#ranges > MOST_RANGES)
+      throw new RequestError(
+        "the constraint has too many large classes of characters; expected fewer different ones with \\p{…} in them",
+      );
     const sequences = Array.from(utf8Ranges(set), (ranges) => this.concat(...ranges.map(([a, b]) => this.range(a, b))));
     return this.union(...sequences);
   }

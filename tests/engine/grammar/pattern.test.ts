@@ -2,6 +2,7 @@
 
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { ofClass } from "../../../src/engine/grammar/code-points.ts";
 import { pattern } from "../../../src/engine/grammar/pattern.ts";
 import { Regexes } from "../../../src/engine/grammar/regex.ts";
 import { jsonAlphabet, rawAlphabet } from "../../../src/engine/grammar/strings.ts";
@@ -137,6 +138,43 @@ describe("a pattern", () => {
       for (let i = 0; i < 20; i++) states = states.flatMap((s) => [regexes.next(s, 0x61), regexes.next(s, 0x62)]);
     };
     expect(run).toThrow("more than 100,000 states");
+  });
+});
+
+describe("Unicode's properties", () => {
+  it("have the characters that JavaScript says, and are looked up once", () => {
+    for (const class_ of ["\\p{L}", "\\P{Lu}", "\\p{Script=Greek}", "\\p{Any}"]) {
+      const set = ofClass(class_);
+      const has = (c: number) => set.some(([low, high]) => low <= c && c <= high);
+      for (const c of [
+        0,
+        0xd7ff,
+        0xe000,
+        0xffff,
+        0x10000,
+        0x10ffff,
+        ...fc.sample(fc.integer({ max: 0x10ffff, min: 0 })),
+      ])
+        if (c < 0xd800 || c > 0xdfff)
+          expect([c, has(c)]).toEqual([c, new RegExp(class_, "u").test(String.fromCodePoint(c))]);
+      expect(ofClass(class_)).toBe(set);
+    }
+  });
+
+  const read = (source: string) => {
+    const regexes = new Regexes();
+    return pattern(source, "p", regexes, { alphabet: rawAlphabet(regexes), searches: false });
+  };
+
+  it("may come as often as a pattern is long, but only some of them in one", () => {
+    expect(read("\\p{L}".repeat(2000)).kind).toBe("concat");
+    const many = ["L", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N", "Nd", "Nl", "No", "P", "Pc", "Pd"];
+    expect(() => read(many.map((name) => `\\p{${name}}`).join(""))).toThrow("more than 16 properties");
+  });
+
+  it("are refused in ever new classes", () => {
+    const classes = Array.from({ length: 900 }, (_, i) => `[\\p{L}${String.fromCodePoint(0x20ac + i)}]`);
+    expect(() => read(classes.join(""))).toThrow("too many large classes");
   });
 });
 
