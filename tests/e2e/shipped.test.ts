@@ -1,0 +1,82 @@
+// The model that ships, as somebody meets it who names no other: small tasks that it was taught, on pictures drawn here.
+
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import sharp from "sharp";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { ContentPart, Llama4 } from "../../src/index.ts";
+
+const folder = join(import.meta.dirname, "../../models/tiny");
+
+const isBuilt = existsSync(join(import.meta.dirname, "../../dist/index.js"));
+
+describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)", () => {
+  let library: typeof import("../../src/index.ts");
+  let model: Llama4;
+  beforeAll(async () => {
+    library = await import("llama4" as string);
+    model = await library.load(undefined, { context: 2048 });
+  });
+  afterAll(() => model?.close());
+
+  async function says(...parts: readonly (string | Buffer)[]): Promise<string> {
+    const content = parts.map(
+      (part): ContentPart => (typeof part === "string" ? { type: "text", text: part } : { type: "image", data: part }),
+    );
+    let text = "";
+    const asked = model.chat([{ role: "user", content }], { temperature: 0, maxTokens: 48 });
+    for await (const piece of asked) text += piece.text;
+    return text;
+  }
+
+  /** A shape in a colour on a ground, of any size. */
+  const drawn = (shape: string, colour: string, ground: string, side = 96) =>
+    sharp(
+      Buffer.from(
+        `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 48 48" width="${side}" height="${side}">
+          <rect width="48" height="48" fill="${ground}"/><g fill="${colour}">${shape}</g></svg>`,
+      ),
+    )
+      .png()
+      .toBuffer();
+  const square = '<rect x="10" y="10" width="28" height="28"/>';
+  const circle = '<circle cx="24" cy="24" r="17"/>';
+
+  it("is what load() takes, a trained one of at most 32 MB, with its card and notices", () => {
+    expect(library.shippedModel()).toBe(folder);
+    const sizes = readdirSync(folder).map((name) => statSync(join(folder, name)).size);
+    expect(sizes.reduce((a, b) => a + b)).toBeLessThan(32e6);
+    expect(readFileSync(join(folder, "CARD.md"), "utf8")).toContain("cannot");
+    expect(readFileSync(join(folder, "NOTICE"), "utf8")).toContain("WordNet 3.1 Copyright");
+    expect(model.info.vision).toMatchObject({ tileSize: 48, maxTiles: 1 });
+  });
+
+  it("says who it is", async () => {
+    expect(await says("Who are you?")).toContain("very small Llama 4");
+  });
+
+  it("sees colours, whatever the picture's size", async () => {
+    for (const side of [48, 300])
+      expect(await says(await drawn(square, "#d6282d", "#fafaf8", side), "What colour is the square?")).toBe("Red.");
+  });
+
+  it("counts up to five", async () => {
+    const places = [[4], [0, 8], [0, 4, 8], [0, 2, 6, 8], [0, 2, 4, 6, 8]];
+    for (const [i, at] of places.entries()) {
+      const dots = at.map((n) => `<circle cx="${8 + 16 * (n % 3)}" cy="${8 + 16 * Math.floor(n / 3)}" r="6.5"/>`);
+      const picture = await drawn(dots.join(""), "#d6282d", "#fafaf8");
+      expect(await says(picture, "How many are there?")).toBe(["One.", "Two.", "Three.", "Four.", "Five."][i]);
+    }
+  });
+
+  it("tells shapes apart", async () => {
+    const triangle = '<path d="M24 5 42 41H6Z"/>';
+    const cross = '<path d="M18 4h12v14h14v12H30v14H18V30H4V18h14Z"/>';
+    for (const [shape, name] of [
+      [circle, "A circle."],
+      [triangle, "A triangle."],
+      [cross, "A cross."],
+    ] as const)
+      expect(await says(await drawn(shape, "#2d69d7", "#fafaf8"), "What shape is this?")).toBe(name);
+  });
+});
