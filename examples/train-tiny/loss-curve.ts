@@ -19,7 +19,7 @@ export function lossCurve(log: readonly Entry[]): string {
   const line = (points: readonly (readonly [number, number])[]) => points.map(([s, l]) => `${x(s)},${y(l)}`).join(" ");
   const bucket = Math.ceil(steps.length / 240);
   const means: [number, number][] = [];
-  for (let i = 0; i < steps.length; i += bucket) {
+  for (let i = 0; i + bucket <= steps.length; i += bucket) {
     const part = steps.slice(i, i + bucket);
     means.push([part.at(-1)!.step, part.reduce((sum, { loss }) => sum + loss, 0) / part.length]);
   }
