@@ -39,6 +39,8 @@ import { type Leaf, mapWeights, type Weights } from "../train/leaves.ts";
 import type { Progress } from "../train/trainer.ts";
 import { promptFiles, torchNames } from "./init.ts";
 
+export type Compute = "f32" | "bf16";
+
 /** What a checkpoint holds beside weights and moments. */
 export interface SavedState {
   readonly progress: Progress;
@@ -47,6 +49,8 @@ export interface SavedState {
   /** Of the log, at that step. */
   readonly logBytes: number;
   readonly config: TrainConfig;
+  /** What products rounded their factors to; absent in runs from before it was kept. */
+  readonly compute?: Compute;
 }
 
 export interface SavedCheckpoint {
@@ -58,6 +62,10 @@ export interface SavedCheckpoint {
 }
 
 const shape = /^step-(\d{8})$/;
+
+// What a killed run leaves: drafts of a checkpoint and of its model, and drafts and the predecessor of what comes out.
+const draftOfCheckpoint = /^step-\d{8}\.partial/;
+const draftOfModel = /^(model|adapter)(\.\d+\.(new|old)|(\.\d+\.new)?\.[0-9a-f]{8}\.partial)$/;
 
 export class RunFolder {
   readonly path: string;
@@ -84,8 +92,8 @@ export class RunFolder {
   /** The newest checkpoint that is whole; what a killed run left half-written is removed. */
   async latest(): Promise<SavedCheckpoint | undefined> {
     if (!existsSync(this.#checkpoints)) return undefined;
-    for (const name of readdirSync(this.#checkpoints))
-      if (/^step-\d{8}\.partial$/.test(name)) await rm(join(this.#checkpoints, name), { recursive: true });
+    await removeFrom(this.#checkpoints, (name) => draftOfCheckpoint.test(name));
+    await removeFrom(this.path, (name) => draftOfModel.test(name));
     const newest = this.#steps().at(-1);
     if (newest === undefined) return undefined;
     const path = join(this.#checkpoints, newest);
@@ -238,6 +246,10 @@ export async function loadModel(checkpoint: Checkpoint, backend: Backend): Promi
 async function* numbersOf(backend: Backend, x: Tensor): AsyncGenerator<Uint8Array> {
   const numbers = Float32Array.from(await backend.read(x));
   yield new Uint8Array(numbers.buffer);
+}
+
+async function removeFrom(folder: string, isLeft: (name: string) => boolean): Promise<void> {
+  for (const name of readdirSync(folder)) if (isLeft(name)) await rm(join(folder, name), { recursive: true });
 }
 
 function flushFolder(path: string): void {

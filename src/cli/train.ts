@@ -18,7 +18,7 @@ import type { Answer, Run, Session } from "./answer.ts";
 import { openDocuments, tilesOf } from "./documents.ts";
 import { define, whole } from "./options.ts";
 import { replacing } from "./output.ts";
-import { RunFolder, refuseOtherRun, writeModel } from "./run-folder.ts";
+import { type Compute, RunFolder, refuseOtherRun, writeModel } from "./run-folder.ts";
 import { type OpenTeacher, openTeacher } from "./teacher.ts";
 import { Meter } from "./train-meter.ts";
 import { reportPage } from "./train-report.ts";
@@ -33,7 +33,7 @@ export interface TrainOptions {
   readonly resume?: true;
   readonly backend?: "native" | "reference";
   readonly threads?: number;
-  readonly compute?: "f32" | "bf16";
+  readonly compute?: Compute;
 }
 
 export function train(program: Command, run: Run): void {
@@ -65,7 +65,7 @@ export function withRun(command: Command): Command {
     .addOption(
       new Option(
         "--compute <type>",
-        "what products round their factors to (default: bf16 where this processor multiplies it 1.5 times as fast)",
+        "what products round their factors to (default: what the run had before; at first bf16 where this processor multiplies it 1.5 times as fast)",
       ).choices(["f32", "bf16"]),
     );
 }
@@ -94,7 +94,7 @@ export async function trained(
     throw new RequestError(`${folder.path} holds a run already; go on with it by --resume, or choose another --out`);
   const files: FileSource[] = [];
   let teacher: OpenTeacher | undefined;
-  const backend = openBackend(options);
+  const { backend, compute } = openBackend(options, saved?.state.compute);
   try {
     if (saved) refuseOtherRun(saved.state.config, config);
     const open = async (path: string) => openDocuments(at(path), files);
@@ -113,9 +113,9 @@ export async function trained(
       ...(samples && { samples }),
       ...(state && { state }),
     });
-    process.stderr.write(`${learnt(trainer.leaves, start)}\n`);
+    process.stderr.write(`${learnt(trainer.leaves, start)}\nproducts take their factors in ${compute}\n`);
     const seconds = saved?.state.seconds ?? 0;
-    const answer = await loop({ ...{ trainer, folder, config, backend, samples, seconds, signal }, ...start });
+    const answer = await loop({ ...{ trainer, folder, config, backend, compute, samples, seconds, signal }, ...start });
     return teacher ? { ...answer, json: { ...answer.json, teacher: teacher.counts() } } : answer;
   } finally {
     await saved?.close();
@@ -126,14 +126,22 @@ export async function trained(
   }
 }
 
-function openBackend({ backend, threads, compute }: TrainOptions): TrainingBackend {
-  if (backend === "reference") return openReference();
-  const open = (activations: "f32" | "bf16") => openNative({ activations, ...(threads && { threads }) });
-  if (compute) return open(compute);
+/** Without `--compute` a run keeps to the type that it had before; a new one takes what is faster here. */
+function openBackend(
+  { backend, threads, compute }: TrainOptions,
+  before: Compute | undefined,
+): { readonly backend: TrainingBackend; readonly compute: Compute } {
+  if (backend === "reference") return { backend: openReference(), compute: "f32" };
+  const open = (activations: Compute) => ({
+    backend: openNative({ activations, ...(threads && { threads }) }),
+    compute: activations,
+  });
+  const known = compute ?? before;
+  if (known) return open(known);
   const exact = open("f32");
-  const { bf16Gflops, f32Gflops } = exact.ceilings();
+  const { bf16Gflops, f32Gflops } = exact.backend.ceilings();
   if (bf16Gflops < 1.5 * f32Gflops) return exact;
-  exact.close();
+  exact.backend.close();
   return open("bf16");
 }
 
@@ -142,6 +150,7 @@ interface RunParts extends Started {
   readonly folder: RunFolder;
   readonly config: TrainConfig;
   readonly backend: TrainingBackend;
+  readonly compute: Compute;
   readonly samples: Documents | undefined;
   /** Spent before. */
   readonly seconds: number;
@@ -159,6 +168,7 @@ async function loop({
   adapters,
   base = "",
   backend,
+  compute,
   tokenizer,
   samples,
   seconds,
@@ -182,8 +192,9 @@ async function loop({
     return writeAdapter(path, { backend, model, lora, base, adapters: shipped ? trainer.averagedAdapters : adapters });
   };
   const save = async () => {
+    trainer.refuseDiverged(); // it would push out the checkpoints that are good
     await folder.save(
-      { progress: trainer.progress, seconds: spent(), config },
+      { progress: trainer.progress, seconds: spent(), config, compute },
       { backend, moments: trainer.moments(), write: (path) => write(path, false) },
       config.checkpoint.keep,
     );
@@ -228,6 +239,7 @@ async function loop({
       steps: step,
       tokens,
       seconds: spent(),
+      compute,
       parameters: { total, active },
       learnt: trainer.leaves.map(({ name }) => name),
       heldOut: last,
@@ -242,13 +254,16 @@ async function loop({
 }
 
 /** The config that the options mean, and how it names files. */
-function configOf({ config: file, depth, data, steps = 2000 }: TrainOptions): {
+function configOf({ config: file, depth, data, steps }: TrainOptions): {
   config: TrainConfig;
   at: (path: string) => string;
 } {
   if ((file === undefined) === (depth === undefined))
     throw new RequestError("train: expected --config F, or --depth N with --data F; llama4 train --help shows both");
   if (file !== undefined) {
+    const stray = data !== undefined ? "--data" : steps !== undefined ? "--steps" : undefined;
+    if (stray)
+      throw new RequestError(`train: ${stray} beside --config; expected it with --depth only: ${file} says its own`);
     const json = parseObject(readFileSync(file, "utf8"), file);
     const home = dirname(resolve(file));
     return { config: readConfig(json, basename(file)), at: (path) => (isAbsolute(path) ? path : join(home, path)) };
@@ -259,7 +274,7 @@ function configOf({ config: file, depth, data, steps = 2000 }: TrainOptions): {
   const json = {
     model: { depth, ...vision },
     data: { documents: data },
-    phases: [{ steps, mix: { documents: 1 }, loss: "answers" }],
+    phases: [{ steps: steps ?? 2000, mix: { documents: 1 }, loss: "answers" }],
   };
   return { config: readConfig(json, "--depth"), at: (path) => path };
 }

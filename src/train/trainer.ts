@@ -145,6 +145,16 @@ export class Trainer {
     return this.#optimizer.state();
   }
 
+  /** Throws TrainingError where a step left a weight without a finite norm: nobody can go on from there. */
+  refuseDiverged(): void {
+    const { backend } = this.#b;
+    const odd = this.#leaves.find(({ weight }) => !Number.isFinite(backend.sumSquares(weight)));
+    if (odd)
+      throw new TrainingError(
+        `${odd.name} is not finite after step ${this.#step}; lower the rate or lengthen the warm-up, and resume from the last checkpoint`,
+      );
+  }
+
   /** What gets gradients, by name. */
   get leaves(): readonly Leaf[] {
     return this.#leaves;

@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { tilesHeader } from "../../src/train/documents.ts";
+import { haveAddon } from "../addon.ts";
 import { integers } from "../backends/drawn.ts";
 import { random } from "../prompt/corpus.ts";
 import { llama4, main, objectOf } from "./llama4.ts";
@@ -153,7 +154,25 @@ describe("llama4 train", () => {
     const moments = (run: string) =>
       readFileSync(join(at(run), "checkpoints/step-00000010/training/moments.safetensors"));
     expect(moments("killed").equals(moments("whole"))).toBe(true);
+    expect(leftIn(out)).toEqual(leftIn(at("whole")));
   }, 900_000); // some forty processes, one after the other
+
+  it("killed while it writes, leaves what the next one removes, and only that", async () => {
+    const out = at("drafts");
+    cpSync(at("whole"), out, { recursive: true });
+    const drafts = ["step-00000011.partial", "step-00000011.partial.0a1b2c3d.partial"].map((name) =>
+      join(out, "checkpoints", name),
+    );
+    for (const name of ["model.0a1b2c3d.partial", "model.77.new.0a1b2c3d.partial", "model.77.new", "model.77.old"])
+      drafts.push(join(out, name));
+    for (const draft of drafts) {
+      mkdirSync(draft);
+      writeFileSync(join(draft, "config.json"), "{");
+    }
+    writeFileSync(join(out, "model.gguf"), "somebody's own");
+    objectOf(await train("--config", at("config.json"), "--out", out, "--resume"));
+    expect(leftIn(out)).toEqual([...leftIn(at("whole")), "model.gguf"].sort());
+  });
 
   it("says what is wrong, and what to do, before anything is trained", async () => {
     const failing = async (...args: string[]) => {
@@ -172,13 +191,20 @@ describe("llama4 train", () => {
     expect(await failing("--config", key, "--out", at("key"))).toMatch(
       /"batchToken" is not known here; expected .*batchTokens/,
     );
+    for (const [option, value] of [
+      ["--steps", "3"],
+      ["--data", at("docs.jsonl")],
+    ] as const)
+      expect(await failing("--config", at("config.json"), option, value, "--out", at("stray"))).toMatch(
+        new RegExp(`${option} beside --config; expected it with --depth only`),
+      );
     const other = write("other.json", { ...config, seed: 4 });
     expect(await failing("--config", other, "--out", at("whole"), "--resume")).toMatch(
       /seed was 3 when the run began and is 4/,
     );
   });
 
-  it("stops at a bad line and at a loss that is no number; the last checkpoint stays good", async () => {
+  it("stops at a bad line, where it learns and where it learns the vocabulary", async () => {
     const bad = at("bad");
     write("bad.jsonl", [{ text: "the cat" }]);
     writeFileSync(at("bad.jsonl"), `${JSON.stringify({ text: "the cat sees" })}\n{"text": "the c`);
@@ -195,25 +221,38 @@ describe("llama4 train", () => {
       name: "TrainingError",
       message: expect.stringMatching(/bad.jsonl: line 2, at byte 24: no JSON/),
     });
-    const wild = at("wild");
+    const learning = write("bad-vocabulary.json", {
+      ...config,
+      data: { docs: "bad.jsonl" },
+      heldOut: {},
+      model: { ...config.model, vision: undefined },
+    });
+    expect(objectOf(await train("--config", learning, "--out", at("bad-vocabulary")))["error"]).toMatchObject({
+      name: "TrainingError",
+      message: expect.stringMatching(/bad.jsonl: line 2, at byte 24: no JSON/),
+    });
+  });
+
+  it.each([
+    ["loss that is no number", 1e25, /^(the (loss|gradient of .*) is .*|.* is not finite after) (at )?step 1\d;? .*/],
+    ["weight that is not finite", 1e39, /^text\..* is not finite after step 10; lower the rate/],
+  ])("stops at a %s; the last checkpoint stays good", async (_, rate, message) => {
+    const wild = at(`wild-${rate}`);
     cpSync(at("whole"), wild, { recursive: true });
     rmSync(join(wild, "checkpoints/step-00000010"), { recursive: true });
-    const before = weightsOf(join(wild, "checkpoints/step-00000009"));
+    const good = "checkpoints/step-00000009";
     const longer = {
       ...config,
       phases: [config.phases[0], { ...config.phases[1], steps: 14 }],
-      optimizer: { ...config.optimizer, rate: 1e25 },
+      optimizer: { ...config.optimizer, rate },
     };
-    const ended2 = await train("--config", write("wild.json", longer), "--out", wild, "--resume");
-    expect(ended2.status).toBe(1);
-    expect(objectOf(ended2)["error"]).toMatchObject({
-      name: "TrainingError",
-      message: expect.stringMatching(/(loss|gradient of .*) is .* at step 1\d;? .*/),
-    });
-    expect(
-      checkpointsOf(wild).every((name) => existsSync(join(wild, "checkpoints", name, "training/state.json"))),
-    ).toBe(true);
-    expect(before.length).toBeGreaterThan(1000);
+    const ended = await train("--config", write("wild.json", longer), "--out", wild, "--resume");
+    expect(ended.status).toBe(1);
+    expect(objectOf(ended)["error"]).toMatchObject({ name: "TrainingError", message: expect.stringMatching(message) });
+    for (const file of ["model.safetensors", "config.json", "training/moments.safetensors", "training/state.json"])
+      expect(readFileSync(join(wild, good, file)).equals(readFileSync(join(at("whole"), good, file)))).toBe(true);
+    if (rate > 1e38) expect(checkpointsOf(wild)).toEqual(["step-00000009"]);
+    expect(checkpointsOf(wild).every((name) => !name.includes("partial"))).toBe(true);
   });
 });
 
@@ -231,6 +270,20 @@ describe("a run", () => {
     const longer = write("longer.json", { ...config, phases: [...config.phases, { steps: 2, mix: { docs: 1 } }] });
     expect(objectOf(await train("--config", longer, "--out", out, "--resume"))).toMatchObject({ steps: steps + 2 });
     expect(weightsOf(join(out, "model")).equals(weightsOf(join(at("whole"), "model")))).toBe(false);
+  });
+
+  it.skipIf(!haveAddon).each(["f32", "bf16"])("keeps to %s when it goes on, unless told otherwise", async (compute) => {
+    const native = (name: string, ...args: string[]) =>
+      llama4(["train", "--threads", "1", "--json", "--config", at(name), "--out", at(`in-${compute}`), ...args]);
+    for (const n of [1, 2, 3]) write(`steps-${n}.json`, { ...config, phases: [{ steps: n, mix: { docs: 1 } }] });
+    const began = await native("steps-1.json", "--compute", compute);
+    expect(objectOf(began)).toMatchObject({ compute });
+    expect(began.stderr.split(`products take their factors in ${compute}\n`).length).toBe(2); // once
+    const state = join(at(`in-${compute}`), "checkpoints/step-00000001/training/state.json");
+    expect(JSON.parse(readFileSync(state, "utf8"))).toMatchObject({ compute });
+    expect(objectOf(await native("steps-2.json", "--resume"))).toMatchObject({ compute });
+    const other = compute === "f32" ? "bf16" : "f32";
+    expect(objectOf(await native("steps-3.json", "--resume", "--compute", other))).toMatchObject({ compute: other });
   });
 
   // A disk of its own needs a mount namespace, which some machines do not give to everybody.
@@ -263,6 +316,11 @@ describe("a run", () => {
     expect(weightsOf(join(copy, "model")).equals(weightsOf(join(at("whole"), "model")))).toBe(true);
   });
 });
+
+/** Everything in a run's folder and among its checkpoints. */
+function leftIn(out: string): string[] {
+  return [...readdirSync(out), ...checkpointsOf(out)].sort();
+}
 
 function checkpointsSafely(out: string): string[] {
   return existsSync(join(out, "checkpoints")) ? checkpointsOf(out) : [];
