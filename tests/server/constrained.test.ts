@@ -24,7 +24,7 @@ class RandomModel implements ServedModel {
     messages: readonly Message<ContentPart>[],
     options: ReplyOptions & { tools?: readonly Tool[] | undefined } = {},
   ): AsyncIterable<Piece> {
-    const { maxTokens, stop: strings, constraint, signal, media: _, tools, ...sampling } = options;
+    const { maxTokens, stop: strings, constraint, signal, media: _, routes, tools, ...sampling } = options;
     const { ids } = metaFormat(tokenizer).encode(messages as readonly Message<PlainPart>[], {
       ...(tools && { tools }),
     });
@@ -34,6 +34,7 @@ class RandomModel implements ServedModel {
       stop: strings,
       constraint,
       signal,
+      routes,
       sampling,
       tools: tools?.map(({ name }) => name),
     };
