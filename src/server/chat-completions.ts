@@ -13,6 +13,7 @@ import {
   formatConstraint,
   inOrderOfCalls,
   jsonObject,
+  list,
   maybe,
   newId,
   samplingFields,
@@ -32,7 +33,7 @@ const part = z.discriminatedUnion("type", [
   z.object({ type: z.literal("video_url"), video_url: z.object({ url: z.string() }) }),
 ]);
 
-const text = z.union([z.string(), z.array(textPart)]);
+const text = z.union([z.string(), list(textPart)]);
 
 const toolCall = z.object({
   id: z.string(),
@@ -42,25 +43,22 @@ const toolCall = z.object({
 
 const message = z.discriminatedUnion("role", [
   z.object({ role: z.enum(["system", "developer"]), content: text }),
-  z.object({ role: z.literal("user"), content: z.union([z.string(), z.array(part).min(1)]) }),
+  z.object({ role: z.literal("user"), content: z.union([z.string(), list(part, { least: 1 })]) }),
   z.object({
     role: z.literal("assistant"),
     content: maybe(
-      z.union([
-        z.string(),
-        z.array(z.union([textPart, z.object({ type: z.literal("refusal"), refusal: z.string() })])),
-      ]),
+      z.union([z.string(), list(z.union([textPart, z.object({ type: z.literal("refusal"), refusal: z.string() })]))]),
     ),
-    tool_calls: maybe(z.array(toolCall)),
+    tool_calls: maybe(list(toolCall)),
   }),
   z.object({ role: z.literal("tool"), tool_call_id: z.string(), content: text }),
 ]);
 
 /** A conversation and the tools that may be called in it. */
 export const chatFields = {
-  messages: z.array(message).min(1),
+  messages: list(message, { least: 1 }),
   tools: maybe(
-    z.array(
+    list(
       z.object({
         type: z.literal("function"),
         function: z.object({
@@ -84,7 +82,7 @@ const schema = z
     max_completion_tokens: maybe(wholeNumber(1)),
     max_tokens: maybe(wholeNumber(1)),
     n: maybe(wholeNumber(1, 128)),
-    stop: maybe(z.union([z.string(), z.array(z.string()).max(16)])),
+    stop: maybe(z.union([z.string(), list(z.string(), { most: 16 })])),
     stream: maybe(z.boolean()),
     stream_options: maybe(
       z.object({
@@ -115,7 +113,7 @@ const schema = z
         }),
       ]),
     ),
-    modalities: maybe(z.array(z.literal("text", "this model writes text only"))),
+    modalities: maybe(list(z.literal("text", "this model writes text only"))),
   })
   .refine((body) => body.top_logprobs === undefined || body.logprobs, {
     path: ["top_logprobs"],

@@ -6,23 +6,19 @@ import type { Dialect, Meta } from "./dialect.ts";
 import { openAiError, Refusal } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
 import { type Ask, type Finish, type Reply, type Said, totalUsage } from "./generation.ts";
-import { maybe, newId, samplingFields, samplingOf, seconds, wholeNumber } from "./wire.ts";
+import { list, MOST_TOKENS, maybe, newId, samplingFields, samplingOf, seconds, wholeNumber } from "./wire.ts";
 
 const token = wholeNumber(0);
+const tokens = list(token, { least: 1, most: MOST_TOKENS });
 
 const schema = z.object({
   ...samplingFields,
   model: maybe(z.string()).describe("any name is served by the one model"),
-  prompt: z.union([
-    z.string(),
-    z.array(z.string()).min(1),
-    z.array(token).min(1),
-    z.array(z.array(token).min(1)).min(1),
-  ]),
+  prompt: z.union([z.string(), list(z.string(), { least: 1 }), tokens, list(tokens, { least: 1 })]),
   max_tokens: maybe(wholeNumber(1)),
   n: maybe(wholeNumber(1, 128)),
   best_of: maybe(wholeNumber(1)),
-  stop: maybe(z.union([z.string(), z.array(z.string()).max(16)])),
+  stop: maybe(z.union([z.string(), list(z.string(), { most: 16 })])),
   stream: maybe(z.boolean()),
   stream_options: maybe(z.object({ include_usage: maybe(z.boolean()) })),
   logprobs: maybe(wholeNumber(0, 20)),

@@ -11,6 +11,7 @@ import {
   formatConstraint,
   inOrderOfCalls,
   jsonObject,
+  list,
   maybe,
   newId,
   toolOf,
@@ -25,34 +26,33 @@ const image = z.object({
     z.object({ type: z.literal("url"), url: z.string() }),
   ]),
 });
-const seen = z.union([z.string(), z.array(z.discriminatedUnion("type", [text, image]))]);
+const seen = z.union([z.string(), list(z.discriminatedUnion("type", [text, image]))]);
 
 const message = z.discriminatedUnion("role", [
   z.object({
     role: z.literal("user"),
     content: z.union([
       z.string(),
-      z
-        .array(
-          z.discriminatedUnion("type", [
-            text,
-            image,
-            z.object({
-              type: z.literal("tool_result"),
-              tool_use_id: z.string(),
-              content: maybe(seen),
-              is_error: maybe(z.boolean()),
-            }),
-          ]),
-        )
-        .min(1),
+      list(
+        z.discriminatedUnion("type", [
+          text,
+          image,
+          z.object({
+            type: z.literal("tool_result"),
+            tool_use_id: z.string(),
+            content: maybe(seen),
+            is_error: maybe(z.boolean()),
+          }),
+        ]),
+        { least: 1 },
+      ),
     ]),
   }),
   z.object({
     role: z.literal("assistant"),
     content: z.union([
       z.string(),
-      z.array(
+      list(
         z.discriminatedUnion("type", [
           text,
           z.object({ type: z.literal("tool_use"), id: z.string(), name: z.string(), input: jsonObject }),
@@ -66,10 +66,10 @@ const message = z.discriminatedUnion("role", [
 /** A conversation and its tools: what /v1/messages/count_tokens takes too. */
 const conversation = {
   model: maybe(z.string()).describe("any name is served by the one model"),
-  messages: z.array(message).min(1),
-  system: maybe(z.union([z.string(), z.array(text)])),
+  messages: list(message, { least: 1 }),
+  system: maybe(z.union([z.string(), list(text)])),
   tools: maybe(
-    z.array(
+    list(
       z.object({
         type: maybe(z.literal("custom", "this server runs no tools of its own")),
         name: z.string().regex(/^[\w.:/-]{1,64}$/),
@@ -93,7 +93,7 @@ export const countedSchema = z.object(conversation);
 const schema = z.object({
   ...conversation,
   max_tokens: wholeNumber(1),
-  stop_sequences: maybe(z.array(z.string()).max(16)),
+  stop_sequences: maybe(list(z.string(), { most: 16 })),
   temperature: maybe(z.number().min(0).max(2)),
   top_p: maybe(z.number().min(0).max(1)),
   top_k: maybe(wholeNumber(0)),

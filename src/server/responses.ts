@@ -13,10 +13,12 @@ import {
   formatConstraint,
   inOrderOfCalls,
   jsonObject,
+  list,
   maybe,
   newId,
   seconds,
   toolOf,
+  valuesByName,
   wholeNumber,
 } from "./wire.ts";
 
@@ -31,7 +33,7 @@ const part = z.discriminatedUnion("type", [
   z.object({ type: z.literal("input_video"), video_url: z.string() }), // not OpenAI's: as /v1/chat/completions takes them
 ]);
 
-const content = z.union([z.string(), z.array(part)]);
+const content = z.union([z.string(), list(part)]);
 
 const message = z.object({
   type: z.literal("message").default("message"),
@@ -47,15 +49,15 @@ const item = z.union([
 
 const schema = z.object({
   model: maybe(z.string()).describe("any name is served by the one model"),
-  input: z.union([z.string(), z.array(item).min(1)]),
+  input: z.union([z.string(), list(item, { least: 1 })]),
   instructions: maybe(z.string()),
   max_output_tokens: maybe(wholeNumber(1)),
   temperature: maybe(z.number().min(0).max(2)),
   top_p: maybe(z.number().min(0).max(1)),
   top_logprobs: maybe(wholeNumber(0, 20)),
-  include: maybe(z.array(z.string())),
+  include: maybe(list(z.string())),
   tools: maybe(
-    z.array(
+    list(
       z.object({
         type: z.literal("function", "this server runs no tools of its own"),
         name: z.string().regex(/^[\w.:/-]{1,64}$/),
@@ -81,7 +83,7 @@ const schema = z.object({
     }),
   ),
   stream: maybe(z.boolean()),
-  metadata: maybe(z.record(z.string(), z.string())),
+  metadata: maybe(valuesByName(z.string())),
   truncation: maybe(z.literal("disabled", "this server cuts no conversations")),
   background: maybe(z.literal(false, "this server stores nothing")),
   conversation: maybe(z.undefined("this server stores nothing; send the conversation as `input`")),

@@ -12,7 +12,7 @@ import { Exchange } from "./exchange.ts";
 import { type AskedPart, type Chat, collect, generate, type Said, type ServedModel } from "./generation.ts";
 import { chatOf as conversationOf, countedSchema } from "./messages.ts";
 import { type FetchMedia, filesOf, withFiles } from "./urls.ts";
-import { maybe, parsed, wholeNumber } from "./wire.ts";
+import { list, MOST_TOKENS, maybe, parsed, wholeNumber } from "./wire.ts";
 
 export interface Limits extends AdmissionLimits {
   /** Of a request's body. */
@@ -73,7 +73,7 @@ export const tokenizeSchema = z.union([
   z.object({ prompt: z.string(), add_special_tokens: maybe(z.boolean()) }),
 ]);
 
-export const detokenizeSchema = z.object({ tokens: z.array(wholeNumber(0)) });
+export const detokenizeSchema = z.object({ tokens: list(wholeNumber(0), { most: MOST_TOKENS }) });
 
 /** Texts that a message has; what is too long is known before it is tokenized. */
 const textsOf = ({ content }: Message<AskedPart>): string[] =>

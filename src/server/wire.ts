@@ -16,13 +16,67 @@ export const wholeNumber = (least: number, most = Number.MAX_SAFE_INTEGER) => z.
 
 export const jsonObject = z.record(z.string(), z.unknown());
 
+const MOST_ELEMENTS = 100_000;
+export const MOST_TOKENS = 16_000_000; // of a prompt; models go up to 10,485,760
+
+/**
+ * A list as bodies have it: of at most so many elements, which are looked at no further than the first that is wrong. zod by
+ * itself notes each wrong one, and so needs hundreds of times the room of a body of nothing else.
+ */
+export const list = <T extends z.ZodType>(element: T, { least = 0, most = MOST_ELEMENTS } = {}) =>
+  z
+    .array(z.unknown())
+    .min(least)
+    .max(most)
+    .meta({ items: inputSchema(element) })
+    .transform((elements, context) => {
+      const values: z.output<T>[] = [];
+      for (const [i, given] of elements.entries()) if (!take(element, given, i, context, (v) => values.push(v))) break;
+      return values;
+    });
+
+/** Values by name, bounded and looked at as those of a list are. */
+export const valuesByName = <T extends z.ZodType>(value: T) =>
+  z
+    .record(z.string(), z.unknown())
+    .refine((given) => Object.keys(given).length <= MOST_ELEMENTS, `expected at most ${MOST_ELEMENTS} entries`)
+    .meta({ additionalProperties: inputSchema(value) })
+    .transform((given, context) => {
+      const entries: [string, z.output<T>][] = [];
+      for (const name in given) if (!take(value, given[name], name, context, (v) => entries.push([name, v]))) break;
+      return Object.fromEntries(entries) as Record<string, z.output<T>>;
+    });
+
+/** What OpenAPI says of a value inside of another. */
+function inputSchema(schema: z.ZodType): object {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, { io: "input", unrepresentable: "any" });
+  return rest;
+}
+
+/** Hands on a value as its schema wants it, or notes what is wrong with it; whether it is right. */
+function take<T extends z.ZodType>(
+  schema: T,
+  given: unknown,
+  key: string | number,
+  context: z.RefinementCtx,
+  into: (value: z.output<T>) => void,
+): boolean {
+  const { success, data, error } = schema.safeParse(given);
+  if (success) into(data);
+  else {
+    const { path, message } = deepest(error.issues[0]!);
+    context.addIssue({ code: "custom", path: [key, ...path], message });
+  }
+  return success;
+}
+
 /** How tokens are chosen; the last three are not OpenAI's, but common. */
 export const samplingFields = {
   temperature: maybe(z.number().min(0).max(2)),
   top_p: maybe(z.number().min(0).max(1)),
   presence_penalty: maybe(z.number().min(-2).max(2)),
   frequency_penalty: maybe(z.number().min(-2).max(2)),
-  logit_bias: maybe(z.record(z.string(), z.number().min(-100).max(100))),
+  logit_bias: maybe(valuesByName(z.number().min(-100).max(100))),
   seed: maybe(
     z
       .number()
