@@ -113,7 +113,10 @@ try {
   const worker = async () => {
     for (let job = queue.shift(); job; job = queue.shift()) if (await compile(job)) compiled++;
   };
-  const progress = setInterval(() => console.error(`native: ${compiled} objects compiled, ${queue.length} to go`), 10_000);
+  const progress = setInterval(
+    () => console.error(`native: ${compiled} objects compiled, ${queue.length} to go`),
+    10_000,
+  );
   await Promise.all([worker(), worker()]);
   clearInterval(progress);
   const addon = join(build, "llama4.node");
