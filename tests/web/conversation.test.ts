@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import {
   type Answer,
   byDay,
@@ -86,5 +86,16 @@ describe("a conversation as a file", () => {
     expect(fileName("Cats & dogs?/..", "md")).toBe("Cats-dogs.md");
     expect(fileName("???", "json")).toBe("chat.json");
     expect(fileName("猫は何？", "md")).toBe("猫は何.md");
+  });
+});
+
+describe("a page that is not secure", () => {
+  it("has ids all the same, each another", () => {
+    const { crypto } = globalThis;
+    vi.stubGlobal("crypto", { getRandomValues: crypto.getRandomValues.bind(crypto) });
+    const ids = Array.from({ length: 100 }, () => newConversation().id);
+    expect(new Set(ids).size).toBe(100);
+    expect(ids[0]).toMatch(/^[0-9a-f]{32}$/);
+    vi.unstubAllGlobals();
   });
 });

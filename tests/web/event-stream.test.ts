@@ -20,7 +20,9 @@ it("tells a person what can be done about a refusal", () => {
   expect(refusal(401, body("invalid_api_key")).trouble).toBe("key");
   expect(refusal(400, body("context_length_exceeded")).trouble).toBe("full");
   expect(refusal(429, body("rate_limit_exceeded"), 7)).toMatchObject({ trouble: "busy", retryAfterSeconds: 7 });
-  expect(refusal(503, body(null)).trouble).toBe("busy");
+  expect(refusal(503, body(null), 5)).toMatchObject({ trouble: "busy", retryAfterSeconds: 5 });
+  expect(refusal(503, body(null)).trouble).toBe("failed"); // nobody has said that it helps to wait
+  expect(refusal(429, body(null)).retryAfterSeconds).toBeUndefined();
   expect(refusal(400, body("invalid_value"))).toMatchObject({ trouble: "refused", message: "why" });
   expect(refusal(500, undefined)).toMatchObject({ trouble: "failed", message: "The server answered with status 500." });
 });

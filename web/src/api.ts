@@ -80,7 +80,8 @@ export function refusal(status: number, body: unknown, retryAfterSeconds?: numbe
     (body as { error?: { message?: string; code?: string | null } } | undefined)?.error ?? {};
   if (status === 401) return new ServerError("key", "This server wants an API key.");
   if (code === "context_length_exceeded") return new ServerError("full", message);
-  if (status === 429 || status === 503) return new ServerError("busy", message, retryAfterSeconds ?? 5);
+  if (status === 429 || (status === 503 && retryAfterSeconds !== undefined))
+    return new ServerError("busy", message, retryAfterSeconds);
   return new ServerError(status >= 500 ? "failed" : "refused", message);
 }
 

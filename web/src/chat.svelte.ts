@@ -9,6 +9,7 @@ import {
   leafBelow,
   type Message,
   newConversation,
+  newId,
   pathOf,
   type Question,
   titleOf,
@@ -42,6 +43,8 @@ export class Chat {
   readonly isBusy = $derived.by(() => this.runs.has(this.currentId));
   private runs = $state.raw<ReadonlyMap<string, AbortController>>(new Map());
   private storage: Storage | undefined;
+  /** How often in a row a reply was asked for again by itself, by question. */
+  private retries = new Map<string, number>();
   private nextLook: ReturnType<typeof setTimeout> | undefined;
   private unsaved = new Map<string, ReturnType<typeof setTimeout>>();
 
@@ -117,7 +120,7 @@ export class Chat {
   async ask(text: string, attachments: readonly Attachment[], edited?: Question): Promise<void> {
     const { id, leaf, messages } = this.current;
     const parent = edited ? edited.parent : leaf;
-    const question: Question = { id: crypto.randomUUID(), parent, role: "user", text, attachments, at: Date.now() };
+    const question: Question = { id: newId(), parent, role: "user", text, attachments, at: Date.now() };
     const isFirst = messages.length === 0;
     this.change(id, (conversation) => ({
       ...conversation,
@@ -139,6 +142,20 @@ export class Chat {
     return question ? this.answer(this.currentId, question.id) : Promise.resolve();
   }
 
+  /** Whether a busy server, which says when to come back, is to be asked again by itself: a few times for a question. */
+  mayRetry(error: ServerError): boolean {
+    const question = this.path.findLast(({ role }) => role === "user");
+    if (!question || error.trouble !== "busy" || error.retryAfterSeconds === undefined) return false;
+    return (this.retries.get(question.id) ?? 0) < MOST_RETRIES;
+  }
+
+  /** Asks again by itself. */
+  retryAlone(): Promise<void> {
+    const question = this.path.findLast(({ role }) => role === "user");
+    if (question) this.retries.set(question.id, (this.retries.get(question.id) ?? 0) + 1);
+    return this.retry();
+  }
+
   /** Shows the path through a message. */
   turnTo({ id }: Message): void {
     this.change(this.currentId, (conversation) => ({ ...conversation, leaf: leafBelow(conversation, id) }));
@@ -153,7 +170,7 @@ export class Chat {
     const { signal } = controller;
     this.runs = new Map(this.runs).set(id, controller);
     this.setFailure(id, undefined);
-    const answer: Answer = { id: crypto.randomUUID(), parent, role: "assistant", text: "", at: Date.now() };
+    const answer: Answer = { id: newId(), parent, role: "assistant", text: "", at: Date.now() };
     this.change(id, (conversation) => ({
       ...conversation,
       messages: [...conversation.messages, answer],
@@ -240,6 +257,8 @@ export class Chat {
     });
   }
 }
+
+const MOST_RETRIES = 5;
 
 /** A reply that was being written when the page was left has stopped. */
 const ended = (conversation: Conversation): Conversation => ({

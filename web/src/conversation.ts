@@ -67,8 +67,12 @@ export interface Conversation {
   readonly leaf: string | null;
 }
 
+/** A fresh name: 128 random bits. `crypto.randomUUID` is for secure pages only, not for plain http from another machine. */
+export const newId = (): string =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
 export const newConversation = (now = Date.now()): Conversation => ({
-  id: crypto.randomUUID(),
+  id: newId(),
   title: "New chat",
   begun: now,
   changed: now,
