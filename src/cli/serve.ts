@@ -91,15 +91,15 @@ async function served(session: Session, options: ServeOptions, version?: string)
   const { host, port, model: path = shippedModel(), grace, maxConcurrent } = options;
   const keys = [...(options.apiKey ?? []), ...(process.env["LLAMA4_API_KEY"]?.split(",") ?? [])];
   checkKeys(keys, host, options.insecure ?? 0);
-  const graceMs = positive("--grace", grace) * 1000;
+  const graceMs = timeout("--grace", grace);
   const limits = {
     concurrent: maxConcurrent,
     queue: options.maxQueue,
     perClient: options.maxPerClient,
     tokensPerMinute: options.tokensPerMinute ?? LIMITS.tokensPerMinute,
     bodyBytes: positive("--max-body", options.maxBody) * 1e6,
-    requestMs: positive("--request-timeout", options.requestTimeout) * 1000,
-    idleMs: positive("--idle-timeout", options.idleTimeout) * 1000,
+    requestMs: timeout("--request-timeout", options.requestTimeout),
+    idleMs: timeout("--idle-timeout", options.idleTimeout),
   };
   const speculation = speculationOf(options);
   setMaxListeners(2 * maxConcurrent + LIMITS.images); // a request's signal has one for each of its replies and images
@@ -156,4 +156,12 @@ const isLoopback = (host: string): boolean =>
 function positive(option: string, value: number): number {
   if (value > 0) return value;
   throw new RequestError(`${option} is ${value}; expected a number above 0`);
+}
+
+const MOST_SECONDS = 2_147_000; // 24 days: a timer counts milliseconds in 31 bits, and a longer one ends at once
+
+/** In milliseconds. */
+function timeout(option: string, seconds: number): number {
+  if (positive(option, seconds) <= MOST_SECONDS) return seconds * 1000;
+  throw new RequestError(`${option} is ${seconds}; expected at most ${MOST_SECONDS} seconds`);
 }

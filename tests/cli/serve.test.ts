@@ -150,4 +150,14 @@ describe("llama4 serve", () => {
     expect(objectOf(short)).toMatchObject({ error: { message: expect.stringContaining("shorter than 8") } });
     child.kill("SIGTERM");
   });
+
+  it.each(["--request-timeout", "--idle-timeout", "--grace"])(
+    "refuses %s beyond what a timer counts",
+    async (option) => {
+      const long = await llama4(["serve", "--model", model, option, "2147484", "--json"]);
+      expect(objectOf(long)).toMatchObject({
+        error: { message: `${option} is 2147484; expected at most 2147000 seconds` },
+      });
+    },
+  );
 });
