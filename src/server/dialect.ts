@@ -21,8 +21,8 @@ export interface Dialect<Schema extends z.ZodType = z.ZodType> {
   isStreamed(body: z.output<Schema>): boolean;
   whole(body: z.output<Schema>, replies: readonly Reply[], meta: Meta): object;
   events(body: z.output<Schema>, said: AsyncIterable<Said>, meta: Meta): AsyncGenerator<ServerEvent>;
-  /** What tells a reader in the middle of a stream that it fails. */
-  failure(refusal: Refusal, meta: Meta): ServerEvent;
+  /** What tells a reader in the middle of a stream, after `told` events, that it fails. */
+  failure(refusal: Refusal, meta: Meta, told: number): ServerEvent;
   /** What a waiting reader is sent now and then. */
   readonly keepAlive: string;
   error(refusal: Refusal, requestId: string): object;

@@ -99,9 +99,10 @@ export const responses: Dialect<typeof schema> = {
   isStreamed: (body) => body.stream ?? false,
   whole: (body, [reply], { model }) => response(body, newId("resp_"), seconds(), model, itemsOf(reply!), reply!.finish),
   events,
-  failure(refusal) {
-    const { type, code, message, param } = openAiError(refusal).error;
-    return event("error", { sequence_number: 0, code: code ?? type, message, param });
+  failure(refusal, _, told) {
+    const { error } = openAiError(refusal);
+    const { type, code, message, param } = error;
+    return event("error", { sequence_number: told, code: code ?? type, message, param, error });
   },
   keepAlive: ": keep-alive\n\n",
   error: openAiError,
@@ -265,9 +266,13 @@ async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): 
     output.push(item);
     open = undefined;
   }
-  yield tell("response.created", whole());
-  yield tell("response.in_progress", whole());
+  let isBegun = false; // with the first piece: a refusal before it is told with its status
   for await (const { text, logprobs, toolCalls, finish } of said) {
+    if (!isBegun) {
+      isBegun = true;
+      yield tell("response.created", whole());
+      yield tell("response.in_progress", whole());
+    }
     if (text !== "" || (finish && !open && output.length === 0 && toolCalls.length === 0)) {
       if (!open) {
         open = { id: newId("msg_"), text: "", logprobs: [] };

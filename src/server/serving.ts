@@ -75,9 +75,11 @@ export const tokenizeSchema = z.union([
 
 export const detokenizeSchema = z.object({ tokens: list(wholeNumber(0), { most: MOST_TOKENS }) });
 
-/** Texts that a message has; what is too long is known before it is tokenized. */
-const textsOf = ({ content }: Message<AskedPart>): string[] =>
-  typeof content === "string" ? [content] : content.flatMap((part) => (part.type === "text" ? [part.text] : []));
+/** Texts that a message has, its calls' arguments among them; what is too long is known before it is tokenized. */
+const textsOf = ({ content, toolCalls = [] }: Message<AskedPart>): string[] => [
+  ...(typeof content === "string" ? [content] : content.flatMap((part) => (part.type === "text" ? [part.text] : []))),
+  ...toolCalls.map((call) => JSON.stringify(call)),
+];
 
 const MOST_CHARACTERS = 128; // of a token of Llama 4's
 const BYTES_OF_AN_IMAGE = 6e6; // 17 tiles of 336 × 336 pixels
@@ -203,8 +205,8 @@ export class Server {
   }
 
   /** Refuses a conversation that is too long, or has too many images for the server or for its budget now. */
-  #checkChat({ messages }: Chat, held: Held): void {
-    this.#checkLength(messages.flatMap(textsOf));
+  #checkChat({ messages, tools = [] }: Chat, held: Held): void {
+    this.#checkLength([...messages.flatMap(textsOf), ...tools.map((tool) => JSON.stringify(tool))]);
     const files = filesOf(messages).length;
     if (files > this.#limits.images)
       throw new Refusal(400, `The request has ${files} images; expected at most ${this.#limits.images}.`);
@@ -249,15 +251,20 @@ export class Server {
     const { onError = console.error } = this.#options;
     const { context } = this.#model.info;
     const all = async function* (): AsyncGenerator<ServerEvent> {
+      let told = 0;
       try {
         const { value, done } = await first;
         if (done) return;
+        told = 1;
         yield value;
-        yield* events;
+        for await (const event of events) {
+          told++;
+          yield event;
+        }
       } catch (error) {
         const known = refusalOf(error, context);
         if (!known && !exchange.signal.aborted) onError(error, meta.requestId);
-        yield dialect.failure(known ?? failed(), meta);
+        yield dialect.failure(known ?? failed(), meta, told);
       } finally {
         await events.return(undefined);
       }

@@ -239,6 +239,7 @@ describe("bodies", () => {
       [path, { messages: [user("x".repeat(128_001))] }],
       ["/v1/completions", { prompt: "x".repeat(128_001) }],
       ["/tokenize", { prompt: "x".repeat(128_001) }],
+      [path, { ...hello, tools: [{ type: "function", function: { name: "f", description: "x".repeat(128_001) } }] }],
     ] as const) {
       const response = await handler(post(at, body));
       expect(response.status).toBe(400);

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { RequestError } from "../../src/tensor/errors.ts";
 import { call, eventsOf, json, post, served } from "./scripted.ts";
 
 const path = "/v1/responses";
@@ -159,8 +160,18 @@ describe("POST /v1/responses", () => {
     const events = await eventsOf(await handler(post(path, { input: "x", stream: true })));
     expect(events.at(-1)).toMatchObject({
       event: "error",
-      data: { type: "error", code: "server_error", message: expect.any(String) },
+      data: {
+        ...{ type: "error", code: "server_error", message: expect.any(String), sequence_number: events.length - 1 },
+        error: { type: "server_error", message: expect.any(String) },
+      },
     });
     expect(JSON.stringify(events)).not.toContain("secret");
+  });
+
+  it("refuses what is found wrong before the first token with its status, streamed too", async () => {
+    const { handler } = served({ lines: [new RequestError("topP is 2; expected less")] });
+    const response = await handler(post(path, { input: "x", stream: true }));
+    expect(response.status).toBe(400);
+    expect((await json(response)).error.message).toBe("topP is 2; expected less");
   });
 });
