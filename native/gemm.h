@@ -26,6 +26,7 @@ constexpr int kStrip = 6;
 constexpr int kTileRows = 32;  // of A at a time
 constexpr int kWide = 2 * W;
 constexpr int64_t kDepth = 256;               // a panel is 32 KiB of AVX-512's 48 KiB of L1
+constexpr int64_t kTileDepth = 128;           // by tiles: a panel and a strip of A, 16 KiB each, stay there together
 constexpr int64_t kMostRows = 1024;           // of A in a pass: their sums, at most 512 KiB, are half of L2
 constexpr int64_t kMostPacked = int64_t(16) << 20;  // bytes of A packed at a time, for all threads: a share of L3
 constexpr int64_t kPackRows = 16;             // of A, packed together
@@ -124,7 +125,7 @@ static inline void multiply_tile(const float* __restrict a, const float* __restr
 // zeros; rows that are not there are computed from whatever follows, and their sums never read.
 template <bool both>
 static inline void multiply_tiles(const float* a, const float* b, int64_t n, bool first, float* c) {
-  constexpr int64_t of_a = kDepth * sizeof(float), of_b = kWide * sizeof(float);
+  constexpr int64_t of_a = kTileDepth * sizeof(float), of_b = kWide * sizeof(float);
   if (first) {
     zero_tile<0>(), zero_tile<1>();
     if (both) zero_tile<2>(), zero_tile<3>();
@@ -139,7 +140,7 @@ static inline void multiply_tiles(const float* a, const float* b, int64_t n, boo
     multiply_bf16_tiles<0, 4, 6>();
     multiply_bf16_tiles<1, 4, 7>();
     if (!both) continue;
-    load_tile<5>(a + 16 * kDepth + k, of_a);
+    load_tile<5>(a + 16 * kTileDepth + k, of_a);
     multiply_bf16_tiles<2, 5, 6>();
     multiply_bf16_tiles<3, 5, 7>();
   }
@@ -181,18 +182,22 @@ static inline void pack_transposed(int64_t columns, int64_t n, const Lanes& lane
     }
 }
 
+// Lanes of a panel of P.
+template <typename P>
+constexpr int64_t depth_of = P::tiles ? kTileDepth : kDepth;
+
 // All products of a problem. P has
 //   count, rows, N, depth             products, rows of all their A, columns of B, lanes along k
 //   first(p), last(p)                 the rows of product p
-//   pack_a(row, rows, k, n, out)      n lanes from lane k of up to kPackRows rows, kDepth apart in out
+//   pack_a(row, rows, k, n, out)      n lanes from lane k of up to kPackRows rows, depth_of<P> apart in out
 //   pack_b(p, column, columns, k, n, out, spare)   a panel; spare holds another
 //   write(p, row, column, columns, sums)
 //   multiply_add(a, b, sum), or tiles: lanes are pairs of bf16 for tiles to multiply
 template <typename P>
 static void gemm(Pool& pool, const P& problem) {
-  constexpr int64_t strip = P::tiles ? kTileRows : kStrip;
-  const int64_t depth = problem.depth, count = problem.count, blocks = ceil_div(depth, kDepth);
-  const int64_t fitting = kMostPacked / (blocks * kDepth * int64_t(sizeof(float)));
+  constexpr int64_t strip = P::tiles ? kTileRows : kStrip, most_lanes = depth_of<P>;
+  const int64_t depth = problem.depth, count = problem.count, blocks = ceil_div(depth, most_lanes);
+  const int64_t fitting = kMostPacked / (blocks * most_lanes * int64_t(sizeof(float)));
   const int64_t most = fitting < strip ? strip : fitting < kMostRows ? fitting : kMostRows;
   const int64_t pass_rows = ceil_div(problem.rows, ceil_div(problem.rows, most));
 
@@ -200,12 +205,12 @@ static void gemm(Pool& pool, const P& problem) {
   int64_t width = panels * count / (8 * pool.threads());  // panels of an item, few enough for threads to end together
   width = width < 1 ? 1 : width > kMostPanels ? kMostPanels : width;
   const int64_t items = ceil_div(panels, width);
-  constexpr int64_t panel_floats = kDepth * kWide;
+  constexpr int64_t panel_floats = most_lanes * kWide;
   const int64_t room_rows = P::tiles ? ceil_div(pass_rows, strip) * strip : pass_rows;  // tiles are read and written whole
   pool.reserve_own(size_t(2 * panel_floats + width * room_rows * kWide) * sizeof(float));
   float* packed = static_cast<float*>(
-      pool.shared(Pool::kPanels, size_t(blocks * pass_rows + room_rows) * size_t(kDepth) * sizeof(float)));
-  const auto lanes_of = [&](int64_t block) { return block + 1 < blocks ? kDepth : depth - block * kDepth; };
+      pool.shared(Pool::kPanels, size_t(blocks * pass_rows + room_rows) * size_t(most_lanes) * sizeof(float)));
+  const auto lanes_of = [&](int64_t block) { return block + 1 < blocks ? most_lanes : depth - block * most_lanes; };
 
   for (int64_t from = 0; from < problem.rows; from += pass_rows) {
     const int64_t to = from + pass_rows < problem.rows ? from + pass_rows : problem.rows;
@@ -213,10 +218,10 @@ static void gemm(Pool& pool, const P& problem) {
       for (; i < end; i++) {
         const int64_t row = i / blocks * kPackRows, block = i % blocks, left = to - from - row;
         const int64_t rows = left < kPackRows ? left : kPackRows, n = lanes_of(block);
-        float* out = packed + (block * pass_rows + row) * kDepth;
-        problem.pack_a(from + row, rows, block * kDepth, n, out);
+        float* out = packed + (block * pass_rows + row) * most_lanes;
+        problem.pack_a(from + row, rows, block * most_lanes, n, out);
         if (P::tiles && n % W)
-          for (int64_t r = 0; r < rows; r++) store_part(out + r * kDepth + n, vec{}, W - n % W);
+          for (int64_t r = 0; r < rows; r++) store_part(out + r * most_lanes + n, vec{}, W - n % W);
       }
     });
 
@@ -231,16 +236,16 @@ static void gemm(Pool& pool, const P& problem) {
         const int64_t strips = ceil_div(rows, strip);
         for (int64_t block = 0; block < blocks; block++) {
           const int64_t n = lanes_of(block);
-          const float* a = packed + (block * pass_rows + first - from) * kDepth;
+          const float* a = packed + (block * pass_rows + first - from) * most_lanes;
           for (int64_t i = j; i < panels_end; i++) {
             const int64_t column = i * kWide, columns = problem.N - column < kWide ? problem.N - column : int64_t(kWide);
-            problem.pack_b(p, column, columns, block * kDepth, n, panel, spare);
+            problem.pack_b(p, column, columns, block * most_lanes, n, panel, spare);
             float* c = sums + (i - j) * room_rows * kWide;
             if (P::tiles) memset(panel + n * kWide, 0, size_t(ceil_div(n, W) * W - n) * kWide * sizeof(float));
             for (int64_t s = 0; s < strips; s++) {
               const int64_t r = P::tiles ? s * strip : s * rows / strips;
               const int64_t r_end = !P::tiles ? (s + 1) * rows / strips : r + strip < rows ? r + strip : rows;
-              multiply_strip<P>(r_end - r, a + r * kDepth, panel, n, block == 0, c + r * kWide);
+              multiply_strip<P>(r_end - r, a + r * most_lanes, panel, n, block == 0, c + r * kWide);
               if (block + 1 == blocks)
                 for (int64_t row = r; row < r_end; row++) problem.write(p, first + row, column, columns, c + row * kWide);
             }

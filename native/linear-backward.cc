@@ -56,7 +56,7 @@ struct Input : Back<Lanes> {
   int64_t first(int64_t p) const { return a.starts[p]; }
   int64_t last(int64_t p) const { return a.starts[p + 1]; }
   void pack_a(int64_t row, int64_t rows, int64_t k, int64_t n, float* out) const {
-    for (int64_t end = row + rows; row < end; row++, out += kDepth)
+    for (int64_t end = row + rows; row < end; row++, out += depth_of<Lanes>)
       for (int64_t i = 0; i < n; i += W) store(out + i, Lanes::load(a.dy + row * a.O, k + i, a.O));
   }
   void pack_b(int64_t p, int64_t column, int64_t columns, int64_t k, int64_t n, float* out, float*) const {
@@ -87,7 +87,7 @@ struct Weight : Back<Lanes> {
 #pragma GCC unroll 16
         for (int i = 0; i < W; i++) m[i] = t + i < n ? Lanes::load_column(at + r, a.O, k + t + i, T, rows - r) : vec{};
         transpose(m);
-        for (int64_t i = 0; i < W && r + i < rows; i++) store(out + (r + i) * kDepth + t, m[i]);
+        for (int64_t i = 0; i < W && r + i < rows; i++) store(out + (r + i) * depth_of<Lanes> + t, m[i]);
       }
   }
   void pack_b(int64_t, int64_t column, int64_t columns, int64_t k, int64_t n, float* out, float*) const {

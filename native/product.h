@@ -32,7 +32,7 @@ struct ManyRows {
   int64_t last(int64_t p) const { return first(p) + (l.products[p].T > few ? l.products[p].T : 0); }
 
   void pack_a(int64_t row, int64_t rows, int64_t k, int64_t n, float* out) const {
-    for (int64_t end = row + rows; row < end; row++, out += kDepth)
+    for (int64_t end = row + rows; row < end; row++, out += depth_of<Lanes>)
       for (int64_t i = 0; i < n; i += W) store(out + i, Lanes::load(l.x + row * l.I, k + i, l.I));
   }
 
@@ -44,8 +44,8 @@ struct ManyRows {
         }))
       return;
     from += at / block.elements * block.bytes;
-    for (int64_t c = 0; c < columns; c++) decode_row(type, from + c * row_bytes, spare + c * kDepth, n);
-    pack_transposed(columns, n, [&](int64_t c, int64_t i) { return Lanes::load(spare + c * kDepth, i, n); }, out);
+    for (int64_t c = 0; c < columns; c++) decode_row(type, from + c * row_bytes, spare + c * depth_of<Lanes>, n);
+    pack_transposed(columns, n, [&](int64_t c, int64_t i) { return Lanes::load(spare + c * depth_of<Lanes>, i, n); }, out);
   }
 
   void write(int64_t p, int64_t row, int64_t o, int64_t columns, const float* sums) const {
