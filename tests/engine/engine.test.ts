@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { openCheckpoint } from "../../src/checkpoint/open.ts";
 import type { Engine, Generated, GenerateRequest } from "../../src/engine/engine.ts";
 import { mapParameters } from "../../src/model/parameters.ts";
@@ -285,10 +285,11 @@ describe("many requests at once", () => {
 describe("stats", () => {
   it("count steps, tokens and what each expert had; when all is over nothing is held", async () => {
     const engine = open();
-    const running = all(engine.generate({ tokens: prompt(20), maxTokens: 6, sampling: { temperature: 0 } }));
-    const [first] = await Promise.all([new Promise((resolve) => setImmediate(() => resolve(engine.stats()))), running]);
-    expect(first).toMatchObject({ running: 1, waiting: 0 });
-    await new Promise((resolve) => setTimeout(resolve)); // the loop sees that nobody is left
+    const reply = engine.generate({ tokens: prompt(20), maxTokens: 6, sampling: { temperature: 0 } });
+    const running = [];
+    for await (const _ of reply) running.push(engine.stats().running);
+    expect(running[0]).toBe(1);
+    await vi.waitFor(() => expect(engine.stats().running).toBe(0)); // the loop sees that nobody is left
     const { cache, experts, ...counts } = engine.stats();
     expect(counts).toMatchObject({ running: 0, waiting: 0, stepTokens: 25 });
     expect(cache.global).toEqual({ used: 0, total: 128 });
