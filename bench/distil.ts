@@ -14,7 +14,7 @@ import { parseArgs } from "node:util";
 const root = resolve(import.meta.dirname, "..");
 const { values } = parseArgs({
   options: {
-    data: { type: "string", default: join(root, "examples/train-tiny/work/data") },
+    data: { type: "string", default: join(root, "examples", "train-tiny", "work", "data") },
     work: { type: "string", default: join(root, "tmp/distil") },
     minutes: { type: "string", default: "600" },
     threads: { type: "string", default: "2" },

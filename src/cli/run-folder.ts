@@ -3,7 +3,7 @@
 //     log.jsonl                    a line for each step, measurement and sample
 //     report.html                  the same for people
 //     tokenizer.json               where it was learnt from the data
-//     checkpoints/step-00001200/   a model as any other, with training/ beside its weights: what the run goes on from
+//     checkpoints/step-00001200/   a model like others, with training/ beside its weights: what the run goes on from
 //     model/                       what came out; adapter/ in a run with `lora`, whose checkpoints are adapters too
 //
 // A checkpoint is written beside its place and renamed when it is whole; the older ones go only then.

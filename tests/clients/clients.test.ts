@@ -14,9 +14,10 @@ import { temporaryPlace } from "../cli/models.ts";
 import { type Asked, call, Scripted } from "../server/scripted.ts";
 
 const isInstalled = existsSync(join(import.meta.dirname, "node_modules/openai"));
-// Through a variable: without the packages, types cannot be known.
-// biome-ignore lint/suspicious/noExplicitAny: see above
-const load = async (name: string): Promise<any> => import(/* @vite-ignore */ name);
+// biome-ignore lint/suspicious/noExplicitAny: the clients are packages of this folder alone, whose types the check need not have
+type Client = any;
+// Through a variable, which the type checker does not follow.
+const load = async (name: string): Promise<Client> => import(/* @vite-ignore */ name);
 
 const key = "a-key-of-this-test";
 
@@ -67,10 +68,8 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
   const schema = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
 
   describe("openai", () => {
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let openai: any;
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let at: (base: string, apiKey?: string) => any;
+    let openai: Client;
+    let at: (base: string, apiKey?: string) => Client;
     beforeAll(async () => {
       openai = await load("openai");
       at = (base, apiKey = key) => new openai.OpenAI({ baseURL: `${base}/v1`, apiKey, maxRetries: 0 });
@@ -278,10 +277,8 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
   });
 
   describe("@anthropic-ai/sdk", () => {
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let anthropic: any;
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let at: (base: string, apiKey?: string) => any;
+    let anthropic: Client;
+    let at: (base: string, apiKey?: string) => Client;
     beforeAll(async () => {
       anthropic = await load("@anthropic-ai/sdk");
       at = (baseURL, apiKey = key) => new anthropic.Anthropic({ baseURL, apiKey, maxRetries: 0 });
@@ -377,10 +374,8 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
   });
 
   describe("ai with @ai-sdk/openai-compatible", () => {
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let ai: any;
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let model: (base: string, apiKey?: string) => any;
+    let ai: Client;
+    let model: (base: string, apiKey?: string) => Client;
     beforeAll(async () => {
       ai = await load("ai");
       const { createOpenAICompatible } = await load("@ai-sdk/openai-compatible");
@@ -446,10 +441,8 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
   });
 
   describe("@langchain/openai", () => {
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let chat: (base: string, more?: object) => any;
-    // biome-ignore lint/suspicious/noExplicitAny: see above
-    let messages: any;
+    let chat: (base: string, more?: object) => Client;
+    let messages: Client;
     beforeAll(async () => {
       const { ChatOpenAI } = await load("@langchain/openai");
       messages = await load("@langchain/core/messages");
@@ -462,8 +455,7 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
     it("streams a chat, and counts it", async () => {
       const model = chat(url, { temperature: 0, maxTokens: 20 });
       let all: { text: string; usage_metadata: { output_tokens: number } } | undefined;
-      // biome-ignore lint/suspicious/noExplicitAny: see above
-      for await (const chunk of await model.stream("Hello")) all = all ? (all as any).concat(chunk) : chunk;
+      for await (const chunk of await model.stream("Hello")) all = all ? (all as Client).concat(chunk) : chunk;
       const whole = await model.invoke("Hello");
       expect(all!.text).toBe(whole.text);
       expect(all!.usage_metadata.output_tokens).toBe(whole.usage_metadata.output_tokens);
@@ -483,8 +475,7 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
       const model = chat(tools.url).bindTools([tool]);
       const talk = [new messages.HumanMessage("How is the weather in Ulm?")];
       const ask = async () => {
-        // biome-ignore lint/suspicious/noExplicitAny: see above
-        let all: any;
+        let all: Client;
         for await (const chunk of await model.stream(talk)) all = all ? all.concat(chunk) : chunk;
         return all;
       };

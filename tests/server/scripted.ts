@@ -131,11 +131,11 @@ export function post(path: string, body: unknown, headers: Record<string, string
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: answers are looked at by tests that say what they expect
-export const json = async (response: Response): Promise<any> => response.json();
+type Answered = any;
+export const json = async (response: Response): Promise<Answered> => response.json();
 
 /** The events of a stream: their names where they have one, and their data. */
-// biome-ignore lint/suspicious/noExplicitAny: as above
-export async function eventsOf(response: Response): Promise<{ event: string | undefined; data: any }[]> {
+export async function eventsOf(response: Response): Promise<{ event: string | undefined; data: Answered }[]> {
   const text = await response.text();
   return text
     .split("\n\n")

@@ -46,38 +46,45 @@ const segments = [
   { row: 7, length: 4, position: 0, sequence: 1 },
 ];
 
+// biome-ignore format: a row a case
 const operations: Record<string, { shapes: number[][]; y: (...x: Tensor[]) => Tensor | Promise<Tensor> }> = {
   embed: { shapes: [[5, 3]], y: (x) => embed(x!, at(4, 0, 4, 2)) },
-  linear: { shapes: [[4, 3], [5, 3]], y: (x, w) => linear(x!, w!) }, // biome-ignore format: a row a case
-  "linear with a bias": { shapes: [[4, 3], [5, 3], [5]], y: (x, w, b) => linear(x!, w!, b) }, // biome-ignore format: as above
-  add: { shapes: [[4, 3], [4, 3]], y: (a, b) => add(a!, b!) }, // biome-ignore format: as above
+  linear: { shapes: [[4, 3], [5, 3]], y: (x, w) => linear(x!, w!) },
+  "linear with a bias": { shapes: [[4, 3], [5, 3], [5]], y: (x, w, b) => linear(x!, w!, b) },
+  add: { shapes: [[4, 3], [4, 3]], y: (a, b) => add(a!, b!) },
   "add of one tensor to itself": { shapes: [[4, 3]], y: (a) => add(a!, a!) },
-  "mul by as many": { shapes: [[4, 3], [4, 3]], y: (a, b) => mul(a!, b!) }, // biome-ignore format: as above
-  "mul by a column": { shapes: [[4, 3, 2], [4, 1, 1]], y: (a, b) => mul(a!, b!) }, // biome-ignore format: as above
-  "mul by a row": { shapes: [[4, 3, 2], [1, 3, 2]], y: (a, b) => mul(a!, b!) }, // biome-ignore format: as above
-  "mul by one number": { shapes: [[4, 3], [1, 1]], y: (a, b) => mul(a!, b!) }, // biome-ignore format: as above
-  rmsNorm: { shapes: [[4, 3], [3]], y: (x, w) => rmsNorm(x!, w!, 1e-2) }, // biome-ignore format: as above
+  "mul by as many": { shapes: [[4, 3], [4, 3]], y: (a, b) => mul(a!, b!) },
+  "mul by a column": { shapes: [[4, 3, 2], [4, 1, 1]], y: (a, b) => mul(a!, b!) },
+  "mul by a row": { shapes: [[4, 3, 2], [1, 3, 2]], y: (a, b) => mul(a!, b!) },
+  "mul by one number": { shapes: [[4, 3], [1, 1]], y: (a, b) => mul(a!, b!) },
+  rmsNorm: { shapes: [[4, 3], [3]], y: (x, w) => rmsNorm(x!, w!, 1e-2) },
   "rmsNorm without a weight": { shapes: [[4, 2, 3]], y: (x) => rmsNorm(x!, null, 1e-2) },
-  layerNorm: { shapes: [[4, 3], [3], [3]], y: (x, w, b) => layerNorm(x!, w!, b!, 1e-2) }, // biome-ignore format: as above
-  swiglu: { shapes: [[4, 3], [4, 3]], y: (g, u) => swiglu(g!, u!) }, // biome-ignore format: as above
+  layerNorm: { shapes: [[4, 3], [3], [3]], y: (x, w, b) => layerNorm(x!, w!, b!, 1e-2) },
+  swiglu: { shapes: [[4, 3], [4, 3]], y: (g, u) => swiglu(g!, u!) },
   gelu: { shapes: [[4, 9]], y: (x) => gelu(x!) },
-  feedForward: { shapes: [[4, 3], [5, 3], [5, 3], [3, 5]], y: (x, g, u, d) => feedForward(x!, g!, u!, d!) }, // biome-ignore format: as above
+  feedForward: { shapes: [[4, 3], [5, 3], [5, 3], [3, 5]], y: (x, g, u, d) => feedForward(x!, g!, u!, d!) },
   rope: { shapes: [[3, 2, 4]], y: (x) => rope(x!, x!.backend.from(numbers(12, 5), [3, 2, 2])) },
-  "attend, causal": { shapes: [[11, 4, 3], [11, 2, 3], [11, 2, 3]], y: (q, k, v) => attend(q!, k!, v!, { segments }) }, // biome-ignore format: as above
-  "attend, in chunks": { shapes: [[11, 4, 3], [11, 2, 3], [11, 2, 3]], y: (q, k, v) => attend(q!, k!, v!, { segments, chunk: 3 }) }, // biome-ignore format: as above
-  "attend, not causal": { shapes: [[11, 2, 3], [11, 2, 3], [11, 2, 3]], y: (q, k, v) => attend(q!, k!, v!, { segments, causal: false }) }, // biome-ignore format: as above
+  "attend, causal": { shapes: [[11, 4, 3], [11, 2, 3], [11, 2, 3]], y: (q, k, v) => attend(q!, k!, v!, { segments }) },
+  "attend, in chunks": { shapes: [[11, 4, 3], [11, 2, 3], [11, 2, 3]], y: (q, k, v) => attend(q!, k!, v!, { segments, chunk: 3 }) },
+  "attend, not causal": { shapes: [[11, 2, 3], [11, 2, 3], [11, 2, 3]], y: (q, k, v) => attend(q!, k!, v!, { segments, causal: false }) },
   "route, top 1": { shapes: [[6, 4]], y: (logits) => route(logits!, 1).scores },
   "route, top 3": { shapes: [[6, 4]], y: (logits) => route(logits!, 3).scores },
   reshape: { shapes: [[4, 3]], y: (x) => reshape(x!, [2, 6]) },
   permute: { shapes: [[4, 3, 2]], y: (x) => permute(x!, [2, 0, 1]) },
   rows: { shapes: [[4, 3]], y: (x) => rows(x!, at(3, 1, 3)) },
-  splice: { shapes: [[5, 3], [3, 3]], y: (x, r) => splice(x!, r!, at(4, 1, 2)) }, // biome-ignore format: as above
-  "splice of one row twice": { shapes: [[5, 3], [3, 3]], y: (x, r) => splice(x!, r!, at(4, 1, 4)) }, // biome-ignore format: as above
+  splice: { shapes: [[5, 3], [3, 3]], y: (x, r) => splice(x!, r!, at(4, 1, 2)) },
+  "splice of one row twice": { shapes: [[5, 3], [3, 3]], y: (x, r) => splice(x!, r!, at(4, 1, 4)) },
   crossEntropy: { shapes: [[5, 4]], y: (x) => crossEntropy(x!, at(3, -1, 0, 2, -7)) },
 };
 for (const topK of [1, 2])
   operations[`experts, top ${topK}, scores and all`] = {
-    shapes: [[6, 3], [6, 4], [4, 5, 3], [4, 5, 3], [4, 3, 5]], // biome-ignore format: as above
+    shapes: [
+      [6, 3],
+      [6, 4],
+      [4, 5, 3],
+      [4, 5, 3],
+      [4, 3, 5],
+    ],
     y: (x, logits, gate, up, down) => experts(x!, { gate: gate!, up: up!, down: down! }, route(logits!, topK)),
   };
 
