@@ -12,20 +12,19 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { openNative } from "../../src/backends/native/backend.ts";
-import { randomTensors } from "../../src/checkpoint/init.ts";
-import { bindHuggingFace, huggingFaceTensors } from "../../src/checkpoint/names-hugging-face.ts";
-import { type FileSource, memorySource, openFile } from "../../src/checkpoint/source.ts";
+import { type FileSource, openFile } from "../../src/checkpoint/source.ts";
 import { tokenIds } from "../../src/cli/init.ts";
 import { writeModel } from "../../src/cli/run-folder.ts";
+import { randomWeights } from "../../src/cli/train-start.ts";
 import { encodeImage } from "../../src/model/vision.ts";
 import { normalise } from "../../src/prompt/image.ts";
 import { fromHuggingFace } from "../../src/prompt/tokenizer-json.ts";
 import { add, crossEntropy, linear, mul, reshape, rmsNorm } from "../../src/tensor/ops.ts";
-import type { Tensor, TensorView } from "../../src/tensor/tensor.ts";
+import type { Tensor } from "../../src/tensor/tensor.ts";
 import { shuffled } from "../../src/train/batches.ts";
 import { modelConfig, readConfig } from "../../src/train/config.ts";
 import { Documents } from "../../src/train/documents.ts";
-import { inOrderOf, leavesOf, mapWeights, type Weights } from "../../src/train/leaves.ts";
+import { inOrderOf, leavesOf, type Weights } from "../../src/train/leaves.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { rateAt } from "../../src/train/schedule.ts";
 import { Tape } from "../../src/train/tape.ts";
@@ -121,7 +120,7 @@ const model = modelConfig(
   { vocabSize: tokenizer.vocabSize, context: config.context, tileSize: all[0]!.documents.tileSize },
   tokenIds(tokenizer),
 );
-const weights = await randomWeights();
+const weights = await randomWeights(model, config.seed, backend);
 const width = 9 * model.dim; // the rows of a picture, side by side
 const heads = Object.fromEntries(
   [...classes].map(([task, answers]) => [
@@ -138,27 +137,6 @@ const optimizer = new Optimizer(backend, leaves, {
 });
 const tape = new Tape(backend, {});
 const watched = tape.watch({ vision: weights.vision!, heads });
-
-async function randomWeights(): Promise<Weights> {
-  const views: TensorView[] = [];
-  for (const { name, dtype, shape, chunks } of randomTensors(
-    huggingFaceTensors(model),
-    model.layers.length,
-    "f32",
-    config.seed,
-  )) {
-    const parts: Uint8Array[] = [];
-    for await (const part of chunks()) parts.push(part);
-    views.push({ name, dtype, shape, source: memorySource(Buffer.concat(parts), name), offset: 0 });
-  }
-  const { parameters, vision } = bindHuggingFace(model, views, "random weights");
-  const tree: Weights<TensorView> = { text: parameters, ...(vision && { vision }) };
-  const list: TensorView[] = [];
-  mapWeights(tree, (view) => list.push(view));
-  const tensors = await backend.load(list);
-  const at = new Map(list.map((view, i) => [view, tensors[i]!]));
-  return mapWeights(tree, (view) => at.get(view)!);
-}
 
 /** The sum of the tasks' losses, each by its share of the pictures; and how many of each were right before. */
 async function step(pictures: readonly Picture[], rate: number) {

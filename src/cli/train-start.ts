@@ -165,7 +165,8 @@ async function* textsOf(data: ReadonlyMap<string, Documents>): AsyncGenerator<st
   }
 }
 
-async function randomWeights(model: Llama4Config, seed: number, backend: TrainingBackend): Promise<Weights> {
+/** Weights as `llama4 init` draws them by this seed, in float32. */
+export async function randomWeights(model: Llama4Config, seed: number, backend: TrainingBackend): Promise<Weights> {
   const views: TensorView[] = [];
   for (const { name, dtype, shape, chunks } of randomTensors(
     huggingFaceTensors(model),
