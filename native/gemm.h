@@ -2,10 +2,11 @@
 // high-performance matrix multiplication", and Van Zee and van de Geijn 2015, "BLIS".
 //
 // Both operands are packed as 32-bit lanes along k: one float32, or two bf16. A panel of B is kDepth lanes of kWide
-// columns and stays in L1; rows of A stream past it, kStrip at a time, each value broadcast to all columns. Packing
-// decodes, rounds and transposes, so another orientation or format is another packer: a problem P says how (product.h).
+// columns and stays in L1; rows of A stream past it, kStrip at a time, each value broadcast to all columns, or, where
+// there are tiles for bf16 (tiles.h), kTileRows at a time by panels of kTileDepth. Packing decodes, rounds and transposes,
+// so another orientation or format is another packer: a problem P says how (product.h).
 //
-// Each sum runs over kDepth lanes in order, then over those blocks in order: it does not depend on what else is
+// Each sum runs over a panel's lanes in order, then over those blocks in order: it does not depend on what else is
 // computed, nor on the shape of the tile, so dot.h gives the same bits.
 
 #pragma once
