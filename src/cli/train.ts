@@ -131,6 +131,8 @@ function openBackend(
   { backend, threads, compute }: TrainOptions,
   before: Compute | undefined,
 ): { readonly backend: TrainingBackend; readonly compute: Compute } {
+  if (backend === "reference" && compute === "bf16")
+    throw new RequestError("--compute bf16 with --backend reference, which computes in float32; leave out one of them");
   if (backend === "reference") return { backend: openReference(), compute: "f32" };
   const open = (activations: Compute) => ({
     backend: openNative({ activations, ...(threads && { threads }) }),

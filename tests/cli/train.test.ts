@@ -198,6 +198,17 @@ describe("llama4 train", () => {
       expect(await failing("--config", at("config.json"), option, value, "--out", at("stray"))).toMatch(
         new RegExp(`${option} beside --config; expected it with --depth only`),
       );
+    const rounded = [
+      "--config",
+      at("config.json"),
+      "--out",
+      at("rounded"),
+      "--backend",
+      "reference",
+      "--compute",
+      "bf16",
+    ];
+    expect(await failing(...rounded)).toMatch(/--compute bf16 with --backend reference/);
     const other = write("other.json", { ...config, seed: 4 });
     expect(await failing("--config", other, "--out", at("whole"), "--resume")).toMatch(
       /seed was 3 when the run began and is 4/,
