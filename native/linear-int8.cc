@@ -328,7 +328,7 @@ void multiply_tokens(const Unpacked<Type>& w, int64_t runs, int64_t first, const
   alignas(64) ivec whole[4][16 + N];  // rows that another tile has are computed from whatever is there
   const auto start = [&](int64_t run, auto tile) __attribute__((always_inline)) {
     constexpr int G = decltype(tile)::value, A = 4 + G % 2, B = 6 + G % 2;
-    load_tile<A>(q + run / per_block * 512 + run % per_block * 4 * F::steps, 32);
+    load_tile<A>(q + run / per_block * 16 * 32 + run % per_block * 4 * F::steps, 32);
     load_tile<B>(w.integers + run * F::steps * 4 * W, 4 * W);
     zero_tile<G>();
     multiply_int8_tiles<G, A, B>();

@@ -1,6 +1,7 @@
 // The tile registers of AMX: eight matrices of 16 rows of 64 bytes, and an instruction that adds the product of two to a
 // third. A tile of A holds 16 rows; one of B holds, in each row, the same four bytes along k of 16 columns: two bf16 or
-// four int8. Only the amx objects see this; what runs on them and on others is written with kTiles.
+// four int8 (Intel 64 and IA-32 Architectures Software Developer's Manual, LDTILECFG, TDPBF16PS, TDPBSSD). Only the amx
+// objects see this; what runs on them and on others is written with kTiles.
 
 #pragma once
 
