@@ -2,7 +2,7 @@
 // whose flag, each by a plain classifier on the rows that the text model would get. Cheaper by an order of magnitude for a
 // picture than through the text model, which learns little from rows that all look alike.
 //
-//   node --import ../../scripts/ts.mjs learn-to-see.ts [--steps 1500] [--seconds 600] [WORK]
+//   node --import ../../scripts/ts.mjs learn-to-see.ts [--steps 1500] [--seconds 3600] [--threads N] [WORK]
 //
 // Writes WORK/eyes: a model of the sizes in model.json whose vision encoder has learnt, and whose text model is random.
 //
@@ -31,7 +31,11 @@ import { Tape } from "../../src/train/tape.ts";
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { steps: { type: "string", default: "1500" }, seconds: { type: "string", default: "3600" } },
+  options: {
+    steps: { type: "string", default: "1500" },
+    seconds: { type: "string", default: "3600" },
+    threads: { type: "string" },
+  },
 });
 const work = resolve(positionals[0] ?? join(import.meta.dirname, "work"));
 const N = 128;
@@ -107,7 +111,8 @@ for (const [task, answers] of classes)
 
 // ---- the encoder and its classifiers ----
 
-const backend = openNative({ activations: "bf16" });
+const threads = values.threads === undefined ? undefined : Number(values.threads);
+const backend = openNative({ activations: "bf16", ...(threads && { threads }) });
 const sizes = JSON.parse(readFileSync(join(import.meta.dirname, "model.json"), "utf8"));
 const data = { labels: "labels.jsonl" };
 const config = readConfig(
@@ -142,8 +147,8 @@ const watched = tape.watch({ vision: weights.vision!, heads });
 async function step(pictures: readonly Picture[], rate: number) {
   const side = model.vision!.imageSize;
   const bytes = new Uint8Array(pictures.length * 3 * side ** 2);
-  for (const [i, { documents, tile }] of pictures.entries())
-    bytes.set(await documents.pixels([tile]), i * 3 * side ** 2);
+  const reads = pictures.map(({ documents, tile }) => documents.pixels([tile]));
+  for (const [i, pixels] of (await Promise.all(reads)).entries()) bytes.set(pixels, i * 3 * side ** 2);
   const pixels = backend.from(normalise(bytes, side, model.vision!.preprocessing), [pictures.length, 3, side, side]);
   return backend.scope(async () => {
     const seen = await encodeImage(watched.vision, model, tape.constant(pixels));
