@@ -380,7 +380,9 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
       ai = await load("ai");
       const { createOpenAICompatible } = await load("@ai-sdk/openai-compatible");
       model = (base, apiKey = key) =>
-        createOpenAICompatible({ name: "llama4", baseURL: `${base}/v1`, apiKey, includeUsage: true })("tiny");
+        createOpenAICompatible({
+          ...{ name: "llama4", baseURL: `${base}/v1`, apiKey, includeUsage: true, supportsStructuredOutputs: true },
+        })("tiny");
     });
 
     it("streams a chat, and counts it", async () => {
@@ -436,6 +438,28 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
         const choice = { toolChoice: { type: "tool", toolName: "weather" } };
         const { toolCalls, text } = await ai.generateText({ ...asked, ...choice });
         expect([text, toolCalls.length, Object.keys(toolCalls[0].input)]).toEqual(["", 1, ["city"]]);
+      }
+    });
+
+    it("gets what a schema says, from a random model: as generateObject, streamObject and generateText ask for it", async () => {
+      const { z } = await load("zod");
+      const pet = z.object({
+        name: z.string().max(5),
+        age: z.number().int().min(0).max(30),
+        kind: z.enum(["cat", "dog"]),
+      });
+      for (let seed = 0; seed < 3; seed++) {
+        const asked = { model: model(url), prompt: "A pet?", maxRetries: 0, seed, temperature: 1 };
+        const { object, finishReason } = await ai.generateObject({ ...asked, schema: pet });
+        expect([pet.parse(object), finishReason]).toEqual([object, "stop"]);
+        const stream = ai.streamObject({ ...asked, schema: pet });
+        const partial: object[] = [];
+        for await (const piece of stream.partialObjectStream) partial.push(piece);
+        expect([await stream.object, partial.at(-1)]).toEqual([object, object]);
+        const { output } = await ai.generateText({ ...asked, output: ai.Output.object({ schema: pet }) });
+        expect(output).toEqual(object);
+        const list = await ai.generateObject({ ...asked, schema: z.enum(["cat", "dog"]), output: "array" });
+        for (const kind of list.object) expect(["cat", "dog"]).toContain(kind);
       }
     });
   });
