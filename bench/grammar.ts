@@ -3,7 +3,8 @@
 //   LLAMA4_TOKENIZER=tokenizer.model node --import ./scripts/ts.mjs bench/grammar.ts [--model M] [--out record.json]
 //
 // A reply's tokens are those of a text that fits its form. The first visit is that of a process that has seen no form yet;
-// with `cached` all of the text's states have been seen. With a model, it decodes with the form and without.
+// with `cached` all of the text's states have been seen; mean and 99th percentile are of the tokens of as many replies as
+// `--replies` says, the first included. With a model, it decodes with the form and without.
 
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -15,11 +16,18 @@ import { uniform } from "../src/engine/random.ts";
 import { Sampler } from "../src/engine/sampler.ts";
 import { fromTiktoken } from "../src/prompt/tiktoken.ts";
 import { median, spread, writeRecord } from "./samples.ts";
+import { percentile } from "./served.ts";
 
 const { values: options } = parseArgs({
-  options: { runs: { type: "string", default: "9" }, model: { type: "string" }, out: { type: "string" } },
+  options: {
+    runs: { type: "string", default: "9" },
+    replies: { type: "string", default: "20" },
+    model: { type: "string" },
+    out: { type: "string" },
+  },
 });
 const runs = Number(options.runs);
+const replies = Number(options.replies);
 
 const person = {
   type: "object",
@@ -109,6 +117,8 @@ function vocabulary(path: string): void {
     const worst: number[] = [];
     const cached: number[] = [];
     const extra: number[] = [];
+    const mean: number[] = [];
+    const p99: number[] = [];
     for (let run = 0; run < runs; run++) {
       const grammars = new Grammars(tokenizer, tokenizer.stop);
       grammars.begin({ type: "regex", pattern: "" }); // the trie
@@ -126,7 +136,9 @@ function vocabulary(path: string): void {
       const visit = walk();
       first.push((1000 * sum(visit)) / tokens.length);
       worst.push(Math.max(...visit));
-      for (let i = 0; i < 5; i++) walk();
+      const all = [...visit, ...Array.from({ length: replies - 1 }, walk).flat()];
+      mean.push((1000 * sum(all)) / all.length);
+      p99.push(1000 * percentile(all, 99));
       cached.push((1000 * sum(walk())) / tokens.length);
       extra.push((1000 * (sampling(walkers(true)) - sampling(walkers(false)))) / tokens.length);
       function walkers(held: boolean) {
@@ -136,7 +148,7 @@ function vocabulary(path: string): void {
     const us = (list: readonly number[]) => `${median(list).toFixed(1)} us (${spread(list)})`;
     console.log(
       `${name.padEnd(22)} ${String(tokens.length).padStart(3)} tokens: compiled ${median(compile).toFixed(1)} ms, first visit ${us(first)} a token, ` +
-        `at worst ${median(worst).toFixed(1)} ms; cached ${us(cached)} a token; choosing takes ${us(extra)} longer`,
+        `at worst ${median(worst).toFixed(1)} ms; of ${replies} replies mean ${us(mean)}, p99 ${us(p99)}; cached ${us(cached)} a token; choosing takes ${us(extra)} longer`,
     );
     record.push({
       form: name,
@@ -145,6 +157,8 @@ function vocabulary(path: string): void {
       compileMs: compile,
       firstUs: first,
       worstMs: worst,
+      meanUs: mean,
+      p99Us: p99,
       cachedUs: cached,
       extraUs: extra,
     });

@@ -43,7 +43,7 @@ export class Grammars {
   readonly #stopTokens: ReadonlySet<number>;
   /** By their constraints, the last used last. */
   readonly #grammars = new Map<string, Grammar>();
-  #vocabulary: { readonly trie: TokenTrie; readonly masks: Masks } | undefined;
+  #masks: Masks | undefined;
 
   constructor(tokenizer: Tokenizer, stopTokens: ReadonlySet<number>) {
     this.#tokenizer = tokenizer;
@@ -56,7 +56,7 @@ export class Grammars {
     let grammar = this.#grammars.get(key);
     this.#grammars.delete(key);
     if (grammar && grammar.regexes.size > MANY_TERMS) {
-      this.#vocabulary!.masks.forget(grammar.regexes); // replies in it live on with what they have
+      this.#masks!.forget(grammar.regexes); // replies in it live on with what they have
       grammar = undefined;
     }
     grammar ??= this.#compile(constraint);
@@ -68,9 +68,9 @@ export class Grammars {
   #compile(constraint: Constraint): Grammar {
     if (this.#stopTokens.size === 0)
       throw new RequestError("a constraint for a model without a token that ends replies; expected one that has it");
-    this.#vocabulary ??= this.#read();
+    this.#masks ??= this.#read();
     const regexes = new Regexes();
-    return { automaton: automatonOf(constraint, regexes), regexes, masks: this.#vocabulary.masks };
+    return { automaton: automatonOf(constraint, regexes), regexes, masks: this.#masks };
   }
 
   /** Forgets the least recently used, until the rest are few and small; the last one stays. */
@@ -87,11 +87,23 @@ export class Grammars {
     }
   }
 
-  #read() {
-    const trie = new TokenTrie(this.#tokenizer);
-    return { trie, masks: new Masks(trie, this.#stopTokens) };
+  /** The vocabulary, with the masks that hardly a reply goes without. */
+  #read(): Masks {
+    const masks = new Masks(new TokenTrie(this.#tokenizer), this.#stopTokens);
+    const regexes = new Regexes();
+    const automaton = automatonOf({ type: "json" }, regexes);
+    let state: State | null = automaton.start;
+    for (const byte of new TextEncoder().encode(USUAL)) {
+      masks.of(state, automaton, regexes);
+      state = automaton.next(state, byte)!; // it is JSON
+    }
+    masks.forget(regexes);
+    return masks;
   }
 }
+
+/** Goes through what terms of JSON allow: strings, escapes, numbers, words, blanks. */
+const USUAL = '{"name": "a\\n", "n": [-10.5e1, true, false, null], "o": {"a": 1}, "b": ""\n}';
 
 const MOST_GRAMMARS = 64;
 const MOST_WEIGHT = 100_000; // of all grammars that are kept, in terms of some 3 kB

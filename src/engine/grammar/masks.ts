@@ -1,10 +1,12 @@
 // Which tokens may come in a state. Most tokens are read within one term, wherever it stands: what a term allows is computed
 // once in a grammar, by a walk over the vocabulary's trie. Only tokens that go beyond the term need the stack: the walk
 // notes where it ended, and each state goes on from there (after Dong et al. 2024, "XGrammar", who tell the two kinds of
-// tokens apart, and llguidance, which walks a trie).
+// tokens apart, and llguidance, which walks a trie). Terms of the same form, in whichever grammar, are walked once.
 
 import type { Automaton, State } from "./automaton.ts";
 import type { Regex, Regexes } from "./regex.ts";
+import { selfLoops } from "./self-loops.ts";
+import { Shapes } from "./shapes.ts";
 import type { TokenTrie } from "./vocabulary.ts";
 
 /** A set of tokens. */
@@ -87,8 +89,14 @@ function idsOf(bits: Uint32Array, count: number, flip: 0 | -1 = 0): Int32Array {
 /** What a term allows, whatever follows it. */
 interface Local {
   readonly mask: TokenMask;
-  /** Nodes of the trie at which the term may have ended and tokens go on. */
-  readonly exits: Int32Array;
+  readonly exits: Exits;
+}
+
+/** Nodes of the trie at which a term may have ended and tokens go on. */
+interface Exits {
+  readonly nodes: Int32Array;
+  /** Also all nodes of these subtrees at which a character ends, given by their first nodes. */
+  readonly subtrees: Int32Array;
 }
 
 const MANY_EXITS = 4096;
@@ -105,11 +113,18 @@ function placeOf(list: Int32Array, value: number): number {
   return low;
 }
 
+/** The numbers of an ascending list that are from `from` to before `to`. */
+function within(list: Int32Array, from: number, to: number, into: number[]): void {
+  for (let i = placeOf(list, from); i < list.length && list[i]! < to; i++) into.push(list[i]!);
+}
+
+const goesOn = ({ nodes, subtrees }: Exits): boolean => nodes.length + subtrees.length > 0;
+
 interface Kept {
   readonly value: TokenMask | Local;
   readonly bytes: number;
-  /** Whose terms it is about. */
-  readonly regexes: Regexes;
+  /** Whose state it is about; undefined for what a term allows in any grammar. */
+  readonly regexes: Regexes | undefined;
 }
 
 /** Masks that have been computed, the least recently used forgotten first where they take more than some bytes. */
@@ -117,10 +132,10 @@ export class Masks {
   readonly #trie: TokenTrie;
   readonly #stopTokens: readonly number[];
   readonly #mostBytes: number;
-  readonly #kept = new Map<Regex | State, Kept>();
+  /** By states, and by the shapes of terms. */
+  readonly #kept = new Map<State | number, Kept>();
+  readonly #shapes = new Shapes();
   #bytes = 0;
-  /** Those of the term that is being walked. */
-  readonly #exits: Int32Array;
   /** Terms that were walked lately and allow much: others are often the same behind their first byte. */
   #walked: readonly { readonly term: Regex; readonly local: Local }[] = [];
 
@@ -128,7 +143,6 @@ export class Masks {
     this.#trie = trie;
     this.#stopTokens = [...stopTokens];
     this.#mostBytes = mostBytes;
-    this.#exits = new Int32Array(trie.size);
   }
 
   get byteLength(): number {
@@ -145,7 +159,7 @@ export class Masks {
     );
   }
 
-  /** Lets go of all that is about these terms. */
+  /** Lets go of all that is about states of these terms. */
   forget(regexes: Regexes): void {
     for (const [key, { bytes, regexes: of }] of this.#kept)
       if (of === regexes) {
@@ -157,12 +171,12 @@ export class Masks {
 
   #compute(state: State, automaton: Automaton, regexes: Regexes): TokenMask {
     const locals = state.threads.map(({ term, rest }) => ({ ...this.#local(term, regexes), rest }));
-    if (locals.length === 1 && !state.isFinal && (locals[0]!.exits.length === 0 || !locals[0]!.rest))
+    if (locals.length === 1 && !state.isFinal && (!goesOn(locals[0]!.exits) || !locals[0]!.rest))
       return locals[0]!.mask;
     const bits = this.#empty();
     for (const { mask, exits, rest } of locals) {
       mask.addTo(bits);
-      if (rest && exits.length > 0) this.#goOn(exits, automaton.at(rest), automaton, bits);
+      if (rest && goesOn(exits)) this.#goOn(exits, automaton.at(rest), automaton, bits);
     }
     if (state.isFinal) for (const token of this.#stopTokens) bits[token >> 5]! |= 1 << (token & 31);
     return new TokenMask(bits, this.#trie.vocabSize);
@@ -172,20 +186,21 @@ export class Masks {
   #local(given: Regex, regexes: Regexes): Local {
     const term = regexes.near(given, this.#trie.longest);
     return this.#once(
-      term,
-      regexes,
-      ({ mask, exits }) => mask.byteLength + exits.byteLength,
+      this.#shapes.of(term),
+      undefined,
+      ({ mask, exits }) => mask.byteLength + exits.nodes.byteLength + exits.subtrees.byteLength,
       () => this.#walk(term, regexes),
     );
   }
 
   /** All tokens from a term on, as far as it goes. */
   #walk(term: Regex, regexes: Regexes): Local {
-    const { size, bytes, depths, ends, plain } = this.#trie;
+    const { size, bytes, depths, ends, plain, below } = this.#trie;
     const bits = this.#empty();
-    const exits = this.#exits;
-    let count = 0;
+    const nodes: number[] = [];
+    const subtrees: number[] = [];
     const terms: Regex[] = [term];
+    const loops = new Map<Regex, number>();
     const { empty } = regexes;
     for (let node = 1; node < size; ) {
       const depth = depths[node]!;
@@ -201,51 +216,73 @@ export class Masks {
         node = end;
         continue;
       }
+      const classes = here === before ? this.#loopsOf(here, regexes, loops) : loops.get(here);
+      if (classes !== undefined && (below[node]! & ~classes) === 0) {
+        this.#allow(node, end, bits);
+        if (here.isNullable) subtrees.push(node);
+        node = end;
+        continue;
+      }
       if (depth === 1) {
         const same = this.#walked.find((other) => other.term.next[bytes[node]!] === here);
         if (same) {
-          count = this.#repeat(same.local, node, end, bits, count);
+          this.#repeat(same.local, node, end, bits);
+          within(same.local.exits.nodes, node, end, nodes);
+          within(same.local.exits.subtrees, node, end, subtrees);
           node = end;
           continue;
         }
       }
       this.#allow(node, node + 1, bits);
-      if (here.isNullable && end > node + 1) exits[count++] = node;
+      if (here.isNullable && end > node + 1) nodes.push(node);
       terms[depth] = here;
       node++;
     }
-    const local = { mask: new TokenMask(bits, this.#trie.vocabSize), exits: exits.slice(0, count) };
+    const exits = { nodes: Int32Array.from(nodes), subtrees: Int32Array.from(subtrees) };
+    const local = { mask: new TokenMask(bits, this.#trie.vocabSize), exits };
     if (local.mask.bits) this.#walked = [{ term, local }, ...this.#walked.slice(0, 7)];
     return local;
   }
 
-  /** What another term allows below a node of depth 1, behind which both are the same. How many exits there are then. */
-  #repeat({ mask, exits }: Local, from: number, to: number, bits: Uint32Array, count: number): number {
+  #loopsOf(term: Regex, regexes: Regexes, known: Map<Regex, number>): number {
+    const classes = known.get(term) ?? selfLoops(term, regexes);
+    known.set(term, classes);
+    return classes;
+  }
+
+  /** What another term allows below a node of depth 1, behind which both are the same. */
+  #repeat({ mask }: Local, from: number, to: number, bits: Uint32Array): void {
     const { tokens, firsts } = this.#trie;
     for (let i = firsts[from]!; i < firsts[to]!; i++) {
       const token = tokens[i]!;
       bits[token >> 5]! |= mask.bits![token >> 5]! & (1 << (token & 31));
     }
-    for (let i = placeOf(exits, from); i < exits.length && exits[i]! < to; i++) this.#exits[count++] = exits[i]!;
-    return count;
   }
 
-  /** Tokens that have come as far as these nodes and go on from a state. */
-  #goOn(nodes: Int32Array, from: State, automaton: Automaton, bits: Uint32Array): void {
+  /** Tokens that have come as far as these exits and go on from a state. */
+  #goOn({ nodes, subtrees }: Exits, from: State, automaton: Automaton, bits: Uint32Array): void {
     const { ends, bytes, parents, byByte } = this.#trie;
     const follow = (child: number) => {
       const state = automaton.next(from, bytes[child]!);
       if (state) this.#below(child, state, automaton, bits);
     };
-    if (nodes.length < MANY_EXITS) {
+    if (nodes.length < MANY_EXITS && subtrees.length === 0) {
       for (const top of nodes) for (let child = top + 1; child < ends[top]!; child = ends[child]!) follow(child);
       return;
     }
     // rather by the bytes that can come, which are few
     const isExit = new Uint8Array(this.#trie.size);
     for (const node of nodes) isExit[node] = 1;
-    for (let byte = 0; byte < 256; byte++)
-      if (automaton.next(from, byte)) for (const child of byByte[byte]!) if (isExit[parents[child]!]) follow(child);
+    for (let byte = 0; byte < 256; byte++) {
+      if (!automaton.next(from, byte)) continue;
+      const isStart = byte < 0x80 || byte >= 0xc0;
+      let i = 0;
+      for (const child of byByte[byte]!) {
+        while (i < subtrees.length && ends[subtrees[i]!]! <= child) i++;
+        const isInside = isStart && i < subtrees.length && subtrees[i]! < child;
+        if (isInside || isExit[parents[child]!]) follow(child);
+      }
+    }
   }
 
   /** Tokens that end at a node or below it, where the node has brought a state. */
@@ -280,8 +317,8 @@ export class Masks {
   }
 
   #once<T extends TokenMask | Local>(
-    key: Regex | State,
-    regexes: Regexes,
+    key: State | number,
+    regexes: Regexes | undefined,
     bytesOf: (value: T) => number,
     compute: () => T,
   ): T {
@@ -289,7 +326,7 @@ export class Masks {
     if (known) {
       this.#kept.delete(key);
       this.#kept.set(key, known);
-      return known.value as T; // a state's is a mask, a term's a Local
+      return known.value as T; // a state's is a mask, a shape's a Local
     }
     const value = compute();
     const bytes = 200 + bytesOf(value);

@@ -25,6 +25,8 @@ export interface Regex {
   readonly plainRun: number;
   /** By byte, once it has been asked for; `empty` where the byte cannot come. */
   readonly next: (Regex | undefined)[];
+  /** The sets of bytes that its derivatives tell apart, or more than many of them, once they have been asked for. */
+  firsts: readonly Uint32Array[] | undefined;
   isAlive: boolean | undefined;
 }
 
@@ -32,6 +34,7 @@ export interface Regex {
 const MOST_TERMS = 100_000;
 const MOST_TRIED = 1_000_000; // derivatives, to find out whether anything is in a language; some seconds
 const MOST_TEXT = 20_000; // bytes
+const MANY_SETS = 64; // of bytes that a term tells apart: then each byte is looked at by itself
 const MANY_RANGES = 100; // what Unicode's properties have, and hardly another class
 const MOST_RANGES = 50_000; // of code points, in all large classes: half a second
 
@@ -142,6 +145,8 @@ export class Regexes {
     const members = new Set(flat("and", parts));
     if (members.has(this.empty)) return this.empty;
     if (members.has(this.end)) return [...members].every((part) => part.isNullable) ? this.end : this.empty;
+    for (const { kind, parts } of members)
+      if (kind === "not") for (const other of flat("union", parts)) if (members.has(other)) return this.empty;
     const sorted = [...members].sort((a, b) => a.id - b.id);
     if (sorted.length === 1) return sorted[0]!;
     return this.#term("and", sorted, { isNullable: sorted.every((part) => part.isNullable), isDoubtful: true });
@@ -174,8 +179,33 @@ export class Regexes {
     if (known) return known;
     const derived = this.#derive(term, byte);
     const next = this.isAlive(derived) ? derived : this.empty;
-    term.next[byte] = next;
+    const alike = this.#alike(term, byte);
+    for (let i = 0; i < 8; i++)
+      for (let left = alike[i]!; left !== 0; left &= left - 1) term.next[32 * i + 31 - Math.clz32(left & -left)] = next;
     return next;
+  }
+
+  /** The bytes whose derivatives are the same as this one's (Owens et al. 2009, "Regular-expression derivatives re-examined"). */
+  #alike(term: Regex, byte: number): Uint32Array {
+    const sets = this.#firsts(term);
+    const bytes = new Uint32Array(8).fill(sets.length > MANY_SETS ? 0 : 0xffffffff);
+    bytes[byte >> 5]! |= 1 << (byte & 31);
+    for (const set of sets) {
+      const flip = (set[byte >> 5]! >>> (byte & 31)) & 1 ? 0 : -1;
+      for (let i = 0; i < 8; i++) bytes[i]! &= set[i]! ^ flip;
+    }
+    return bytes;
+  }
+
+  /** Not all, where there are more than many. */
+  #firsts(term: Regex): readonly Uint32Array[] {
+    if (term.firsts) return term.firsts;
+    const [head] = term.parts;
+    const parts = term.kind === "concat" && !head!.isNullable ? [head!] : term.parts;
+    const sets = new Set(term.set ? [term.set] : []);
+    for (const part of parts) if (sets.size <= MANY_SETS) for (const set of this.#firsts(part)) sets.add(set);
+    term.firsts = parts.length === 1 ? this.#firsts(parts[0]!) : [...sets];
+    return term.firsts;
   }
 
   /** Whether any string is in it. */
@@ -196,16 +226,21 @@ export class Regexes {
   // Goes deep until something can end; all on the way there is alive. Where nothing can, all that was seen is dead.
   #search(term: Regex): boolean {
     const seen = new Set([term]);
-    const path = [{ term, tried: 0 }];
+    const untried = () => new Uint32Array(8).fill(0xffffffff);
+    const path = [{ term, at: 0, left: untried() }];
     let tried = 0;
     while (path.length > 0) {
       const here = path.at(-1)!;
-      if (here.tried === 256) {
+      const byte = LIKELY_FIRST[here.at++];
+      if (byte === undefined) {
         path.pop();
         continue;
       }
+      if (!((here.left[byte >> 5]! >>> (byte & 31)) & 1)) continue;
       if (++tried > MOST_TRIED) throw tooManyStates();
-      const next = this.#derive(here.term, LIKELY_FIRST[here.tried++]!);
+      const alike = this.#alike(here.term, byte);
+      for (let i = 0; i < 8; i++) here.left[i]! &= ~alike[i]!;
+      const next = this.#derive(here.term, byte);
       const isFound = next.isAlive ?? (next !== this.empty && (next.isNullable || !next.isDoubtful));
       if (isFound) {
         for (const { term } of path) term.isAlive = true;
@@ -213,7 +248,7 @@ export class Regexes {
       }
       if (next.isAlive === false || next === this.empty || seen.has(next)) continue;
       seen.add(next);
-      path.push({ term: next, tried: 0 });
+      path.push({ term: next, at: 0, left: untried() });
     }
     for (const dead of seen) dead.isAlive = false;
     return false;
@@ -260,7 +295,7 @@ export class Regexes {
       extra = "",
       isDoubtful = false,
       ...more
-    }: Partial<Omit<Regex, "id" | "kind" | "parts" | "next">> & {
+    }: Partial<Omit<Regex, "id" | "kind" | "parts" | "next" | "firsts">> & {
       readonly isNullable: boolean;
       readonly extra?: string;
     },
@@ -274,6 +309,7 @@ export class Regexes {
       ...more,
       isDoubtful: isDoubtful || parts.some((part) => part.isDoubtful),
       next: [],
+      firsts: undefined,
       isAlive: undefined,
     };
     this.#terms.set(key, term);

@@ -1,6 +1,7 @@
 // A vocabulary's tokens as a trie over their bytes, in the order of a walk: a node's subtree is what follows it up to its end.
 
 import type { Tokenizer } from "../../prompt/tokenizer.ts";
+import { classOf, MALFORMED } from "./self-loops.ts";
 import { isPlainByte } from "./strings.ts";
 
 /** More characters than any token has. */
@@ -30,6 +31,8 @@ export class TokenTrie {
    * end included; else 255.
    */
   readonly plain: Uint8Array;
+  /** Classes of the bytes below a node, `MALFORMED` where not all is UTF-8, or the node stands inside a character. */
+  readonly below: Int32Array;
 
   /** Special tokens, and others without bytes, are not in it. */
   constructor(tokenizer: Pick<Tokenizer, "vocabSize" | "tokenBytes" | "isSpecial">) {
@@ -74,7 +77,9 @@ export class TokenTrie {
     this.longest = this.depths.reduce((most, depth) => Math.max(most, depth), 0);
     this.parents = this.#parents();
     this.byByte = this.#byByte();
-    this.plain = this.#plainCosts();
+    const missing = this.#missing();
+    this.plain = this.#plainCosts(missing);
+    this.below = this.#classesBelow(missing);
   }
 
   #parents(): Int32Array {
@@ -100,15 +105,21 @@ export class TokenTrie {
     return lists;
   }
 
-  // From the last node to the first, so that a node's children are known before it.
-  #plainCosts(): Uint8Array {
+  /** Of each node, bytes of a character that is begun; −1: none that UTF-8 has. */
+  #missing(): Int8Array {
     const { parents, bytes } = this;
-    const costs = new Uint8Array(this.size);
-    const missing = new Int8Array(this.size); // bytes of a character that is begun; −1: none that UTF-8 has
+    const missing = new Int8Array(this.size);
     for (let node = 1; node < this.size; node++) {
       const parent = parents[node]!;
-      missing[node] = missingBehind(missing[parent]!, bytes[parent]!, bytes[node]!);
+      missing[node] = missing[parent]! < 0 ? -1 : missingBehind(missing[parent]!, bytes[parent]!, bytes[node]!);
     }
+    return missing;
+  }
+
+  // From the last node to the first, so that a node's children are known before it.
+  #plainCosts(missing: Int8Array): Uint8Array {
+    const { parents, bytes } = this;
+    const costs = new Uint8Array(this.size);
     for (let node = this.size - 1; node > 0; node--) {
       const byte = bytes[node]!;
       const isStart = byte < 0x80 || byte >= 0xc0;
@@ -118,6 +129,15 @@ export class TokenTrie {
       costs[parent] = Math.max(costs[parent]!, cost);
     }
     return costs;
+  }
+
+  #classesBelow(missing: Int8Array): Int32Array {
+    const below = new Int32Array(this.size);
+    for (let node = this.size - 1; node > 0; node--) {
+      below[this.parents[node]!]! |= below[node]! | (missing[node]! < 0 ? MALFORMED : classOf(this.bytes[node]!));
+      if (missing[node] !== 0) below[node]! |= MALFORMED;
+    }
+    return below;
   }
 }
 
