@@ -69,6 +69,7 @@ export function send(url: string, body: string | Buffer, options: Sending = {}):
     const headers = { "content-type": type, "content-length": Buffer.byteLength(body) };
     const sent = request({ hostname, port, path, method: "POST", agent: false, headers, ...(signal && { signal }) });
     const done = () => resolve({ status, firstMs, text, isWhole });
+    signal?.addEventListener("abort", done); // one that reads nothing would not hear of its end
     sent.on("error", () => {}); // a cut connection: `close` follows
     sent.on("close", () => status === 0 && done());
     sent.on("response", (response) => {
