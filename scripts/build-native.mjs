@@ -86,21 +86,27 @@ if (!compiler) {
 }
 
 mkdirSync(build, { recursive: true });
-const headers = readdirSync(native).filter((file) => file.endsWith(".h"));
-const common = createHash("sha256").update(compiler.version);
-for (const header of headers) common.update(readFileSync(join(native, header)));
-const commonDigest = common.digest("hex");
+
+/** The file and all of native/ that it includes, and they do. */
+function withHeaders(file, seen = new Set()) {
+  if (seen.has(file) || !existsSync(join(native, file))) return seen;
+  seen.add(file);
+  for (const [, header] of readFileSync(join(native, file), "utf8").matchAll(/^#include "(.+)"/gm))
+    withHeaders(header, seen);
+  return seen;
+}
 
 async function compile({ source, object, flags: own }) {
   const target = join(build, object);
-  const args = [...flags, ...own, "-c", join(native, source), "-o", target];
-  const digest = createHash("sha256")
-    .update(commonDigest + args.join(" "))
-    .update(readFileSync(join(native, source)))
-    .digest("hex");
+  const args = [...flags, ...own];
+  const hash = createHash("sha256").update(`${compiler.version} ${args.join(" ")}`);
+  for (const file of [...withHeaders(source)].sort()) hash.update(readFileSync(join(native, file)));
+  const digest = hash.digest("hex");
   const note = `${target}.digest`;
   if (existsSync(target) && existsSync(note) && readFileSync(note, "utf8") === digest) return false;
-  const { stderr } = await run(compiler.name, args, { maxBuffer: 1 << 26 });
+  const { stderr } = await run(compiler.name, [...args, "-c", join(native, source), "-o", target], {
+    maxBuffer: 1 << 26,
+  });
   if (stderr) process.stderr.write(stderr);
   writeFileSync(note, digest);
   return true;
