@@ -7,6 +7,7 @@ import {
   add,
   attend,
   embed,
+  exactLinear,
   experts,
   feedForward,
   linear,
@@ -93,7 +94,7 @@ const dense = (x: Tensor, { w1, w2, w3 }: FeedForward) => feedForward(x, w1, w3,
 
 /** The router's sigmoid scores scale the experts' inputs, not their outputs; the shared expert sees x as it is. */
 async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place): Promise<Tensor> {
-  const logits = linear(x, w.router); // [T, E]
+  const logits = exactLinear(x, w.router); // [T, E]
   const routes = route(logits, c.topK);
   await place.routed?.(i, routes, logits);
   return add(dense(x, w.shared), await experts(x, w.experts, routes));

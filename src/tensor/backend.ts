@@ -95,8 +95,8 @@ export interface ExpertBank {
 export interface Ops {
   /** `[V, D]`, T ids -> `[T, D]`. */
   embed(table: Tensor, ids: Int32Array): Tensor;
-  /** `[T, I] · [O, I]ᵀ (+ [O])` -> `[T, O]`; w may be quantized. */
-  linear(x: Tensor, w: Tensor, b?: Tensor): Tensor;
+  /** `[T, I] · [O, I]ᵀ (+ [O])` -> `[T, O]`; w may be quantized. `exact`: float factors are not rounded to less. */
+  linear(x: Tensor, w: Tensor, b?: Tensor, exact?: boolean): Tensor;
   add(a: Tensor, b: Tensor): Tensor;
   /** Elementwise; b may have extents of 1 where a has more. */
   mul(a: Tensor, b: Tensor): Tensor;

@@ -20,10 +20,10 @@ export interface RouterLoss {
 export interface Backward {
   /** Rows in groups: rows `starts[e] … starts[e + 1] − 1` of x `[n, I]` times matrix e of `[E, O, I]` -> `[n, O]`. */
   groupedLinear(x: Tensor, bank: Tensor, starts: Int32Array): Tensor;
-  /** By x of `linear`, or of `groupedLinear`: `dy [T, O] · w [O, I]` -> `[T, I]`. */
-  linearInput(dy: Tensor, w: Tensor, starts?: Int32Array): Tensor;
+  /** By x of `linear`, or of `groupedLinear`: `dy [T, O] · w [O, I]` -> `[T, I]`. `exact`: as in `linear`. */
+  linearInput(dy: Tensor, w: Tensor, starts?: Int32Array, exact?: boolean): Tensor;
   /** By w: `dyᵀ · x` -> `[O, I]`, or `[E, O, I]`: 0 for a group without rows. */
-  linearWeight(dy: Tensor, x: Tensor, starts?: Int32Array): Tensor;
+  linearWeight(dy: Tensor, x: Tensor, starts?: Int32Array, exact?: boolean): Tensor;
   rmsNormBackward(x: Tensor, w: Tensor | null, eps: number, dy: Tensor): { readonly x: Tensor; readonly w?: Tensor };
   layerNormBackward(
     x: Tensor,

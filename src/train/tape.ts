@@ -341,15 +341,15 @@ export class Tape implements Backend {
     return this.rows(table, ids);
   }
 
-  linear(x: Tensor, w: Tensor, b?: Tensor): Tensor {
+  linear(x: Tensor, w: Tensor, b?: Tensor, exact = false): Tensor {
     const [a, m, bias] = [node(x), node(w), b && node(b)];
     const y = this.#record({
       inputs: bias ? [a, m, bias] : [a, m],
-      run: () => this.#inner.linear(this.#value(a), this.#value(m), bias && this.#value(bias)),
+      run: () => this.#inner.linear(this.#value(a), this.#value(m), bias && this.#value(bias), exact),
       needs: [m.differentiable && a, a.differentiable && m],
       back: ({ tensor: dy }) => {
-        this.#offer(a, () => this.#backward.linearInput(dy, this.#value(m)));
-        this.#offer(m, () => this.#backward.linearWeight(dy, this.#value(a)));
+        this.#offer(a, () => this.#backward.linearInput(dy, this.#value(m), undefined, exact));
+        this.#offer(m, () => this.#backward.linearWeight(dy, this.#value(a), undefined, exact));
         this.#offer(bias, () => {
           const [, O] = dy.shape as [number, number];
           return this.#inner.reshape(this.#backward.sumTo(dy, [1, O]), [O]);

@@ -8,7 +8,7 @@ import { forward } from "../../src/model/transformer.ts";
 import type { Backend, Segment } from "../../src/tensor/backend.ts";
 import type { Backward } from "../../src/tensor/backward.ts";
 import { bf16ToF32, f32ToBf16 } from "../../src/tensor/dtype.ts";
-import { crossEntropy, linear } from "../../src/tensor/ops.ts";
+import { crossEntropy, exactLinear, linear } from "../../src/tensor/ops.ts";
 import { elementCount, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { Tape } from "../../src/train/tape.ts";
 import { onEachIsa } from "../addon.ts";
@@ -82,6 +82,27 @@ onEachIsa(
         }),
         sums,
         (n, seed) => numbers(n, seed).map((x) => bf16ToF32(f32ToBf16(x))),
+      );
+      rounding.close();
+    });
+
+    it.each([
+      [3, 17, 5],
+      [70, 515, 8],
+    ])("an exact product rounds nothing, there and back: %i rows of %i by %i", async (T, I, O) => {
+      const rounding = openNative({ threads: 2, isa, activations: "bf16" });
+      await agree(
+        rounding,
+        (_, make, b) => {
+          const tape = new Tape(b);
+          const [x, w] = [make([T, I], 3), make([O, I], 2)];
+          const watched = tape.watch({ x, w });
+          const product = exactLinear(watched.x, watched.w);
+          const weights = tape.constant(b.reshape(make([T, O], 1), [1, T * O]));
+          const loss = tape.linear(tape.reshape(product, [1, T * O]), weights, undefined, true);
+          return { y: exactLinear(x, w), ...tape.gradients(loss, watched) };
+        },
+        sums,
       );
       rounding.close();
     });

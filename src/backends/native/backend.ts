@@ -179,13 +179,23 @@ class Native implements NativeBackend {
     return this.rows(table, ids);
   }
 
-  linear(x: Tensor, w: Tensor, b?: Tensor): Tensor {
+  linear(x: Tensor, w: Tensor, b?: Tensor, exact = false): Tensor {
     const [T, I] = x.shape as [number, number];
     const [O] = w.shape as [number];
     const y = this.#make([T, O]);
     const [input, weight, bias] = [this.#floats(x), place(w), b && this.#floats(b)];
     this.#addon.linear(
-      ...([this.#engine, T, I, O, factorType(w), input.buffer, input.at, weight.buffer, weight.at] as const),
+      ...([
+        this.#engine,
+        T,
+        I,
+        O,
+        exact ? typeOf(w) : factorType(w),
+        input.buffer,
+        input.at,
+        weight.buffer,
+        weight.at,
+      ] as const),
       ...([bias?.buffer ?? null, bias?.at ?? 0, y.data.buffer, y.data.at, input.id] as const),
     );
     return y;

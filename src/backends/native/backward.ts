@@ -51,7 +51,7 @@ export class NativeBackward implements Backward {
     return y;
   }
 
-  linearInput(dy: Tensor, w: Tensor, starts = Int32Array.of(0, dy.shape[0]!)): Tensor {
+  linearInput(dy: Tensor, w: Tensor, starts = Int32Array.of(0, dy.shape[0]!), exact = false): Tensor {
     const [N, O] = dy.shape as [number, number];
     const I = w.shape.at(-1)!;
     const dx = this.#inside.make([N, I]);
@@ -62,14 +62,14 @@ export class NativeBackward implements Backward {
       O,
       ...this.#at(dy),
       starts,
-      this.#inside.rounded,
+      this.#inside.rounded && !exact,
       ...this.#at(w),
       ...at(dx.data),
     );
     return dx;
   }
 
-  linearWeight(dy: Tensor, x: Tensor, starts?: Int32Array): Tensor {
+  linearWeight(dy: Tensor, x: Tensor, starts?: Int32Array, exact = false): Tensor {
     const [N, O] = dy.shape as [number, number];
     const I = x.shape[1]!;
     const dw = this.#inside.make(starts ? [starts.length - 1, O, I] : [O, I]);
@@ -81,7 +81,7 @@ export class NativeBackward implements Backward {
       O,
       ...this.#at(dy),
       groups,
-      this.#inside.rounded,
+      this.#inside.rounded && !exact,
       ...this.#at(x),
       ...at(dw.data),
     );
