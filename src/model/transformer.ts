@@ -35,6 +35,8 @@ export interface Step {
   readonly images?: { readonly rows: Tensor; readonly at: Int32Array };
   /** One for each layer; without it the step sees only itself. */
   readonly cache?: readonly LayerCache[];
+  /** Chooses a layer's experts where it is not the logits alone that do: balanced training has biases beside them. */
+  readonly choose?: (layer: number, logits: Tensor) => Routes;
   /** Hears which experts a layer's router chose, and from which logits `[T, E]`; these it may read before it resolves. */
   readonly routed?: (layer: number, routes: Routes, logits: Tensor) => Promise<void> | undefined;
 }
@@ -95,18 +97,18 @@ const dense = (x: Tensor, { w1, w2, w3 }: FeedForward) => feedForward(x, w1, w3,
 /** The router's sigmoid scores scale the experts' inputs, not their outputs; the shared expert sees x as it is. */
 async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place): Promise<Tensor> {
   const logits = exactLinear(x, w.router); // [T, E]
-  const routes = route(logits, c.topK);
+  const routes = place.choose?.(i, logits) ?? route(logits, c.topK);
   await place.routed?.(i, routes, logits);
   return add(dense(x, w.shared), await experts(x, w.experts, routes));
 }
 
 /** What the tokens' places mean to the layers, worked out once a step. */
-interface Place extends Pick<Step, "segments" | "cache" | "routed"> {
+interface Place extends Pick<Step, "segments" | "cache" | "choose" | "routed"> {
   rotations(kind: LayerKind): Tensor; // [T, d/2, 2]
   readonly temperatures?: Tensor; // [T, 1, 1]
 }
 
-function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache, routed }: Step): Place {
+function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache, choose, routed }: Step): Place {
   const { backend } = p.tokEmbeddings;
   const T = tokens.length;
   const positions = new Int32Array(T).fill(-1);
@@ -127,6 +129,7 @@ function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache, 
   return {
     segments,
     ...(cache && { cache }),
+    ...(choose && { choose }),
     ...(routed && { routed }),
     rotations: (kind) => (kind.chunked ? local : absolute)!,
     ...(tuned && { temperatures: backend.from(temperatures(c, positions), [T, 1, 1]) }),

@@ -4,8 +4,10 @@
 //
 // T tokens · E experts
 
-import type { Routes } from "../tensor/backend.ts";
-import { add } from "../tensor/ops.ts";
+import type { Llama4Config } from "../model/config.ts";
+import type { Step } from "../model/transformer.ts";
+import type { Routes, TrainingBackend } from "../tensor/backend.ts";
+import { add, route } from "../tensor/ops.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { Router } from "./tape.ts";
 
@@ -105,6 +107,23 @@ export class Balance implements Router {
   fade(share: number): void {
     if (!(share >= 0 && share <= 1)) throw new RangeError(`the biases' share is ${share}; expected 0 to 1`);
     this.#share = share;
+  }
+
+  /** The choice as biases make it, for a forward pass that is only looked at; undefined where there are none. */
+  choosing(backend: TrainingBackend, c: Llama4Config): Step["choose"] {
+    if (this.#options.method.kind !== "bias" || this.#share === 0 || this.#biases.length === 0) return undefined;
+    const withExperts = c.layers.flatMap(({ moe }, layer) => (moe ? [layer] : []));
+    return (layer, logits) => {
+      const bias = this.#biases[withExperts.indexOf(layer)];
+      if (!bias) return route(logits, c.topK);
+      const [T, E] = logits.shape as [number, number];
+      const row = backend.from(
+        bias.map((x) => this.#share * x),
+        [1, E],
+      );
+      const choice = backend.route(backend.add(logits, backend.rows(row, new Int32Array(T))), c.topK);
+      return { ...choice, scores: backend.backward!.scores(logits, choice) }; // training backends have it
+    };
   }
 
   /** The biases of each layer with experts, for a checkpoint. */

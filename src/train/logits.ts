@@ -1,7 +1,7 @@
 // A batch through the model, by the same forward as inference.
 
 import type { Llama4Config } from "../model/config.ts";
-import { forward } from "../model/transformer.ts";
+import { forward, type Step } from "../model/transformer.ts";
 import { encodeImage } from "../model/vision.ts";
 import { normalise } from "../prompt/image.ts";
 import type { Backend } from "../tensor/backend.ts";
@@ -16,8 +16,9 @@ export async function logitsOf(
   { text, vision }: Weights,
   c: Llama4Config,
   { tokens, segments, wanted, images }: Batch,
+  choose?: Step["choose"],
 ): Promise<Tensor> {
-  const step = { tokens, segments, wanted };
+  const step = { tokens, segments, wanted, ...(choose && { choose }) };
   if (!images) return forward(text, c, step);
   if (!vision || !c.vision) throw new TrainingError("a document with images for a model without a vision encoder");
   const { imageSize: S, nChannels: C, preprocessing } = c.vision;

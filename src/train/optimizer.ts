@@ -58,14 +58,15 @@ export class Optimizer {
   }
 
   /**
-   * One step with gradients in the order of the leaves. Returns their norm before clipping. Throws TrainingError, with
-   * nothing changed, where that is no number.
+   * One step with gradients in the order of the leaves; a weight without one stays as it is, with its moments. Returns
+   * their norm before clipping. Throws TrainingError, with nothing changed, where that is no number.
    */
-  async step(gradients: readonly Tensor[], rate: number): Promise<number> {
+  async step(gradients: readonly (Tensor | undefined)[], rate: number): Promise<number> {
     const { beta1, beta2, eps, decay, clip, visionRate } = this.#options;
-    const norm = Math.sqrt(gradients.reduce((sum, g) => sum + this.#backend.sumSquares(g), 0));
+    const squares = gradients.map((g) => (g ? this.#backend.sumSquares(g) : 0));
+    const norm = Math.sqrt(squares.reduce((sum, square) => sum + square, 0));
     if (!Number.isFinite(norm)) {
-      const odd = this.#kept.find((_, i) => !Number.isFinite(this.#backend.sumSquares(gradients[i]!)));
+      const odd = this.#kept.find((_, i) => !Number.isFinite(squares[i]));
       throw new TrainingError(
         `the gradient of ${odd?.name ?? "the weights"} is no number at step ${this.#steps + 1}; lower the rate, or clip gradients, and resume`,
       );
@@ -73,14 +74,16 @@ export class Optimizer {
     const scale = clip > 0 && norm > clip ? clip / norm : 1;
     this.#steps++;
     for (const [i, { name, weight, mean, square, average }] of this.#kept.entries()) {
+      const gradient = gradients[i];
+      if (!gradient) continue;
       const own = name.startsWith("vision.") ? rate * visionRate : rate;
       const shrink = weight.shape.length > 1 ? decay : 0;
       if (square)
-        this.#backend.adamW(weight, gradients[i]!, mean, square, {
+        this.#backend.adamW(weight, gradient, mean, square, {
           ...{ rate: own, beta1, beta2, eps, decay: shrink, step: this.#steps, scale },
         });
       else
-        await muonStep(this.#backend, weight, gradients[i]!, mean, {
+        await muonStep(this.#backend, weight, gradient, mean, {
           ...{ rate: own, momentum: 0.95, decay: shrink, scale },
         });
       if (average) this.#backend.blend(average, weight, this.#averaged, 1 - this.#averaged);

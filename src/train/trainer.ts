@@ -4,7 +4,7 @@
 import type { Llama4Config } from "../model/config.ts";
 import { tokensPerTile } from "../model/config.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
-import type { Backend, Segment, TrainingBackend } from "../tensor/backend.ts";
+import type { Segment, TrainingBackend } from "../tensor/backend.ts";
 import { TrainingError } from "../tensor/errors.ts";
 import { crossEntropy } from "../tensor/ops.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -105,7 +105,7 @@ export class Trainer {
     this.#b = beginning;
     const sees = [...data.values()].some(({ tileSize }) => tileSize !== undefined);
     // Without an image in the data the encoder would get no gradient, and decay would shrink it.
-    const learning = ({ name }: Leaf) => sees || !name.startsWith("vision.");
+    const learning = (leaf: Leaf) => sees || !isVisions(leaf);
     this.#leaves = adapters ? adapterLeaves(adapters) : leavesOf(weights).filter(learning);
     this.#optimizer = new Optimizer(backend, this.#leaves, config.optimizer);
     const { z } = config.balance;
@@ -218,7 +218,10 @@ export class Trainer {
       else sums = gradients;
     }
     const rate = config.rate * rateAt(config.schedule, this.#step);
-    const norm = await this.#optimizer.step(sums!, rate);
+    // What no image was there for stands still: it has no gradient, and must not decay.
+    const saw = batches.some(({ images, targets }) => images && targets.length > 0);
+    const reached = sums!.map((sum, i) => (saw || !isVisions(this.#leaves[i]!) ? sum : undefined));
+    const norm = await this.#optimizer.step(reached, rate);
     for (const sum of sums!) free(backend, sum);
     const load = this.#balance.loads().map(({ choices }) => sharesOf(choices));
     this.#balance.update();
@@ -257,7 +260,7 @@ export class Trainer {
     return { loss, hard: (await this.#tape.read(loss))[0]!, divergence: 0 };
   }
 
-  /** The held-out losses with the weights that would ship. */
+  /** The held-out losses with the weights that would ship, and the biases that still choose beside them. */
   async evaluate(): Promise<Record<string, HeldOutLoss>> {
     return this.shipping((weights) => this.#evaluate(weights));
   }
@@ -273,8 +276,8 @@ export class Trainer {
       for await (const batch of inOrder(documents, tokenizer, this.#packing, range)) {
         if (batch.targets.length === 0) continue;
         const loss = await backend.scope(async () => {
-          const scalar = await lossOf(backend, weights, model, batch);
-          return (await backend.read(scalar))[0]!;
+          const logits = await logitsOf(backend, weights, model, batch, this.#balance.choosing(backend, model));
+          return (await backend.read(crossEntropy(logits, batch.targets)))[0]!;
         });
         nats += loss * batch.targets.length;
         tokens += batch.targets.length;
@@ -330,7 +333,8 @@ export class Trainer {
         ...(images && { images }),
       };
       const next = await backend.scope(async () => {
-        return likeliest(await backend.read(await logitsOf(backend, weights, model, batch)));
+        const choose = this.#balance.choosing(backend, model);
+        return likeliest(await backend.read(await logitsOf(backend, weights, model, batch, choose)));
       });
       if (tokenizer.stop.has(next)) break;
       said.push(next);
@@ -339,9 +343,7 @@ export class Trainer {
   }
 }
 
-async function lossOf(backend: Backend, weights: Weights, c: Llama4Config, batch: Batch): Promise<Tensor> {
-  return crossEntropy(await logitsOf(backend, weights, c, batch), batch.targets);
-}
+const isVisions = ({ name }: Leaf) => name.startsWith("vision.");
 
 /** The phase of a step, counted from 0, and whether it is its first. */
 export function phaseAt({ phases }: Pick<TrainConfig, "phases">, step: number) {

@@ -1,13 +1,14 @@
 // Routers that share the work out: the losses' gradients, the biases, what is counted.
 
 import { describe, expect, it } from "vitest";
+import { forward, type Step } from "../../src/model/transformer.ts";
 import type { Backend } from "../../src/tensor/backend.ts";
 import { crossEntropy, route } from "../../src/tensor/ops.ts";
 import { elementCount, type Shape } from "../../src/tensor/tensor.ts";
 import { Balance, type BalanceOptions } from "../../src/train/balance.ts";
 import { Tape } from "../../src/train/tape.ts";
 import { numbers, reference } from "../backends/drawn.ts";
-import { config, lossOf, weights } from "./small-model.ts";
+import { config, lossOf, segments, tokens, weights } from "./small-model.ts";
 
 const [T, E] = [40, 5];
 
@@ -143,6 +144,29 @@ describe("biases", () => {
     expect(after.choose(skewed(5))).toEqual(before.choose(skewed(5)));
     expect(() => after.balance.restore([[1, 2]])).toThrow("are 2; expected one for each of 5 experts");
   });
+});
+
+it("a pass that is only looked at chooses by the biases as training does", async () => {
+  const balance = new Balance({ nExperts: 3, method: { kind: "bias", rate: 0.1 }, zLoss: 0 });
+  const drawn = weights(config, (shape, name) => reference.from(numbers(elementCount(shape), name.length), shape));
+  const wanted = tokens.map((_, row) => row);
+  const plain = (choose?: Step["choose"]) =>
+    forward(drawn.text, config, { tokens, segments, wanted, ...(choose && { choose }) });
+  expect(balance.choosing(reference, config)).toBeUndefined();
+  balance.restore([
+    [9, 0, 0],
+    [0, 0, 9],
+  ]);
+  const tape = new Tape(reference, { router: balance });
+  balance.begin();
+  const trained = await tape.read(await forward(tape.watch(drawn.text), config, { tokens, segments, wanted }));
+  expect(balance.loads().map(({ choices }) => choices)).toEqual([
+    [24, 0, 0],
+    [0, 0, 24],
+  ]);
+  tape.clear();
+  expect(await reference.read(await plain(balance.choosing(reference, config)))).toEqual(trained);
+  expect(await reference.read(await plain())).not.toEqual(trained);
 });
 
 it("loads are counted for each layer, and anew after an update", () => {

@@ -50,6 +50,20 @@ describe("the optimizer", () => {
     expect(await distance()).toBeLessThan(0.05 * before);
   });
 
+  it("leaves a weight without a gradient as it is, with its moments", async () => {
+    const weights = [leaf("vision.proj", 2, 3), leaf("text.output", 2, 2)];
+    const optimizer = new Optimizer(b, weights, { ...options, decay: 0.1, average: 0.5 });
+    const all = async () =>
+      Promise.all([...weights, ...optimizer.state()].map(async ({ name, weight }) => [name, await b.read(weight)]));
+    const ones = ({ shape }: { shape: readonly number[] }) => b.from(new Float64Array(6).fill(1), shape);
+    await optimizer.step([ones(weights[0]!.weight), b.from(new Float64Array(4).fill(1), [2, 2])], 0.1);
+    const before = await all();
+    await optimizer.step([undefined, b.from(new Float64Array(4).fill(1), [2, 2])], 0.1);
+    for (const [i, [name, numbers]] of (await all()).entries())
+      if ((name as string).includes("vision")) expect(numbers).toEqual(before[i]![1]);
+      else expect(numbers).not.toEqual(before[i]![1]);
+  });
+
   it("scales gradients down to the largest norm, over all weights, and leaves smaller ones", async () => {
     const moved = async (size: number, clip: number) => {
       const weights = [leaf("text.norm", 3), leaf("text.output", 2, 2)];
