@@ -74,7 +74,7 @@ export async function writeHuggingFace(
 ): Promise<void> {
   await beside(folder, tensors, async (draft) => {
     await mkdir(draft);
-    for (const [name, text] of Object.entries(files)) await writeFile(join(draft, name), text);
+    for (const [name, text] of Object.entries(files)) await writeFile(join(draft, name), text, { flush: true });
     const shards = shard(tensors, maxShardBytes);
     const shardName = (i: number) =>
       shards.length === 1 ? "model.safetensors" : `model-${pad(i + 1)}-of-${pad(shards.length)}.safetensors`;
@@ -83,7 +83,8 @@ export async function writeHuggingFace(
     if (shards.length > 1) {
       const weightMap = shards.flatMap((part, i) => part.map(({ name }) => [name, shardName(i)]));
       const index = { metadata: { total_size: count.total }, weight_map: Object.fromEntries(weightMap) };
-      await writeFile(join(draft, "model.safetensors.index.json"), `${JSON.stringify(index, null, 2)}\n`);
+      const text = `${JSON.stringify(index, null, 2)}\n`;
+      await writeFile(join(draft, "model.safetensors.index.json"), text, { flush: true });
     }
   });
 }

@@ -31,6 +31,7 @@ import { writeHuggingFace, writeSafetensorsFile } from "../checkpoint/writers.ts
 import type { Llama4Config } from "../model/config.ts";
 import { openTokenizer } from "../open.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
+import { fromHuggingFace, toHuggingFace } from "../prompt/tokenizer-json.ts";
 import type { Backend } from "../tensor/backend.ts";
 import { RequestError, TrainingError } from "../tensor/errors.ts";
 import type { Tensor, TensorView } from "../tensor/tensor.ts";
@@ -154,6 +155,8 @@ export class RunFolder {
       await file.writeFile(`${JSON.stringify({ ...state, logBytes: this.#logBytes } satisfies SavedState)}\n`);
       await file.sync();
       await file.close();
+      flushFolder(training);
+      flushFolder(draft);
       await rm(path, { recursive: true, force: true });
       await rename(draft, path);
       flushFolder(this.#checkpoints);
@@ -260,9 +263,27 @@ function flushFolder(path: string): void {
 
 /** Refuses to resume with a config that makes another model or other batches. */
 export function refuseOtherRun(before: TrainConfig, now: TrainConfig): void {
+  const refuse = (key: string, was: unknown, is: unknown) => {
+    throw new RequestError(
+      `${key} was ${JSON.stringify(was)} when the run began and is ${JSON.stringify(is)}; expected the same to resume: mend the config, or begin anew in another folder`,
+    );
+  };
   for (const key of ["model", "from", "lora", "teacher", "context", "rows", "accumulate", "seed"] as const)
-    if (JSON.stringify(before[key]) !== JSON.stringify(now[key]))
-      throw new RequestError(
-        `${key} was ${JSON.stringify(before[key])} when the run began and is ${JSON.stringify(now[key])}; expected the same to resume: mend the config, or begin anew in another folder`,
-      );
+    if (JSON.stringify(before[key]) !== JSON.stringify(now[key])) refuse(key, before[key], now[key]);
+  const held = before.holdOut ?? 0; // runs from before there was any have none
+  if (held !== now.holdOut) refuse("holdOut", held, now.holdOut);
+  const [kind, average] = [before.optimizer.kind, before.optimizer.average];
+  if (kind !== now.optimizer.kind) refuse("optimizer.kind", kind, now.optimizer.kind);
+  if (average > 0 !== now.optimizer.average > 0) refuse("optimizer.average", average, now.optimizer.average);
+}
+
+/** Refuses to resume with a vocabulary whose tokens are not those that the checkpoint has learnt. */
+export function refuseOtherTokens({ path }: SavedCheckpoint, now: Tokenizer): void {
+  const file = join(path, "tokenizer.json");
+  if (!existsSync(file)) return; // adapters have none
+  const text = (tokenizer: Tokenizer) => JSON.stringify(toHuggingFace(tokenizer));
+  if (text(fromHuggingFace(parseObject(readFileSync(file, "utf8"), file))) !== text(now))
+    throw new RequestError(
+      `the tokenizer is not the one that the run began with, which ${file} holds; expected the same to resume: name that one in the config, or begin anew in another folder`,
+    );
 }

@@ -1,6 +1,7 @@
 // `llama4 train`: from data to a model, with checkpoints to go on from, a log, and a report to look at.
 
 import { existsSync, readFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { openNative } from "../backends/native/backend.ts";
@@ -18,7 +19,7 @@ import type { Answer, Run, Session } from "./answer.ts";
 import { openDocuments, tilesOf } from "./documents.ts";
 import { define, whole } from "./options.ts";
 import { replacing } from "./output.ts";
-import { type Compute, RunFolder, refuseOtherRun, writeModel } from "./run-folder.ts";
+import { type Compute, RunFolder, refuseOtherRun, refuseOtherTokens, writeModel } from "./run-folder.ts";
 import { type OpenTeacher, openTeacher } from "./teacher.ts";
 import { Meter } from "./train-meter.ts";
 import { reportPage } from "./train-report.ts";
@@ -98,13 +99,19 @@ export async function trained(
   try {
     if (saved) refuseOtherRun(saved.state.config, config);
     const open = async (path: string) => openDocuments(at(path), files);
-    const [data, heldOut] = [await opened(config.data, open), await opened(config.heldOut, open)];
-    const samples = config.samples === undefined ? undefined : await open(config.samples);
+    const [data, heldOut] = heldApart(
+      await opened(config.data, open),
+      await opened(config.heldOut, open),
+      config.holdOut,
+    );
+    const apart = config.holdOut > 0 ? [...heldOut.values()][0] : undefined;
+    const samples = config.samples === undefined ? apart : await open(config.samples);
     teacher = config.teacher && (await openTeacher(config.teacher, at, backend));
     const anew = { progress: { step: 0, tokens: 0, cursor: {}, biases: [] }, seconds: 0, logBytes: 0, config };
     await folder.resume(saved?.state ?? anew);
     const start = await started(config, { at, folder, data, backend, saved, signal }, teacher?.tokenizer);
     teacher?.refuseOthers(start.tokenizer);
+    if (saved) refuseOtherTokens(saved, start.tokenizer);
     const state = saved && { progress: saved.state.progress, moments: await momentsOf(saved, backend) };
     const trainer = new Trainer({
       ...{ config, backend, data, heldOut },
@@ -115,7 +122,9 @@ export async function trained(
     });
     process.stderr.write(`${learnt(trainer.leaves, start)}\nproducts take their factors in ${compute}\n`);
     const seconds = saved?.state.seconds ?? 0;
-    const answer = await loop({ ...{ trainer, folder, config, backend, compute, samples, seconds, signal }, ...start });
+    const chats = await haveChats(data);
+    const parts = { trainer, folder, config, backend, compute, samples, chats, seconds, signal };
+    const answer = await loop({ ...parts, ...start });
     return teacher ? { ...answer, json: { ...answer.json, teacher: teacher.counts() } } : answer;
   } finally {
     await saved?.close();
@@ -154,6 +163,8 @@ interface RunParts extends Started {
   readonly backend: TrainingBackend;
   readonly compute: Compute;
   readonly samples: Documents | undefined;
+  /** Whether any document is one: a model of texts alone goes on with a text, and answers nothing. */
+  readonly chats: boolean;
   /** Spent before. */
   readonly seconds: number;
   readonly signal: AbortSignal;
@@ -173,6 +184,7 @@ async function loop({
   compute,
   tokenizer,
   samples,
+  chats,
   seconds,
   signal,
 }: RunParts): Promise<Answer> {
@@ -193,6 +205,8 @@ async function loop({
       });
     return writeAdapter(path, { backend, model, lora, base, adapters: shipped ? trainer.averagedAdapters : adapters });
   };
+  const out = join(folder.path, lora ? "adapter" : "model");
+  let isStale = first < steps && existsSync(out); // of a run that was shorter
   const save = async () => {
     trainer.refuseDiverged(); // it would push out the checkpoints that are good
     await folder.save(
@@ -202,6 +216,8 @@ async function loop({
     );
     savedAt = performance.now();
     savedStep = trainer.progress.step;
+    if (isStale && savedStep > first) await rm(out, { recursive: true });
+    isStale &&= savedStep === first;
   };
   const look = async () => {
     last = await trainer.evaluate();
@@ -228,7 +244,6 @@ async function loop({
   } finally {
     meter.stop(savedStep);
   }
-  const out = join(folder.path, lora ? "adapter" : "model");
   if (trainer.progress.step > first || !existsSync(out)) await replacing(out, (path) => write(path, true));
   const { total, active } = countParameters(model);
   const { step, tokens } = trainer.progress;
@@ -250,7 +265,11 @@ async function loop({
     text: [
       `${out}: ${total.toLocaleString("en")} parameters after ${step.toLocaleString("en")} steps and ${tokens.toLocaleString("en")} tokens`,
       ...losses.map((line) => `  held out: ${line}`),
-      `Look at ${join(folder.path, "report.html")}; talk to it: llama4 chat --model ${lora ? `${base} --adapter ${out}` : out}`,
+      `Look at ${join(folder.path, "report.html")}; ${
+        chats || base
+          ? `talk to it: llama4 chat --model ${lora ? `${base} --adapter ${out}` : out}`
+          : `it has seen no chat, and goes on with a text: llama4 generate --raw --bos --model ${out} --prompt "…"`
+      }`,
     ].join("\n"),
   };
 }
@@ -276,6 +295,7 @@ function configOf({ config: file, depth, data, steps }: TrainOptions): {
   const json = {
     model: { depth, ...vision },
     data: { documents: data },
+    holdOut: 50,
     phases: [{ steps: steps ?? 2000, mix: { documents: 1 }, loss: "answers" }],
   };
   return { config: readConfig(json, "--depth"), at: (path) => path };
@@ -288,6 +308,32 @@ async function opened(
   const found = new Map<string, Documents>();
   for (const [name, path] of Object.entries(files)) found.set(name, await open(path));
   return found;
+}
+
+/** Every n-th document of the data goes to what is held out, under the name of its source, where there are as many. */
+function heldApart(
+  data: ReadonlyMap<string, Documents>,
+  heldOut: ReadonlyMap<string, Documents>,
+  n: number,
+): [data: Map<string, Documents>, heldOut: Map<string, Documents>] {
+  const [learnt, held] = [new Map(data), new Map(heldOut)];
+  for (const [name, documents] of data) {
+    if (n === 0 || documents.length < n) continue;
+    const parts = documents.split(n);
+    learnt.set(name, parts.learnt);
+    held.set(held.has(name) ? `${name}, every ${n}th` : name, parts.heldOut);
+  }
+  return [learnt, held];
+}
+
+/** Whether a chat is among the first documents of a source. */
+async function haveChats(data: ReadonlyMap<string, Documents>): Promise<boolean> {
+  for (const documents of data.values())
+    for (let i = 0; i < Math.min(100, documents.length); i++) {
+      const record = await documents.record(i);
+      if (typeof record === "object" && record !== null && "messages" in record) return true;
+    }
+  return false;
 }
 
 /** The pixels of the samples' tiles, for the report. */

@@ -38,6 +38,8 @@ export interface TrainConfig {
   readonly data: Readonly<Record<string, string>>;
   /** Files that are never learnt from, by name: their loss is measured. */
   readonly heldOut: Readonly<Record<string, string>>;
+  /** Every n-th document of each file in `data` is measured and not learnt from; 0 = none. */
+  readonly holdOut: number;
   /** A file of documents that the model continues now and then. */
   readonly samples: string | undefined;
   readonly phases: readonly Phase[];
@@ -168,7 +170,9 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     return read;
   });
   const steps = phases.reduce((sum, { steps }) => sum + steps, 0);
+  const holdOut = top.whole("holdOut", 0, 0);
   const schedule = top.fields("schedule");
+  const warmup = schedule.whole("warmup", Math.min(200, Math.ceil(steps / 20)), 0);
   const optimizer = top.fields("optimizer");
   const balance = top.fields("balance");
   const by = balance.one("by", ["bias", "loss", "none"], from === undefined ? "bias" : "none");
@@ -179,6 +183,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     tokenizer: top.textOrWhole("tokenizer", from === undefined && !teacher ? 4096 : undefined),
     data: top.files("data"),
     heldOut: top.files("heldOut", {}),
+    holdOut,
     samples: top.text("samples", undefined),
     phases,
     ...{ context: top.whole("context", Math.min(512, rows), 2), rows, accumulate: top.whole("accumulate", 1, 1) },
@@ -186,8 +191,8 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     schedule: {
       kind: schedule.one("kind", ["wsd", "cosine"], "wsd"),
       steps,
-      warmup: schedule.whole("warmup", Math.min(200, Math.ceil(steps / 20)), 0),
-      decay: schedule.whole("decay", Math.ceil(steps / 4), 0),
+      warmup,
+      decay: schedule.whole("decay", Math.min(Math.ceil(steps / 4), Math.max(0, steps - warmup)), 0),
       final: schedule.number("final", 0.02, 0, 1),
     },
     optimizer: {
@@ -282,7 +287,7 @@ function largestDivisor(n: number, most: number): number {
   return divisor;
 }
 
-function check({ model: m, data, phases, context, rows }: TrainConfig, file: string): void {
+function check({ model: m, data, phases, context, rows, schedule, holdOut }: TrainConfig, file: string): void {
   const refuse = (sentence: string) => {
     throw new RequestError(`${file}: ${sentence}`);
   };
@@ -294,6 +299,12 @@ function check({ model: m, data, phases, context, rows }: TrainConfig, file: str
     refuse(
       `model.vision: heads of ${m.vision.dim / m.vision.heads}; expected a multiple of 4 (rotary pairs of two axes)`,
     );
+  const { kind, warmup, decay, steps } = schedule;
+  if (warmup > steps || (kind === "wsd" && warmup + decay > steps))
+    refuse(
+      `schedule: ${warmup} steps of warmup${kind === "wsd" ? ` and ${decay} of decay` : ""} in ${steps}; expected no more than the phases have`,
+    );
+  if (holdOut === 1) refuse("holdOut is 1, which leaves nothing to learn from; expected 2 or more, or 0 for none");
   if (context > rows) refuse(`context is ${context} and batchTokens ${rows}; expected a batch to hold a document`);
   if (Object.keys(data).length === 0) refuse("data names no file; expected at least one");
   if (phases.length === 0) refuse("phases is empty; expected at least one, with its steps and its mix");

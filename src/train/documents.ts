@@ -44,12 +44,14 @@ export class Documents {
   readonly name: string;
   readonly length: number;
   readonly #source: ByteSource;
-  readonly #starts: Float64Array; // of each line, and where the last ends
+  readonly #starts: Float64Array; // of each line of the file, and where the last ends
+  readonly #lines: Uint32Array; // of the documents
   readonly #tiles: TilesFile | undefined;
 
-  private constructor(source: ByteSource, starts: Float64Array, tiles: TilesFile | undefined) {
+  private constructor(source: ByteSource, starts: Float64Array, lines: Uint32Array, tiles: TilesFile | undefined) {
     this.name = source.name;
-    this.length = starts.length - 1;
+    this.length = lines.length;
+    this.#lines = lines;
     this.#source = source;
     this.#starts = starts;
     this.#tiles = tiles;
@@ -63,7 +65,17 @@ export class Documents {
     }
     if (starts.at(-1) !== source.byteLength) starts.push(source.byteLength); // the last line may lack its end
     if (starts.length === 1) throw new TrainingError(`${source.name}: it is empty; expected a document on each line`);
-    return new Documents(source, Float64Array.from(starts), tiles && (await TilesFile.open(tiles)));
+    const lines = Uint32Array.from({ length: starts.length - 1 }, (_, line) => line);
+    return new Documents(source, Float64Array.from(starts), lines, tiles && (await TilesFile.open(tiles)));
+  }
+
+  /** Every n-th document apart from the others. */
+  split(n: number): { readonly learnt: Documents; readonly heldOut: Documents } {
+    const of = (isHeldOut: boolean) => {
+      const lines = this.#lines.filter((_, i) => (i % n === n - 1) === isHeldOut);
+      return new Documents(this.#source, this.#starts, lines, this.#tiles);
+    };
+    return { learnt: of(false), heldOut: of(true) };
   }
 
   /** Document i as tokens. Throws TrainingError, with the place in the file, for what is none. */
@@ -78,8 +90,9 @@ export class Documents {
 
   /** Document i as it stands in the file. Throws TrainingError for what is no JSON. */
   async record(i: number): Promise<unknown> {
-    const start = this.#starts[i]!;
-    const bytes = await this.#source.read(start, this.#starts[i + 1]! - start);
+    const line = this.#lines[i]!;
+    const start = this.#starts[line]!;
+    const bytes = await this.#source.read(start, this.#starts[line + 1]! - start);
     try {
       return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
     } catch (error) {
@@ -88,8 +101,9 @@ export class Documents {
   }
 
   #wrong(i: number, found: string): TrainingError {
+    const line = this.#lines[i]!;
     return new TrainingError(
-      `${this.name}: line ${i + 1}, at byte ${this.#starts[i]}: ${found}; expected {"text"}, {"parts"} or {"messages"} as JSON (build the file again)`,
+      `${this.name}: line ${line + 1}, at byte ${this.#starts[line]}: ${found}; expected {"text"}, {"parts"} or {"messages"} as JSON (build the file again)`,
     );
   }
 

@@ -213,7 +213,43 @@ describe("llama4 train", () => {
     expect(await failing("--config", other, "--out", at("whole"), "--resume")).toMatch(
       /seed was 3 when the run began and is 4/,
     );
+    for (const [change, message] of [
+      [
+        { optimizer: { ...config.optimizer, kind: "muon" } },
+        /optimizer.kind was "adamw" when the run began and is "muon"/,
+      ],
+      [{ optimizer: { ...config.optimizer, average: 0 } }, /optimizer.average was 0.9 when the run began and is 0/],
+      [{ holdOut: 3 }, /holdOut was 0 when the run began and is 3/],
+      [{ schedule: { warmup: 4, decay: 7 } }, /schedule: 4 steps of warmup and 7 of decay in 10; expected no more/],
+    ] as const)
+      expect(
+        await failing("--config", write("changed.json", { ...config, ...change }), "--out", at("whole"), "--resume"),
+      ).toMatch(message);
+    const vocabulary = at("whole-vocabulary");
+    cpSync(at("whole"), vocabulary, { recursive: true });
+    const own = join(vocabulary, "tokenizer.json");
+    const words = JSON.parse(readFileSync(own, "utf8"));
+    words.model.merges.reverse();
+    writeFileSync(own, JSON.stringify(words));
+    expect(await failing("--config", at("config.json"), "--out", vocabulary, "--resume")).toMatch(
+      /the tokenizer is not the one that the run began with/,
+    );
   });
+
+  it.skipIf(!haveAddon)(
+    "holds documents out of a --depth run by itself, measures them, and says what the model can be asked",
+    async () => {
+      const texts = Array.from({ length: 120 }, (_, i) => ({ text: `document ${i} of the cat and the dog` }));
+      const args = ["--data", write("many.jsonl", texts), "--depth", "1", "--steps", "2", "--out", at("depth")];
+      const ended = await llama4(["train", ...args]);
+      expect(ended.status).toBe(0);
+      expect(ended.stdout).toMatch(
+        /held out: documents \d.*\n.*it has seen no chat.*llama4 generate --raw --bos --model/,
+      );
+      const log = logOf(at("depth"));
+      expect(log.filter(({ type }) => type === "samples").at(-1).samples.length).toBe(2); // of 120, every 50th
+    },
+  );
 
   it("stops at a bad line, where it learns and where it learns the vocabulary", async () => {
     const bad = at("bad");
@@ -279,6 +315,17 @@ describe("a run", () => {
     expect(objectOf(await train("--config", at("config.json"), "--out", out, "--resume"))).toMatchObject({ steps });
     expect(weightsOf(join(out, "model")).equals(weightsOf(join(at("whole"), "model")))).toBe(true);
     const longer = write("longer.json", { ...config, phases: [...config.phases, { steps: 2, mix: { docs: 1 } }] });
+    // Killed where its next checkpoint is there, it has no model that is older than that.
+    const longest = write("longest.json", { ...config, phases: [...config.phases, { steps: 9000, mix: { docs: 1 } }] });
+    const killed = at("extended");
+    cpSync(out, killed, { recursive: true });
+    const going = spawn(process.execPath, [
+      ...[main, "train", "--backend", "reference", "--config", longest, "--out", killed, "--resume"],
+    ]);
+    while (checkpointsOf(killed).at(-1)! < "step-00000012") await new Promise((resolve) => setTimeout(resolve, 20));
+    going.kill("SIGKILL");
+    await new Promise((resolve) => going.on("exit", resolve));
+    expect(existsSync(join(killed, "model"))).toBe(false);
     expect(objectOf(await train("--config", longer, "--out", out, "--resume"))).toMatchObject({ steps: steps + 2 });
     expect(weightsOf(join(out, "model")).equals(weightsOf(join(at("whole"), "model")))).toBe(false);
   });

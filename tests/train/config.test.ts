@@ -71,9 +71,18 @@ describe("a config", () => {
     [{ model: { vision: { dim: 30, heads: 5 } } }, /heads of 6; expected a multiple of 4/],
     [{ context: 9000 }, /context is 9000 and batchTokens 4096/],
     [{ schedule: { final: 2 } }, /final is 2; expected a number from 0 to 1/],
+    [{ schedule: { warmup: 6, decay: 5 } }, /6 steps of warmup and 5 of decay in 10; expected no more/],
+    [{ schedule: { kind: "cosine", warmup: 11 } }, /11 steps of warmup in 10; expected no more/],
+    [{ holdOut: 1 }, /holdOut is 1, which leaves nothing to learn from/],
   ])("refuses %j", (more, message) => {
     expect(() => read(more)).toThrow(message as RegExp);
     expect(() => read(more)).toThrow(expect.objectContaining({ name: "RequestError" }));
+  });
+
+  it.each([1, 2, 3, 10, 4000])("has a schedule that fits a run of %d steps", (steps) => {
+    const { schedule } = read({ phases: [{ steps, mix: { a: 1 } }] });
+    expect(schedule.warmup + schedule.decay).toBeLessThanOrEqual(steps);
+    expect(read({ phases: [{ steps, mix: { a: 1 } }], schedule: { warmup: steps } }).schedule.decay).toBe(0);
   });
 
   it("knows the phase of a step", () => {

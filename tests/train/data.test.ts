@@ -93,6 +93,15 @@ describe("documents", () => {
   });
 });
 
+it("every n-th document can be held out, and is known by its line", async () => {
+  const texts = Array.from({ length: 7 }, (_, i) => (i === 5 ? "no JSON" : { text: `${i}` }));
+  const { learnt, heldOut } = (await Documents.open(file(texts))).split(3);
+  expect([learnt.length, heldOut.length]).toEqual([5, 2]);
+  expect(await heldOut.text(0)).toBe("2");
+  expect(await Promise.all([0, 1, 2, 3, 4].map((i) => learnt.text(i)))).toEqual(["0", "1", "3", "4", "6"]);
+  await expect(heldOut.record(1)).rejects.toThrow(/data.jsonl: line 6, at byte \d+: no JSON/);
+});
+
 describe("batches", () => {
   const words = (n: number, letter: string) => letter.repeat(n);
   const open = async () =>
