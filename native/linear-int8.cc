@@ -25,13 +25,16 @@ constexpr int kStreams = 4;            // the same for one token: as many stream
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
 constexpr int64_t kChunk = 512;        // columns taken apart at a time: 16 KiB
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
-constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for, about
+constexpr int64_t kAhead = 2048;       // bytes between what is read and what is asked for, about
 
 inline uvec words(const uint8_t* p) {
   uvec v;
   memcpy(&v, p, sizeof v);
   return v;
 }
+
+// Asks for a line of the weights in the second-level cache: more misses can be under way there than in the first.
+inline void ask_for(const uint8_t* line) { __builtin_prefetch(line, 0, 2); }
 
 inline vec floats(uvec v) { return __builtin_convertvector((ivec)v, vec); }
 
@@ -85,7 +88,7 @@ struct Packed : Format<Type> {
     ahead = at + blocks_ahead * integer_bytes + (b < soon ? 0 : integers_on);
     const uint8_t* ahead_header = header + blocks_ahead * header_bytes + (b < soon ? 0 : headers_on);
     if (asks())
-      for (int i = 0; i < header_bytes; i += 64) __builtin_prefetch(ahead_header + i);
+      for (int i = 0; i < header_bytes; i += 64) ask_for(ahead_header + i);
     const vec d = widen(reinterpret_cast<const f16*>(header));
     const uint8_t* s = header + 2 * kGroup * F::fields.halves + 2 * lane;  // words, so the lane is 2 bytes a row further
     if constexpr (!F::minima && Type != kQ6_K) {
@@ -114,7 +117,7 @@ struct Packed : Format<Type> {
   void ask(int run) const {
     constexpr int lines = F::fields.integers / F::runs;
     if (!asks()) return;
-    for (int i = 0; i < lines; i++) __builtin_prefetch(ahead + 64 * (run * lines + i));
+    for (int i = 0; i < lines; i++) ask_for(ahead + 64 * (run * lines + i));
   }
 
   uvec word(int i) const { return words(at + 4 * kGroup * i); }
