@@ -77,7 +77,6 @@ std::vector<Isa> isas() {
 struct Engine {
   Pool pool;
   const Kernels* kernels;
-  Held held{};
 };
 
 constexpr int64_t kMost = int64_t(1) << 52;  // elements or bytes; sums of a few of them cannot overflow
@@ -329,50 +328,76 @@ napi_value linear(Call& call) {
   l.count = T > 0 && I > 0 ? 1 : 0;
   l.I = I;
   l.O = O;
-  l.id = call.size();
-  l.held = &engine.held;
   engine.kernels->linear(engine.pool, l);
   return call.undefined();
 }
 
+// Three products of packed matrices: for each O, type, w and y.
+napi_value three_products(Call& call) {
+  Engine& engine = call.engine();
+  ThreeProducts a{};
+  a.T = call.size(), a.I = call.size();
+  a.x = call.floats(product({a.T, a.I}));
+  for (int i = 0; i < 3; i++) {
+    a.O[i] = call.size();
+    a.type[i] = call.type();
+    if (!is_packed(a.type[i])) throw std::range_error("native: threeProducts takes packed matrices");
+    a.w[i] = call.bytes(bytes_of(a.type[i], a.O[i], a.I));
+    a.y[i] = call.floats(product({a.T, a.O[i]}));
+  }
+  if (a.T > 0) engine.kernels->three_products(engine.pool, a);
+  return call.undefined();
+}
+
+// `count` of them, one after the other: three types, then the matrices.
+Gated gated(Call& call, int64_t count, int64_t F, int64_t D) {
+  Gated g{};
+  g.gate_type = call.type(), g.up_type = call.type(), g.down_type = call.type();
+  g.gate = call.bytes(product({count, bytes_of(g.gate_type, F, D)}));
+  g.up = call.bytes(product({count, bytes_of(g.up_type, F, D)}));
+  g.down = call.bytes(product({count, bytes_of(g.down_type, D, F)}));
+  return g;
+}
+
+Gated packed_gated(Call& call, int64_t F, int64_t D) {
+  const Gated g = gated(call, 1, F, D);
+  if (!is_packed(g.gate_type) || !is_packed(g.up_type) || !is_packed(g.down_type))
+    throw std::range_error("native: a feed-forward of one pass takes packed matrices");
+  return g;
+}
+
+// With or without a shared expert behind the other arguments.
 napi_value experts(Call& call) {
   Engine& engine = call.engine();
   Experts a{};
   a.T = call.size(), a.D = call.size(), a.F = call.size(), a.E = call.size(), a.top_k = call.size();
-  a.gate_type = call.type(), a.up_type = call.type(), a.down_type = call.type();
   if (a.D < 1 || a.F < 1 || a.E < 1 || a.top_k < 1)
     throw std::range_error("native: experts needs D, F, E and topK of at least 1");
   a.x = call.floats(product({a.T, a.D}));
-  a.gate = call.bytes(product({a.E, bytes_of(a.gate_type, a.F, a.D)}));
-  a.up = call.bytes(product({a.E, bytes_of(a.up_type, a.F, a.D)}));
-  a.down = call.bytes(product({a.E, bytes_of(a.down_type, a.D, a.F)}));
+  a.bank = gated(call, a.E, a.F, a.D);
   const Call::Ints chosen = call.indices(a.E);
   if (chosen.length != product({a.T, a.top_k}))
     throw std::range_error("native: " + std::to_string(chosen.length) + " choices of experts; expected one for each row and k");
   a.chosen = chosen.data;
   a.scores = call.floats(chosen.length);
   a.y = call.floats(product({a.T, a.D}));
-  a.id = call.size();
-  a.held = &engine.held;
+  if (call.flag()) {
+    if (!is_packed(a.bank.gate_type) || !is_packed(a.bank.up_type) || !is_packed(a.bank.down_type))
+      throw std::range_error("native: a shared expert goes with packed ones");
+    a.shared = packed_gated(call, a.F, a.D);
+  }
   if (a.T > 0) engine.kernels->experts(engine.pool, a);
   return call.undefined();
 }
 
 napi_value feed_forward(Call& call) {
   Engine& engine = call.engine();
-  FeedForward a{};
+  Experts a{};
   a.T = call.size(), a.D = call.size(), a.F = call.size();
-  a.gate_type = call.type(), a.up_type = call.type(), a.down_type = call.type();
-  if (!is_packed(a.gate_type) || !is_packed(a.up_type) || !is_packed(a.down_type))
-    throw std::range_error("native: feedForward takes packed matrices");
   a.x = call.floats(product({a.T, a.D}));
-  a.gate = call.bytes(bytes_of(a.gate_type, a.F, a.D));
-  a.up = call.bytes(bytes_of(a.up_type, a.F, a.D));
-  a.down = call.bytes(bytes_of(a.down_type, a.D, a.F));
   a.y = call.floats(product({a.T, a.D}));
-  a.id = call.size();
-  a.held = &engine.held;
-  if (a.T > 0) engine.kernels->feed_forward(engine.pool, a);
+  a.shared = packed_gated(call, a.F, a.D);
+  if (a.T > 0) engine.kernels->experts(engine.pool, a);
   return call.undefined();
 }
 
@@ -615,8 +640,6 @@ napi_value grouped_linear(Call& call) {
   l.N = N, l.I = I, l.O = O;
   l.products = products.data();
   l.count = int64_t(products.size());
-  Held held;
-  l.held = &held;
   if (l.count > 0) engine.kernels->linear(engine.pool, l);
   return call.undefined();
 }
@@ -912,7 +935,7 @@ napi_value init(napi_env env, napi_value exports) {
   const napi_property_descriptor properties[] = {
       EXPORT("isas", list_isas), EXPORT("open", open), EXPORT("close", close), EXPORT("allocate", allocate),
       EXPORT("release", release), EXPORT("setCodebooks", set_codebooks), EXPORT("recode", recode), EXPORT("transpose", transpose),
-      EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("feedForward", feed_forward), EXPORT("pack", pack), EXPORT("attend", attend),
+      EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("feedForward", feed_forward), EXPORT("threeProducts", three_products), EXPORT("pack", pack), EXPORT("attend", attend),
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),
       EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy),

@@ -57,9 +57,6 @@ struct Quantized {
   void copy(int64_t t, const Quantized& x, int64_t row) const;
 };
 
-// x [rows, I], quantized by all threads unless it is what the pool holds.
-Quantized quantized(Pool& pool, const float* x, int64_t rows, int64_t I, int64_t id, Held& held);
-
 // linear() with packed weights.
 void linear_int8(Pool& pool, const Linear& l);
 

@@ -4,7 +4,7 @@ namespace llama4 {
 namespace LLAMA4_ISA {
 
 const Kernels kernels = {
-    linear, experts, feed_forward, attend, rms_norm, layer_norm, rope, add, mul, swiglu, gelu, gather, rows, splice, route,
+    linear, experts, three_products, attend, rms_norm, layer_norm, rope, add, mul, swiglu, gelu, gather, rows, splice, route,
     cross_entropy,
     // a step of training
     adam_w, blend, sum_squares,

@@ -8,11 +8,6 @@
 
 namespace llama4 {
 
-// Which activations the pool holds quantized: their id (another for other contents) and shape.
-struct Held {
-  int64_t id = -1, rows = 0, I = 0;
-};
-
 // y[T, O] = x[T, I] · w[O, I]ᵀ (+ b[O]): one of several products that share x, I, O and the type.
 struct Product {
   int64_t row, T;  // rows of x
@@ -28,8 +23,16 @@ struct Linear {
   int64_t I, O;
   int type;        // packed (packed.h): activations are rounded to blocks of 32 int8; rounded: to bf16
   const float* b;  // or nullptr
-  int64_t id;      // of x
-  Held* held;
+};
+
+// y[T, O] = x[T, I] · w[O, I]ᵀ for each of three packed matrices.
+struct ThreeProducts {
+  const float* x;
+  int64_t T, I;
+  const void* w[3];
+  int type[3];
+  int64_t O[3];
+  float* y[3];
 };
 
 struct Norm {
@@ -70,27 +73,20 @@ struct Attend {
   int64_t block_size;
 };
 
+// down · swiglu(gate · x, up · x): gate and up [F, D], down [D, F]; or a bank of them.
+struct Gated {
+  const void *gate, *up, *down;  // nullptr: none
+  int gate_type, up_type, down_type;
+};
+
+// Of each row's experts, and of the one that all rows share, if there is one: then all are packed.
 struct Experts {
   const float* x;        // [T, D]
   const int32_t* chosen; // [T, top_k]
   const float* scores;   // [T, top_k]
-  const void *gate, *up, *down;
-  int gate_type, up_type, down_type;
-  int64_t T, D, F, E, top_k;
+  Gated bank, shared;
+  int64_t T, D, F, E, top_k;  // top_k 0: the shared one alone
   float* y;  // [T, D]
-  int64_t id;  // of x
-  Held* held;
-};
-
-// y[T, D] = down · swiglu(gate · x, up · x), all three packed.
-struct FeedForward {
-  const float* x;
-  const void *gate, *up, *down;
-  int gate_type, up_type, down_type;
-  int64_t T, D, F;
-  float* y;
-  int64_t id;  // of x
-  Held* held;
 };
 
 // One step of AdamW over n numbers; what depends on the step alone was worked out by the caller.
@@ -144,7 +140,7 @@ struct Peaks {
 struct Kernels {
   void (*linear)(Pool&, const Linear&);
   void (*experts)(Pool&, const Experts&);
-  void (*feed_forward)(Pool&, const FeedForward&);
+  void (*three_products)(Pool&, const ThreeProducts&);
   void (*attend)(Pool&, const Attend&);
   void (*rms_norm)(Pool&, const Norm&);
   void (*layer_norm)(Pool&, const Norm&);
@@ -190,7 +186,7 @@ namespace LLAMA4_ISA {
 
 void linear(Pool&, const Linear&);
 void experts(Pool&, const Experts&);
-void feed_forward(Pool&, const FeedForward&);
+void three_products(Pool&, const ThreeProducts&);
 void attend(Pool&, const Attend&);
 void rms_norm(Pool&, const Norm&);
 void layer_norm(Pool&, const Norm&);

@@ -551,18 +551,17 @@ void Quantized::copy(int64_t t, const Quantized& x, int64_t row) const {
   memcpy(minus16 + 2 * t * blocks, x.minus16 + 2 * row * blocks, size_t(2 * blocks) * sizeof *minus16);
 }
 
-Quantized quantized(Pool& pool, const float* x, int64_t rows, int64_t I, int64_t id, Held& held) {
+// x [rows, I], quantized by all threads.
+static Quantized quantized(Pool& pool, const float* x, int64_t rows, int64_t I) {
   const Quantized to(pool.shared(Pool::kActivations, Quantized::bytes(rows, I)), rows, I);
-  if (id == held.id && rows == held.rows && I == held.I) return to;
   parallel(pool, rows, 8, [&](int64_t t, int64_t last, int) {
     for (; t < last; t++) to.set(t, 0, x + t * I, I);
   });
-  held = {id, rows, I};
   return to;
 }
 
 void linear_int8(Pool& pool, const Linear& l) {
-  const Quantized x = quantized(pool, l.x, l.N, l.I, l.id, *l.held);
+  const Quantized x = quantized(pool, l.x, l.N, l.I);
   int64_t total = 0;
   for (int64_t i = 0; i < l.count; i++) total += l.products[i].T;
   float** y = static_cast<float**>(
@@ -574,6 +573,17 @@ void linear_int8(Pool& pool, const Linear& l) {
     for (int64_t t = 0; t < p.T; t++) *y++ = p.y + t * l.O;
   }
   multiply_int8(pool, x, products, l.count);
+}
+
+void three_products(Pool& pool, const ThreeProducts& a) {
+  const Quantized x = quantized(pool, a.x, a.T, a.I);
+  float** y = static_cast<float**>(pool.shared(Pool::kRows, size_t(3 * a.T) * sizeof(float*)));
+  Int8Product products[3];
+  for (int i = 0; i < 3; i++, y += a.T) {
+    products[i] = {static_cast<const uint8_t*>(a.w[i]), plain(a.type[i]), a.O[i], 0, a.T, y, nullptr};
+    for (int64_t t = 0; t < a.T; t++) y[t] = a.y[i] + t * a.O[i];
+  }
+  multiply_int8(pool, x, products, 3);
 }
 
 void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, int64_t count) {

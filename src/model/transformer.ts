@@ -12,6 +12,7 @@ import {
   feedForward,
   linear,
   mul,
+  qkv,
   reshape,
   rmsNorm,
   rope,
@@ -71,9 +72,10 @@ async function layer(x: Tensor, block: Block, c: Llama4Config, i: number, place:
 function attention(x: Tensor, w: Block, c: Llama4Config, i: number, place: Place): Tensor {
   const [T] = x.shape as [number];
   const kind = c.layers[i]!;
-  let q = reshape(linear(x, w.wq), [T, c.nHeads, c.headDim]); // [T, H, d]
-  let k = reshape(linear(x, w.wk), [T, c.nKvHeads, c.headDim]); // [T, K, d]
-  const v = reshape(linear(x, w.wv), [T, c.nKvHeads, c.headDim]); // [T, K, d]
+  const projected = qkv(x, w.wq, w.wk, w.wv);
+  let q = reshape(projected[0], [T, c.nHeads, c.headDim]); // [T, H, d]
+  let k = reshape(projected[1], [T, c.nKvHeads, c.headDim]); // [T, K, d]
+  const v = reshape(projected[2], [T, c.nKvHeads, c.headDim]); // [T, K, d]
   if (kind.rope) {
     const rotations = place.rotations(kind);
     q = rope(q, rotations);
@@ -99,7 +101,8 @@ async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place):
   const logits = exactLinear(x, w.router); // [T, E]
   const routes = place.choose?.(i, logits) ?? route(logits, c.topK);
   await place.routed?.(i, routes, logits);
-  return add(dense(x, w.shared), await experts(x, w.experts, routes));
+  const { w1, w2, w3 } = w.shared;
+  return experts(x, w.experts, routes, { gate: w1, up: w3, down: w2 }); // [T, D]
 }
 
 /** What the tokens' places mean to the layers, worked out once a step. */

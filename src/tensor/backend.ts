@@ -91,12 +91,17 @@ export interface ExpertBank {
   readonly down: Tensor;
 }
 
+/** One of them, gate and up `[F, D]`, down `[D, F]`: the shared expert of a layer. */
+export type Expert = ExpertBank;
+
 /** The operations of the model. Arguments were checked by the free functions in ops.ts; backends trust them. */
 export interface Ops {
   /** `[V, D]`, T ids -> `[T, D]`. */
   embed(table: Tensor, ids: Int32Array): Tensor;
   /** `[T, I] · [O, I]ᵀ (+ [O])` -> `[T, O]`; w may be quantized. `exact`: float factors are not rounded to less. */
   linear(x: Tensor, w: Tensor, b?: Tensor, exact?: boolean): Tensor;
+  /** `linear` of one x by each of three matrices. */
+  qkv(x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor): [q: Tensor, k: Tensor, v: Tensor];
   add(a: Tensor, b: Tensor): Tensor;
   /** Elementwise; b may have extents of 1 where a has more. */
   mul(a: Tensor, b: Tensor): Tensor;
@@ -116,8 +121,8 @@ export interface Ops {
   attend(q: Tensor, k: Tensor, v: Tensor, span: Span): Tensor;
   /** `[T, E]` -> the best topK of each row; ties go to the lower expert. */
   route(logits: Tensor, topK: number): Routes;
-  /** `Σₖ down(swiglu(gate(sₖ·x), up(sₖ·x)))` over each row's experts: `[T, D]` -> `[T, D]`. */
-  experts(x: Tensor, bank: ExpertBank, routes: Routes): Promise<Tensor>;
+  /** `Σₖ down(swiglu(gate(sₖ·x), up(sₖ·x)))` over each row's experts, beside `feedForward(x)` of a shared one: `[T, D]` -> `[T, D]`. */
+  experts(x: Tensor, bank: ExpertBank, routes: Routes, shared?: Expert): Promise<Tensor>;
   reshape(x: Tensor, shape: Shape): Tensor;
   permute(x: Tensor, order: readonly number[]): Tensor;
   /** The rows `at` of the first axis. */

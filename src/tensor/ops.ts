@@ -2,7 +2,7 @@
 //
 // T tokens in the step · D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
 
-import type { Backend, ExpertBank, Routes, Span } from "./backend.ts";
+import type { Backend, Expert, ExpertBank, Routes, Span } from "./backend.ts";
 import type { Shape, Tensor } from "./tensor.ts";
 import { elementCount } from "./tensor.ts";
 
@@ -59,6 +59,15 @@ function expectProduct(x: Tensor, w: Tensor): void {
   );
 }
 
+export function qkv(x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor): [q: Tensor, k: Tensor, v: Tensor] {
+  for (const w of [wq, wk, wv])
+    expect(
+      x.shape.length === 2 && w.shape.length === 2 && last(x) === last(w),
+      () => `qkv: x is ${show(x)} and a weight ${show(w)}; expected [T, D] and [O, D]`,
+    );
+  return sameBackend("qkv", x, wq, wk, wv).qkv(x, wq, wk, wv);
+}
+
 export function add(a: Tensor, b: Tensor): Tensor {
   expect(a.shape.join() === b.shape.join(), () => `add: a is ${show(a)} and b is ${show(b)}; expected equal shapes`);
   return sameBackend("add", a, b).add(a, b);
@@ -101,6 +110,11 @@ export function gelu(x: Tensor): Tensor {
 }
 
 export function feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
+  checkFeedForward(x, gate, up, down);
+  return sameBackend("feedForward", x, gate, up, down).feedForward(x, gate, up, down);
+}
+
+function checkFeedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): void {
   const [, D] = x.shape;
   const [F] = gate.shape;
   const fits =
@@ -113,7 +127,6 @@ export function feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): 
     () =>
       `feedForward: x is ${show(x)}, gate ${show(gate)}, up ${show(up)}, down ${show(down)}; expected [T, D], twice [F, D] and [D, F]`,
   );
-  return sameBackend("feedForward", x, gate, up, down).feedForward(x, gate, up, down);
 }
 
 export function rope(x: Tensor, rotations: Tensor): Tensor {
@@ -165,7 +178,7 @@ export function route(logits: Tensor, topK: number): Routes {
   return logits.backend.route(logits, topK);
 }
 
-export function experts(x: Tensor, bank: ExpertBank, routes: Routes): Promise<Tensor> {
+export function experts(x: Tensor, bank: ExpertBank, routes: Routes, shared?: Expert): Promise<Tensor> {
   const [T, D] = x.shape;
   const [E, F] = bank.gate.shape;
   const fits =
@@ -184,7 +197,11 @@ export function experts(x: Tensor, bank: ExpertBank, routes: Routes): Promise<Te
     () =>
       `experts: ${routes.experts.length} routes for ${T} rows of top ${routes.topK}; expected topK of them a row, at least 1`,
   );
-  return sameBackend("experts", x, bank.gate, bank.up, bank.down, routes.scores).experts(x, bank, routes);
+  if (shared) checkFeedForward(x, shared.gate, shared.up, shared.down);
+  const { gate, up, down } = bank;
+  return sameBackend("experts", x, gate, up, down, routes.scores, shared?.gate, shared?.up, shared?.down).experts(
+    ...([x, bank, routes, shared] as const),
+  );
 }
 
 export function reshape(x: Tensor, shape: Shape): Tensor {

@@ -5,7 +5,7 @@
 // Values that the way back does not need die with the scope that made them; the others die as it passes them. All of
 // them are counted, because the garbage collector does not see how large they are.
 
-import type { Backend, ExpertBank, KVPool, LoadOptions, Routes, Span } from "../tensor/backend.ts";
+import type { Backend, Expert, ExpertBank, KVPool, LoadOptions, Routes, Span } from "../tensor/backend.ts";
 import type { Backward, RouterLoss } from "../tensor/backward.ts";
 import { elementCount, type Shape, type Tensor, type TensorView } from "../tensor/tensor.ts";
 
@@ -449,6 +449,10 @@ export class Tape implements Backend {
     });
   }
 
+  qkv(x: Tensor, ...weights: [wq: Tensor, wk: Tensor, wv: Tensor]): [Tensor, Tensor, Tensor] {
+    return weights.map((w) => this.linear(x, w)) as [Tensor, Tensor, Tensor];
+  }
+
   feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
     return this.linear(this.swiglu(this.linear(x, gate), this.linear(x, up)), down);
   }
@@ -542,7 +546,10 @@ export class Tape implements Backend {
   }
 
   /** In its parts, so that the way back finds what was in between: rows grouped by expert, no row left out. */
-  async experts(x: Tensor, bank: ExpertBank, { topK, experts, scores }: Routes): Promise<Tensor> {
+  async experts(x: Tensor, bank: ExpertBank, routes: Routes, shared?: Expert): Promise<Tensor> {
+    if (shared)
+      return this.add(this.feedForward(x, shared.gate, shared.up, shared.down), await this.experts(x, bank, routes));
+    const { topK, experts, scores } = routes;
     const { order, places, starts } = groupByExpert(experts, bank.gate.shape[0]!);
     const chosen = this.rows(
       x,

@@ -18,6 +18,7 @@ import {
   linear,
   mul,
   permute,
+  qkv,
   reshape,
   rmsNorm,
   rope,
@@ -26,7 +27,7 @@ import {
   splice,
   swiglu,
 } from "../../src/tensor/ops.ts";
-import { elementCount, type Tensor } from "../../src/tensor/tensor.ts";
+import { elementCount, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { onEachIsa } from "../addon.ts";
 import { agree, difference, numbers, reference, stored, sums, viewOf } from "./drawn.ts";
 
@@ -175,6 +176,18 @@ onEachIsa(
       );
     });
 
+    it("qkv: one x by three matrices", async () => {
+      for (const i of [0, 1, 2] as const)
+        await agree(
+          native,
+          (b) => {
+            const m = (rows: number, seed: number) => b.from(numbers(rows * 67, seed), [rows, 67]);
+            return qkv(m(5, 60), m(35, 61), m(7, 62), m(9, 63))[i];
+          },
+          sums,
+        );
+    });
+
     it("route chooses the same experts, ties to the lower", async () => {
       const ties = Float32Array.of(1, 3, 3, 2, 3, -1, 0, 0, 0, 0);
       for (const topK of [1, 2, 5]) {
@@ -207,6 +220,24 @@ onEachIsa(
         return experts(b.from(x, [T, D]), { gate, up, down }, route(b.from(logits, [T, E]), topK));
       };
       await agree(native, run, 2 * sums);
+    });
+
+    it("experts beside a shared one, as wide or not", async () => {
+      const [T, E, D] = [6, 3, 64];
+      for (const [F, S] of [
+        [96, 96],
+        [96, 40],
+      ] as const)
+        await agree(
+          native,
+          (b) => {
+            const m = (shape: Shape, seed: number) => b.from(numbers(elementCount(shape), seed), shape);
+            const bank = { gate: m([E, F, D], 70), up: m([E, F, D], 71), down: m([E, D, F], 72) };
+            const shared = { gate: m([S, D], 73), up: m([S, D], 74), down: m([D, S], 75) };
+            return experts(m([T, D], 76), bank, route(m([T, E], 77), 2), shared);
+          },
+          10 * sums,
+        );
     });
 
     it("crossEntropy leaves negative targets out", async () => {

@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type NativeBackend, openNative } from "../../src/backends/native/backend.ts";
 import { bf16ToF32, type DType, f32ToBf16, f32ToF16 } from "../../src/tensor/dtype.ts";
-import { embed, experts, feedForward, linear, route } from "../../src/tensor/ops.ts";
+import { add, embed, experts, feedForward, linear, qkv, route } from "../../src/tensor/ops.ts";
 import type { Shape, Tensor } from "../../src/tensor/tensor.ts";
 import { onEachIsa } from "../addon.ts";
 import { difference, numbers, reference, slice, spread, stored, sums, viewOf } from "./drawn.ts";
@@ -109,6 +109,41 @@ onEachIsa(
       // The score scales x before it is rounded there and the sums after here, so that ties may fall the other way.
       expect(difference(y, expected)).toBeLessThan(2e-3);
     });
+
+    it.each([
+      ["q8_0", 1, 1],
+      ["q4_k", 3, 1],
+      ["q4_0", 40, 2],
+    ] as const)(
+      "three products of %s and a shared expert beside others are what each is alone: %i rows, top %i",
+      async (dtype, T, topK) => {
+        const [D, F, E] = [256, 512, 3];
+        const load = (shape: Shape, seed: number) => viewOf(dtype, shape, stored(dtype, shape, seed));
+        const shapes: Shape[] = [
+          [E, F, D],
+          [E, F, D],
+          [E, D, F],
+          [F, D],
+          [F, D],
+          [D, F],
+          [D, D],
+        ];
+        const [gate, up, down, sharedGate, sharedUp, sharedDown, square] = (await rounded.load(
+          shapes.map((shape, i) => load(shape, 80 + i)),
+        )) as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
+        const x = rounded.from(numbers(T * D, 90), [T, D]);
+        const routes = route(rounded.from(numbers(T * E, 91), [T, E]), topK);
+        const shared = { gate: sharedGate, up: sharedUp, down: sharedDown };
+        const apart = add(
+          feedForward(x, sharedGate, sharedUp, sharedDown),
+          await experts(x, { gate, up, down }, routes),
+        );
+        const together = await experts(x, { gate, up, down }, routes, shared);
+        expect(await rounded.read(together)).toEqual(await rounded.read(apart));
+        for (const [i, y] of qkv(x, sharedGate, square, sharedUp).entries())
+          expect(await rounded.read(y)).toEqual(await rounded.read(linear(x, [sharedGate, square, sharedUp][i]!)));
+      },
+    );
 
     it("packed matrices read back as their formats define them", async () => {
       for (const dtype of ["q8_0", "q4_0", "q4_k", "q5_k", "q6_k"] as const) {

@@ -1,8 +1,7 @@
 // What native/addon.cc and native/reader.cc offer: the only description of the border. Sizes come first, then buffers,
 // each as an ArrayBuffer and the byte where its numbers begin (`at`). A call that does not fit its buffers throws
 // RangeError. Types are GGUF's ids (dtypes in tensor/dtype.ts), 256 for f8_e4m3; 1024 more for packed matrices, 2048 more
-// for f32 and bf16 ones where they and the rows they meet may be rounded to bf16 (native/packed.h). `id` tells one x from another, so that
-// what linear, experts and feedForward share of it is done once.
+// for f32 and bf16 ones where they and the rows they meet may be rounded to bf16 (native/packed.h).
 
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -23,6 +22,8 @@ type At = number;
 type Buffer = ArrayBuffer;
 type Place = [buffer: Buffer, at: At];
 type PlaceOrNull = [buffer: Buffer | null, at: At];
+type Gated = [gateType: number, upType: number, downType: number, ...gate: Place, ...up: Place, ...down: Place];
+type Product = [O: Size, type: number, ...w: Place, ...y: Place];
 
 export interface Addon {
   /** The instruction sets that this processor has, best first. */
@@ -85,47 +86,27 @@ export interface Addon {
   /** `b` may be null. */
   linear(
     e: EngineHandle,
-    ...args: [
-      T: Size,
-      I: Size,
-      O: Size,
-      type: number,
-      ...x: Place,
-      ...w: Place,
-      ...b: PlaceOrNull,
-      ...y: Place,
-      id: number,
-    ]
+    ...args: [T: Size, I: Size, O: Size, type: number, ...x: Place, ...w: Place, ...b: PlaceOrNull, ...y: Place]
   ): void;
-  /** `types` of gate, up, down. */
+  /** Three matrices, all packed. */
+  threeProducts(e: EngineHandle, T: Size, I: Size, ...args: [...x: Place, ...Product, ...Product, ...Product]): void;
+  /** With a shared expert all are packed, and its sizes are those of the others. */
   experts(
     e: EngineHandle,
     ...args: [
       ...sizes: [T: Size, D: Size, F: Size, E: Size, topK: Size],
-      ...types: [gate: number, up: number, down: number],
       ...x: Place,
-      ...gate: Place,
-      ...up: Place,
-      ...down: Place,
+      ...bank: Gated,
       chosen: Int32Array,
       ...scores: Place,
       ...y: Place,
-      id: number,
+      ...shared: [false] | [true, ...Gated],
     ]
   ): void;
   /** down · swiglu(gate · x, up · x), all three packed. */
   feedForward(
     e: EngineHandle,
-    ...args: [
-      ...sizes: [T: Size, D: Size, F: Size],
-      ...types: [gate: number, up: number, down: number],
-      ...x: Place,
-      ...gate: Place,
-      ...up: Place,
-      ...down: Place,
-      ...y: Place,
-      id: number,
-    ]
+    ...args: [...sizes: [T: Size, D: Size, F: Size], ...x: Place, ...y: Place, ...weights: Gated]
   ): void;
   /** Packs the rows of a matrix; `out` has room for whole groups of 16 rows. */
   pack(rows: Size, columns: Size, type: number, x: Buffer, xAt: At, out: Buffer, outAt: At): void;

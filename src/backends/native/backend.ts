@@ -5,6 +5,7 @@
 import { availableParallelism } from "node:os";
 import {
   type AdamWStep,
+  type Expert,
   type ExpertBank,
   type KVPool,
   type KVPoolSpec,
@@ -142,14 +143,13 @@ class Native implements NativeBackend {
 
   /** Vectors (norms, biases) become float32, which every operation takes as it stands; matrices stay as stored. */
   #weight({ dtype, shape }: TensorView, buffer: ArrayBuffer, packed: boolean): Tensor {
-    const id = this.#memory.nextId();
     if (shape.length > 1 || dtype === "f32")
-      return { shape, dtype, backend: this, data: { buffer, at: 0, id, packed } satisfies Place };
+      return { shape, dtype, backend: this, data: { buffer, at: 0, packed } satisfies Place };
     const n = elementCount(shape);
     const floats = this.#memory.keep(4 * n);
     this.#addon.rows(this.#engine, 1, n, typeId(dtype), buffer, 0, new Int32Array(1), floats, 0);
     this.#memory.drop(buffer);
-    return { shape, dtype: "f32", backend: this, data: { buffer: floats, at: 0, id } satisfies Place };
+    return { shape, dtype: "f32", backend: this, data: { buffer: floats, at: 0 } satisfies Place };
   }
 
   async scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T> {
@@ -196,32 +196,35 @@ class Native implements NativeBackend {
         weight.buffer,
         weight.at,
       ] as const),
-      ...([bias?.buffer ?? null, bias?.at ?? 0, y.data.buffer, y.data.at, input.id] as const),
+      ...([bias?.buffer ?? null, bias?.at ?? 0, y.data.buffer, y.data.at] as const),
     );
     return y;
   }
 
+  qkv(x: Tensor, ...weights: [wq: Tensor, wk: Tensor, wv: Tensor]): [Tensor, Tensor, Tensor] {
+    const each = <T>(f: (w: Tensor) => T) => weights.map(f) as [T, T, T];
+    if (!weights.every(isPacked)) return each((w) => this.linear(x, w));
+    const [T, I] = x.shape as [number, number];
+    const input = this.#floats(x);
+    const ys = each(({ shape }) => this.#make([T, shape[0]!]));
+    const product = (i: 0 | 1 | 2) => {
+      const [w, y] = [place(weights[i]), ys[i].data];
+      return [weights[i].shape[0]!, typeOf(weights[i]), w.buffer, w.at, y.buffer, y.at] as const;
+    };
+    const products = [...product(0), ...product(1), ...product(2)] as const;
+    this.#addon.threeProducts(this.#engine, T, I, input.buffer, input.at, ...products);
+    return ys;
+  }
+
   feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
-    const weights = [place(gate), place(up), place(down)] as const;
-    if (!weights.every(({ packed }) => packed))
+    if (![gate, up, down].every(isPacked))
       return this.linear(this.swiglu(this.linear(x, gate), this.linear(x, up)), down);
     const [T, D] = x.shape as [number, number];
     const y = this.#make([T, D]);
     const input = this.#floats(x);
-    const [g, u, w] = weights;
     this.#addon.feedForward(
-      ...([
-        this.#engine,
-        T,
-        D,
-        gate.shape[0]!,
-        typeOf(gate),
-        typeOf(up),
-        typeOf(down),
-        input.buffer,
-        input.at,
-      ] as const),
-      ...([g.buffer, g.at, u.buffer, u.at, w.buffer, w.at, y.data.buffer, y.data.at, input.id] as const),
+      ...([this.#engine, T, D, gate.shape[0]!, input.buffer, input.at, y.data.buffer, y.data.at] as const),
+      ...gated({ gate, up, down }),
     );
     return y;
   }
@@ -344,16 +347,19 @@ class Native implements NativeBackend {
     return { topK, experts, scores };
   }
 
-  async experts(x: Tensor, { gate, up, down }: ExpertBank, { topK, experts, scores }: Routes): Promise<Tensor> {
+  async experts(x: Tensor, bank: ExpertBank, routes: Routes, shared?: Expert): Promise<Tensor> {
+    const [E, F] = bank.gate.shape as [number, number];
+    const all = [bank, shared].flatMap((e) => (e ? [e.gate, e.up, e.down] : []));
+    if (shared && !(shared.gate.shape[0] === F && all.every(isPacked)))
+      return this.add(this.feedForward(x, shared.gate, shared.up, shared.down), await this.experts(x, bank, routes));
     const [T, D] = x.shape as [number, number];
-    const [E, F] = gate.shape as [number, number];
+    const { topK, experts, scores } = routes;
     const y = this.#make([T, D]);
-    const [input, weights, s] = [this.#floats(x), [place(gate), place(up), place(down)] as const, this.#floats(scores)];
-    const [g, u, w] = weights;
+    const [input, s] = [this.#floats(x), this.#floats(scores)];
     this.#addon.experts(
-      ...([this.#engine, T, D, F, E, topK, factorType(gate), factorType(up), factorType(down)] as const),
-      ...([input.buffer, input.at, g.buffer, g.at, u.buffer, u.at, w.buffer, w.at] as const),
-      ...([experts, s.buffer, s.at, y.data.buffer, y.data.at, input.id] as const),
+      ...([this.#engine, T, D, F, E, topK, input.buffer, input.at, ...gated(bank)] as const),
+      ...([experts, s.buffer, s.at, y.data.buffer, y.data.at] as const),
+      ...(shared ? ([true, ...gated(shared)] as const) : ([false] as const)),
     );
     return y;
   }
@@ -523,6 +529,15 @@ function factorType(w: Tensor): number {
   const { activations } = w.backend as NativeBackend; // no other backend's come here
   const rounds = w.dtype === "bf16" ? activations !== "f32" : w.dtype === "f32" && activations === "bf16";
   return typeOf(w) + (rounds ? roundedType : 0);
+}
+
+const isPacked = (w: Tensor) => place(w).packed === true;
+
+/** As the border takes them. */
+function gated({ gate, up, down }: ExpertBank) {
+  const [g, u, d] = [place(gate), place(up), place(down)];
+  const types = [factorType(gate), factorType(up), factorType(down)] as const;
+  return [...types, g.buffer, g.at, u.buffer, u.at, d.buffer, d.at] as const;
 }
 
 function place(x: Tensor): Place {

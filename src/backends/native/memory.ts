@@ -8,8 +8,6 @@ import type { Addon } from "./addon.ts";
 export interface Place {
   readonly buffer: ArrayBuffer;
   readonly at: number;
-  /** One for each content: what was derived from it is known by it. */
-  readonly id: number;
   /** Rows in groups of 16, as the integer kernels take them (native/packed.h). */
   readonly packed?: boolean;
   /** Absent for weights, which live as long as the backend. */
@@ -33,7 +31,6 @@ export class Memory {
   // A lease outside every scope comes back when the garbage collector has found its last tensor gone.
   readonly #forgotten = new FinalizationRegistry((buffer: ArrayBuffer) => this.#giveBack(buffer));
   #closed = false;
-  #ids = 0;
   #bytes = 0;
 
   constructor(addon: Addon) {
@@ -64,11 +61,7 @@ export class Memory {
     const lease: Lease = { buffer, scope, ended: false };
     if (scope) scope.add(lease);
     else this.#forgotten.register(lease, buffer, lease);
-    return { buffer, at: 0, id: this.nextId(), lease };
-  }
-
-  nextId(): number {
-    return ++this.#ids;
+    return { buffer, at: 0, lease };
   }
 
   /** Runs `body`; then ends its leases and `spent`, but for those that `survivors` names: they go to the scope around. */

@@ -5,6 +5,7 @@
 
 import {
   type AdamWStep,
+  type Expert,
   type ExpertBank,
   type KVDType,
   type KVPool,
@@ -146,6 +147,10 @@ class Reference implements TrainingBackend {
     return this.#make(x.shape, (i) => (numbers(x)[i]! * (1 + erf(numbers(x)[i]! / Math.SQRT2))) / 2);
   }
 
+  qkv(x: Tensor, ...weights: [wq: Tensor, wk: Tensor, wv: Tensor]): [Tensor, Tensor, Tensor] {
+    return weights.map((w) => this.linear(x, w)) as [Tensor, Tensor, Tensor];
+  }
+
   feedForward(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
     return this.linear(this.swiglu(this.linear(x, gate), this.linear(x, up)), down);
   }
@@ -197,7 +202,10 @@ class Reference implements TrainingBackend {
     return { topK, experts: chosen, scores: this.#make([T, topK], score) };
   }
 
-  async experts(x: Tensor, bank: ExpertBank, { topK, experts, scores }: Routes): Promise<Tensor> {
+  async experts(x: Tensor, bank: ExpertBank, routes: Routes, shared?: Expert): Promise<Tensor> {
+    if (shared)
+      return this.add(this.feedForward(x, shared.gate, shared.up, shared.down), await this.experts(x, bank, routes));
+    const { topK, experts, scores } = routes;
     const [T, D] = x.shape as [number, number];
     const out = this.#zeros(T * D);
     for (let i = 0; i < T * topK; i++) {

@@ -52,9 +52,10 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
   it("refuses experts of no width, and no experts", () => {
     for (const T of sizes)
       for (const [D, F, E, k] of combinations(4)) {
-        const pairs = Array.from({ length: 4 }, () => [buffer(), 0] as const).flat() as Four;
-        const call = () =>
-          experts(e, T, D!, F!, E!, k!, 0, 0, 0, ...pairs, new Int32Array(T * k!), buffer(), 0, buffer(), 0, 1);
+        const pair = () => [buffer(), 0] as const;
+        const bank = [0, 0, 0, ...pair(), ...pair(), ...pair()] as const;
+        const chosen = new Int32Array(T * k!);
+        const call = () => experts(e, T, D!, F!, E!, k!, ...pair(), ...bank, chosen, ...pair(), ...pair(), false);
         if (D! * F! * E! * k! > 0) call();
         else expect(call, `${[T, D, F, E, k]}`).toThrow(/at least 1/);
       }
@@ -90,7 +91,7 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
 
   it("takes any other size, with nothing to do for 0", () => {
     for (const [n, width, out] of combinations(3)) {
-      linear(e, n!, width!, out!, 0, buffer(), 0, buffer(), 0, null, 0, buffer(), 0, 1);
+      linear(e, n!, width!, out!, 0, buffer(), 0, buffer(), 0, null, 0, buffer(), 0);
       rows(e, n!, width!, 0, buffer(), 0, new Int32Array(n! && out!), buffer(), 0);
       splice(e, n!, width!, buffer(), 0, new Int32Array(n! && out!), buffer(), 0, buffer(), 0);
       rmsNorm(e, n!, width!, 1e-5, buffer(), 0, null, 0, null, 0, buffer(), 0);
@@ -197,8 +198,6 @@ describe("operations", () => {
     backend.close();
   });
 });
-
-type Four = [ArrayBuffer, number, ArrayBuffer, number, ArrayBuffer, number, ArrayBuffer, number];
 
 /** Every choice of `n` sizes. */
 function combinations(n: number): number[][] {
