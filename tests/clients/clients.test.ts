@@ -266,12 +266,12 @@ describe.skipIf(!isInstalled)("clients (skipped before `npm ci --prefix tests/cl
     });
 
     it("is told what in a schema is not supported", async () => {
-      const format = { type: "json_schema", json_schema: { name: "x", schema: { properties: { a: { not: {} } } } } };
+      const format = { type: "json_schema", json_schema: { name: "x", schema: { properties: { a: { if: {} } } } } };
       const bound = at(url).chat.completions.create({
         ...{ model: "tiny", messages: [{ role: "user", content: "x" }], response_format: format },
       });
       await expect(bound).rejects.toMatchObject({
-        ...{ status: 400, param: "response_format", message: expect.stringContaining('at #/properties/a, "not"') },
+        ...{ status: 400, param: "response_format", message: expect.stringContaining('at #/properties/a, "if"') },
       });
     });
   });

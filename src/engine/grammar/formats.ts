@@ -21,20 +21,43 @@ const escaped = "%[0-9A-F]{2}";
 const path = `(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|${escaped})*)*`;
 const query = `(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|${escaped})*`;
 
-/** By name; what is not here is refused. */
+const pointer = "(?:/(?:[^~/]|~[01])*)*";
+const reference = `^[a-z][a-z0-9+.-]{0,15}://${hostname}(?::\\d{1,5})?${path}(?:\\?${query})?(?:#${query})?$`;
+const url = "^https?://[a-z0-9]{1,40}(?:\\.[a-z0-9]{1,40}){0,2}\\.[a-z]{2,10}(?::\\d{2,5})?(?:/[A-Za-z0-9._~/-]*)?$";
+const email = `^[A-Za-z0-9_+-]{1,32}(?:\\.[A-Za-z0-9_+-]{1,16}){0,2}@${label}(?:\\.${label}){1,3}$`;
+
+/** Of whole numbers, as OpenAPI names them: the least and the most; of 64 bits, as far as neighbours are told apart. */
+export const integers: ReadonlyMap<string, readonly [number, number]> = new Map([
+  ...[8, 16, 32].flatMap((bits): [string, [number, number]][] => [
+    [`int${bits}`, [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]],
+    [`uint${bits}`, [0, 2 ** bits - 1]],
+  ]),
+  ["int64", [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER]],
+  ["uint64", [0, Number.MAX_SAFE_INTEGER]],
+]);
+
+/** Of texts, by name. */
 export const formats: ReadonlyMap<string, string> = new Map([
   ["date", `^${date}$`],
   ["time", `^${time}$`],
+  ["iso-time", `^${time}$`],
   ["date-time", `^${date}T${time}$`],
+  ["iso-date-time", `^${date}T${time}$`],
   [
     "duration",
     "^P(?:\\d{1,9}W|(?:\\d{1,9}Y(?:\\d{1,9}M(?:\\d{1,9}D)?)?|\\d{1,9}M(?:\\d{1,9}D)?|\\d{1,9}D)(?:T(?:\\d{1,9}H(?:\\d{1,9}M(?:\\d{1,9}S)?)?|" +
       "\\d{1,9}M(?:\\d{1,9}S)?|\\d{1,9}S))?|T(?:\\d{1,9}H(?:\\d{1,9}M(?:\\d{1,9}S)?)?|\\d{1,9}M(?:\\d{1,9}S)?|\\d{1,9}S))$",
   ],
-  ["email", `^[A-Za-z0-9_+-]{1,32}(?:\\.[A-Za-z0-9_+-]{1,16}){0,2}@${label}(?:\\.${label}){1,3}$`],
+  ["email", email],
+  ["idn-email", email],
   ["hostname", `^${hostname}$`],
+  ["idn-hostname", `^${hostname}$`],
   ["ipv4", `^${ipv4}$`],
   ["ipv6", `^(?:${ipv6})$`],
   ["uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"],
-  ["uri", `^[a-z][a-z0-9+.-]{0,15}://${hostname}(?::\\d{1,5})?${path}(?:\\?${query})?(?:#${query})?$`],
+  ...["uri", "uri-reference", "iri", "iri-reference"].map((name): [string, string] => [name, reference]),
+  ...["url", "uri-template"].map((name): [string, string] => [name, url]),
+  ["json-pointer", `^${pointer}$`],
+  ["relative-json-pointer", `^(?:0|[1-9]\\d{0,8})(?:#|${pointer})$`],
+  ["byte", "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"],
 ]);

@@ -4,12 +4,13 @@
 import { RequestError } from "../../tensor/errors.ts";
 import { ALL } from "./code-points.ts";
 import type { Expression, Expressions } from "./expressions.ts";
-import { numbers } from "./numbers.ts";
+import { isInRange, numbers } from "./numbers.ts";
 import { pattern } from "./pattern.ts";
 import type { Regex, Regexes } from "./regex.ts";
 import {
   type ArrayForm,
   type Form,
+  isSame,
   type Json,
   keyOf,
   type Language,
@@ -151,9 +152,16 @@ export class JsonWriter {
     return text(JSON.stringify(value));
   }
 
-  #array({ prefix, items, least, most }: ArrayForm): Expression {
+  #array({ prefix, items, least, most, unique }: ArrayForm): Expression {
     const [regexes, expressions] = [this.#regexes, this.#expressions];
     const comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
+    if (unique !== undefined && most > 1 && (prefix.length > 0 || items !== false))
+      return this.#enclosed(
+        "[",
+        this.#distinct(this.#finite(prefix, items, unique), comma, least, most),
+        "]",
+        least === 0,
+      );
     const nothing = expressions.sequence();
     const behind = (i: number): Expression => {
       const ways = i >= least ? [nothing] : [];
@@ -166,6 +174,40 @@ export class JsonWriter {
       return expressions.choice(...ways, expressions.sequence(next, more));
     };
     return this.#enclosed("[", behind(0), "]", least === 0);
+  }
+
+  /** All values of items, where they can be listed. */
+  #finite(prefix: readonly Places[], items: Places | false, where: string): readonly Json[] {
+    const listed = prefix.length > 0 || items === false ? undefined : this.#document.forms(items).map(valuesOf);
+    if (!listed?.every((values) => values !== undefined))
+      throw new RequestError(
+        `${this.#name}: at ${where}, it is supported for items of "enum", "const", booleans, null and up to ${MOST_LISTED} whole numbers; others no grammar remembers: leave it out, and look for items that came twice`,
+      );
+    return listed.flat().filter((value, i, all) => all.findIndex((other) => isSame(other, value)) === i);
+  }
+
+  /** Some of the values, each at most once: in any order where they are few, else in theirs. */
+  #distinct(values: readonly Json[], comma: Expression, least: number, most: number): Expression {
+    const expressions = this.#expressions;
+    const known = new Map<string, Expression>();
+    const isFree = values.length <= MOST_PERMUTED;
+    const behind = (left: readonly number[], written: number): Expression => {
+      const key = `${left.join()} ${written}`;
+      const ways = written >= least ? [expressions.sequence()] : [];
+      if (!known.has(key) && written < most)
+        for (const [i, chosen] of left.entries()) {
+          const rest = isFree ? left.filter((other) => other !== chosen) : left.slice(i + 1);
+          const item = expressions.regex(this.#literal(values[chosen]!));
+          ways.push(expressions.sequence(...(written > 0 ? [comma] : []), item, behind(rest, written + 1)));
+        }
+      const expression = known.get(key) ?? expressions.choice(...ways);
+      known.set(key, expression);
+      return expression;
+    };
+    return behind(
+      values.map((_, i) => i),
+      0,
+    );
   }
 
   #object(form: ObjectForm): Expression {
@@ -313,6 +355,20 @@ export class JsonWriter {
     // the content may be nothing, too; then there is one way more to write no blanks
     return mayBeEmpty ? expressions.choice(expressions.regex(regexes.text(open + close)), full) : full;
   }
+}
+
+const MOST_LISTED = 100;
+const MOST_PERMUTED = 8;
+
+/** What a form allows, where it can be listed. */
+function valuesOf(form: Form): readonly Json[] | undefined {
+  if (form.type === "value") return [form.value];
+  if (form.type === "null") return [null];
+  if (form.type === "boolean") return [true, false];
+  if (form.type !== "number" || !form.isInteger || !form.min || !form.max) return undefined;
+  const [low, high] = [Math.ceil(form.min.value), Math.floor(form.max.value)];
+  if (high - low >= MOST_LISTED) return undefined;
+  return Array.from({ length: high - low + 1 }, (_, i) => low + i).filter((value) => isInRange(value, form));
 }
 
 const isObjectForm = (form: Form): form is ObjectForm => form.type === "object";

@@ -2,7 +2,7 @@
 // of it put together. What is not understood is refused by name: a keyword that is passed over would be a promise broken.
 
 import { RequestError } from "../../tensor/errors.ts";
-import { formats } from "./formats.ts";
+import { formats, integers } from "./formats.ts";
 import { type Bound, isEmptyRange, isInRange, type NumberRange, tighter } from "./numbers.ts";
 
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
@@ -32,6 +32,8 @@ export interface ArrayForm {
   readonly items: Places | false;
   readonly least: number;
   readonly most: number;
+  /** Where it stands that no item may come twice. */
+  readonly unique: string | undefined;
 }
 
 export interface ObjectForm {
@@ -70,7 +72,7 @@ const ANNOTATIONS = new Set([
   ],
 ]);
 const UNDERSTOOD = new Set([
-  ...["type", "enum", "const", "allOf", "anyOf", "oneOf", "$ref", "multipleOf", "uniqueItems"],
+  ...["type", "enum", "const", "allOf", "anyOf", "oneOf", "not", "$ref", "multipleOf", "uniqueItems"],
   ...["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern", "format"],
   ...[
     "prefixItems",
@@ -81,6 +83,7 @@ const UNDERSTOOD = new Set([
     "properties",
     "required",
     "additionalProperties",
+    "discriminator",
   ],
   ...["patternProperties", "propertyNames", "minProperties", "maxProperties"],
 ]);
@@ -165,6 +168,7 @@ export class SchemaDocument {
             );
       forms = of.flat();
     }
+    if (schema["not"] !== undefined) forms = this.#without(schema["not"], forms, place);
     for (const keyword of ["enum", "const"]) {
       const given = schema[keyword];
       if (given === undefined) continue;
@@ -178,16 +182,30 @@ export class SchemaDocument {
     return forms;
   }
 
+  /** Those that are not of the types of a schema that says nothing else. */
+  #without(not: unknown, forms: readonly Form[], place: string): readonly Form[] {
+    if (!isSchema(not)) throw this.#wrong(`${place}/not`, `there is ${shown(not)}; expected a schema`);
+    if (not === false) return forms;
+    const { type, ...rest } = not === true ? {} : not;
+    const types = this.#types(type, `${place}/not`);
+    const others = Object.keys(rest).filter((keyword) => !ANNOTATIONS.has(keyword) && !keyword.startsWith("x-"));
+    if (others.length > 0 || (types.has("integer") && !types.has("number")))
+      throw this.#wrong(
+        `${place}/not`,
+        `it is ${shown(not)}; "not" is supported of anything ({}) and of types (${TYPES.join(", ")})`,
+      );
+    return forms.filter((form) => !types.has(form.type === "value" ? typeOf(form.value) : form.type));
+  }
+
   #checkKeywords(schema: Readonly<Record<string, unknown>>, place: string): void {
     for (const [keyword, value] of Object.entries(schema)) {
       if (ANNOTATIONS.has(keyword) || keyword.startsWith("x-") || value === undefined) continue;
       if (!UNDERSTOOD.has(keyword))
         throw this.#wrong(place, `"${keyword}" is not supported; expected one of ${[...UNDERSTOOD].join(", ")}`);
-      if (keyword === "uniqueItems" && value !== false)
-        throw this.#wrong(
-          place,
-          '"uniqueItems" is not supported: no grammar remembers all items; expected a list that may repeat',
-        );
+      if (keyword === "uniqueItems" && typeof value !== "boolean")
+        throw this.#wrong(`${place}/uniqueItems`, `it is ${shown(value)}; expected true or false`);
+      if (keyword === "discriminator" && schema["oneOf"] === undefined && schema["anyOf"] === undefined)
+        throw this.#wrong(place, '"discriminator" is supported beside "oneOf" or "anyOf", whose alternatives it names');
       if (keyword === "multipleOf" && value !== 1)
         throw this.#wrong(place, `"multipleOf" is ${shown(value)}; only 1 is supported, which means whole numbers`);
     }
@@ -232,11 +250,13 @@ export class SchemaDocument {
         );
       return { value, isExclusive };
     };
+    const [least, most] = integers.get(String(schema["format"])) ?? [];
+    const limit = (value: number | undefined) => (value === undefined ? undefined : { value, isExclusive: false });
     return {
       type: "number",
-      isInteger: isInteger || schema["multipleOf"] !== undefined,
-      min: tighter(bound("minimum", false), bound("exclusiveMinimum", true), "min"),
-      max: tighter(bound("maximum", false), bound("exclusiveMaximum", true), "max"),
+      isInteger: isInteger || schema["multipleOf"] !== undefined || least !== undefined,
+      min: tighter(tighter(bound("minimum", false), bound("exclusiveMinimum", true), "min"), limit(least), "min"),
+      max: tighter(tighter(bound("maximum", false), bound("exclusiveMaximum", true), "max"), limit(most), "max"),
     };
   }
 
@@ -245,13 +265,10 @@ export class SchemaDocument {
     const { pattern, format } = schema;
     if (pattern !== undefined) languages.push(this.#language(pattern, `${place}/pattern`));
     if (format !== undefined) {
-      const known = formats.get(String(format));
-      if (known === undefined)
-        throw this.#wrong(
-          `${place}/format`,
-          `it is ${shown(format)}; expected one of ${[...formats.keys()].join(", ")}, or a "pattern"`,
-        );
-      languages.push(this.#language(known, `${place}/format`));
+      if (typeof format !== "string") throw this.#wrong(`${place}/format`, `it is ${shown(format)}; expected a name`);
+      if (format === "regex") throw this.#wrong(`${place}/format`, '"regex" is not supported; expected a "pattern"');
+      const known = formats.get(format); // others are annotations
+      if (known !== undefined) languages.push(this.#language(known, `${place}/format`));
     }
     return { type: "string", ...this.#counts(schema, "Length", place), languages };
   }
@@ -271,6 +288,7 @@ export class SchemaDocument {
       prefix: this.#list(schema, list, place).map((_, i) => [`${place}/${list}/${i}`]),
       items: this.#places(schema[rest], `${place}/${rest}`),
       ...this.#counts(schema, "Items", place),
+      unique: schema["uniqueItems"] === true ? `${place}/uniqueItems` : undefined,
     };
   }
 
@@ -398,14 +416,15 @@ export class SchemaDocument {
   #arrays(a: ArrayForm, b: ArrayForm): Form | undefined {
     const item = (form: ArrayForm, i: number) => form.prefix[i] ?? form.items;
     const { least, most } = counts(a, b);
+    const unique = a.unique ?? b.unique;
     const prefix: Places[] = [];
     for (let i = 0; i < Math.max(a.prefix.length, b.prefix.length); i++) {
       const places = together(item(a, i), item(b, i));
       if (places === false || this.#isImpossible(places))
-        return { type: "array", prefix, items: false, least, most: Math.min(most, i) };
+        return { type: "array", prefix, items: false, least, most: Math.min(most, i), unique };
       prefix.push(places);
     }
-    return { type: "array", prefix, items: together(a.items, b.items), least, most };
+    return { type: "array", prefix, items: together(a.items, b.items), least, most, unique };
   }
 
   #objects(a: ObjectForm, b: ObjectForm): Form | undefined {
@@ -475,6 +494,11 @@ export class SchemaDocument {
       }
       case "array":
         if (!Array.isArray(value) || value.length < form.least || value.length > form.most) return false;
+        if (
+          form.unique !== undefined &&
+          value.some((item, i) => value.slice(0, i).some((other) => isSame(item, other)))
+        )
+          return false;
         return value.every((item, i) => this.#fitsPlaces(form.prefix[i] ?? form.items, item));
       case "object": {
         if (!isObject(value)) return false;
@@ -507,7 +531,7 @@ const ANYTHING: readonly Form[] = [
   { type: "boolean" },
   { type: "number", isInteger: false },
   { type: "string", least: 0, most: Infinity, languages: [] },
-  { type: "array", prefix: [], items: [], least: 0, most: Infinity },
+  { type: "array", prefix: [], items: [], least: 0, most: Infinity, unique: undefined },
   {
     ...{ type: "object", properties: new Map(), required: new Set<string>(), matching: [], others: [], names: [] },
     ...{ saysOthers: false, least: 0, most: Infinity },
@@ -533,7 +557,7 @@ function isEmpty(form: Form): boolean {
   return form.type === "object" && [...form.required].some((name) => form.properties.get(name) === false);
 }
 
-function isSame(a: Json, b: Json): boolean {
+export function isSame(a: Json, b: Json): boolean {
   if (Array.isArray(a) && Array.isArray(b)) return a.length === b.length && a.every((x, i) => isSame(x, b[i] as Json));
   if (!isObject(a) || !isObject(b)) return a === b;
   const names = Object.keys(a);
@@ -541,6 +565,11 @@ function isSame(a: Json, b: Json): boolean {
     names.length === Object.keys(b).length &&
     names.every((n) => Object.hasOwn(b, n) && isSame(a[n] as Json, b[n] as Json))
   );
+}
+
+function typeOf(value: Json): string {
+  if (value === null) return "null";
+  return Array.isArray(value) ? "array" : typeof value;
 }
 
 const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>

@@ -7,7 +7,7 @@ import { describe, expect, it } from "vitest";
 import { RequestError } from "../../../src/tensor/errors.ts";
 import { grammarsOf, tokenizers, walk } from "./walk.ts";
 
-const ajv = new Ajv2020({ strict: false, allErrors: true });
+const ajv = new Ajv2020({ strict: false, allErrors: true, logger: false });
 addFormats.default(ajv);
 
 const bytes = tokenizers["a byte a token"]!;
@@ -47,11 +47,49 @@ const schemas: Record<string, object | boolean> = {
   "a pattern of letters in all scripts": { type: "string", pattern: "^\\p{Lu}\\p{Ll}{1,3}$" },
   "two patterns at once": { allOf: [{ type: "string", pattern: "^a" }, { pattern: "z$" }, { maxLength: 5 }] },
   ...Object.fromEntries(
-    ["date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"].map((format) => [
-      `the format ${format}`,
-      { type: "string", format },
-    ]),
+    [
+      ...["date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "uri-reference"],
+      ...["uri-template", "url", "json-pointer", "relative-json-pointer", "byte", "iso-time", "iso-date-time"],
+    ].map((format) => [`the format ${format}`, { type: "string", format }]),
   ),
+  "a format that nobody checks": { type: "string", format: "color", maxLength: 6 },
+  "a number's format": { type: "array", items: { type: "number", format: "int32" }, minItems: 3, maxItems: 3 },
+  "different items of a few": {
+    type: "array",
+    ...{ items: { enum: ["a", "b", 3, null, { c: 1 }] }, uniqueItems: true, minItems: 2 },
+  },
+  "different items of many": {
+    type: "array",
+    ...{ items: { enum: [..."abcdefghijkl"] }, uniqueItems: true, minItems: 3, maxItems: 7 },
+  },
+  "different numbers or booleans": {
+    type: "array",
+    items: { anyOf: [{ type: "integer", exclusiveMinimum: 0, maximum: 4 }, { type: "boolean" }, { const: 2 }] },
+    ...{ uniqueItems: true, minItems: 4 },
+  },
+  "one item at most, which is different": { type: "array", items: { type: "string" }, uniqueItems: true, maxItems: 1 },
+  "no type of some": { not: { type: ["string", "object", "array"], description: "those" } },
+  "a property that may not come": {
+    type: "object",
+    properties: { a: { not: {} }, b: { type: "null" }, c: { not: false, type: "boolean" } },
+  },
+  "alternatives with a discriminator": {
+    oneOf: ["cat", "dog"].map((kind) => ({
+      type: "object",
+      ...{ properties: { kind: { const: kind }, [kind]: { type: "boolean" } }, required: ["kind", kind] },
+    })),
+    discriminator: { propertyName: "kind", mapping: { cat: "#/oneOf/0", dog: "#/oneOf/1" } },
+  },
+  "definitions that refer to each other": {
+    $defs: {
+      list: { anyOf: [{ type: "null" }, { type: "array", items: { $ref: "#/$defs/pair" }, maxItems: 3 }] },
+      pair: {
+        type: "object",
+        ...{ properties: { left: { $ref: "#/$defs/list" }, right: { $ref: "#/$defs/pair" } }, required: ["left"] },
+      },
+    },
+    $ref: "#/$defs/list",
+  },
   "an integer in bounds": { type: "integer", minimum: -12, maximum: 345 },
   "an integer between fractions": { type: "integer", minimum: 0.5, exclusiveMaximum: 3 },
   "a number in bounds": { type: "number", exclusiveMinimum: -0.25, maximum: 17.5 },
@@ -233,16 +271,8 @@ describe("a schema", () => {
   };
 
   it.each([
-    ...["not", "if", "then", "else", "contains", "minContains", "maxContains", "dependentRequired", "dependentSchemas"],
-    ...[
-      "unevaluatedProperties",
-      "unevaluatedItems",
-      "$dynamicRef",
-      "$recursiveRef",
-      "dependencies",
-      "discriminator",
-      "maxlength",
-    ],
+    ...["if", "then", "else", "contains", "minContains", "maxContains", "dependentRequired", "dependentSchemas"],
+    ...["unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef", "dependencies", "maxlength"],
   ])("with %s is refused by name and place", (keyword) => {
     const message = refused({ type: "object", properties: { "a/b": { [keyword]: {} } } });
     expect(message).toContain(`at #/properties/a~1b, "${keyword}" is not supported`);
@@ -250,9 +280,16 @@ describe("a schema", () => {
 
   it.each([
     [{ type: "strin" }, "#/type"],
-    [{ type: "array", uniqueItems: true }, "uniqueItems"],
+    [{ type: "array", uniqueItems: true }, "at #/uniqueItems"],
+    [{ type: "array", items: { type: "string" }, uniqueItems: true }, "at #/uniqueItems"],
+    [{ type: "array", items: { type: "integer", minimum: 0, maximum: 100 }, uniqueItems: true }, "at #/uniqueItems"],
+    [{ uniqueItems: 1 }, "#/uniqueItems"],
+    [{ not: { type: "integer" } }, "at #/not"],
+    [{ not: { const: 3 } }, "at #/not"],
+    [{ type: "object", discriminator: { propertyName: "kind" } }, "discriminator"],
     [{ type: "number", multipleOf: 0.5 }, "multipleOf"],
-    [{ type: "string", format: "color" }, "#/format"],
+    [{ type: "string", format: "regex" }, "#/format"],
+    [{ type: "string", format: 3 }, "#/format"],
     [{ type: "string", minLength: -1 }, "#/minLength"],
     [{ type: "string", pattern: "(" }, "#/pattern"],
     [{ type: "string", pattern: "(?=a)b" }, "(?=…)"],
@@ -294,6 +331,10 @@ describe("a schema", () => {
     { type: "integer", minimum: 3, maximum: 2 },
     { type: "string", minLength: 3, maxLength: 2 },
     { enum: [] },
+    { not: {} },
+    { type: "null", not: { type: "null" } },
+    { type: "array", items: { enum: [1, 1.0, 2] }, uniqueItems: true, minItems: 3 },
+    { const: [1, 2, 1], uniqueItems: true },
     { type: "string", enum: [1] },
     { allOf: [{ type: "string" }, { type: "null" }] },
     { type: "string", pattern: "^a{3}$", maxLength: 2 },
