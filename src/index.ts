@@ -7,6 +7,7 @@ import { Channel } from "./engine/channel.ts";
 import type { Piece } from "./engine/completion.ts";
 import type { Constraint } from "./engine/constraint.ts";
 import type { EngineStats, LogitRows } from "./engine/engine.ts";
+import type { PromptToken } from "./engine/prompt-logprobs.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import type { Message, Tool } from "./prompt/chat-format.ts";
 import type { MediaOptions } from "./prompt/media.ts";
@@ -26,6 +27,7 @@ import { type EngineThread, startThread } from "./thread.ts";
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
 export type { CallConstraint, Constraint, TextConstraint } from "./engine/constraint.ts";
 export type { EngineStats, LogitRows } from "./engine/engine.ts";
+export type { PromptToken } from "./engine/prompt-logprobs.ts";
 export type { TokenRoutes } from "./engine/route-trace.ts";
 export type { Sampling } from "./engine/sampler.ts";
 export type { ContentPart, Media, Message, Role, Tool, ToolCall } from "./prompt/chat-format.ts";
@@ -68,6 +70,11 @@ interface LogitsOptions extends Pick<CompleteOptions, "bos" | "media" | "signal"
   readonly last?: boolean | undefined;
 }
 
+interface PromptLogprobsOptions extends Pick<CompleteOptions, "bos" | "signal"> {
+  /** How many of the likeliest are told in each place, 0 to 20. Default: 0. */
+  readonly top?: number | undefined;
+}
+
 type EncodeOptions = Pick<ChatOptions, "media" | "tools" | "signal">;
 
 /** A loaded model. Any number of calls may run at the same time. */
@@ -81,6 +88,8 @@ export interface Llama4 extends AsyncDisposable {
   complete(prompt: Prompt, options?: CompleteOptions): AsyncIterable<Piece>;
   /** Logits of every position, or of the last, some positions at a time. */
   logits(prompt: Prompt | Pick<Chat, "messages">, options?: LogitsOptions): AsyncIterable<LogitRows>;
+  /** A prompt's tokens with their log-probabilities, each behind those before it. */
+  promptLogprobs(prompt: string | ArrayLike<number>, options?: PromptLogprobsOptions): Promise<PromptToken[]>;
   encode(prompt: Prompt, options?: Pick<LogitsOptions, "bos" | "media" | "signal">): Promise<Int32Array>;
   /** The tokens that `chat` computes. */
   encodeChat(messages: readonly Message[], options?: EncodeOptions): Promise<Int32Array>;
@@ -166,6 +175,13 @@ class LoadedModel implements Llama4 {
   logits(of: Prompt | Pick<Chat, "messages">, { bos = false, last = false, media, signal }: LogitsOptions = {}) {
     const prompt = typeof of === "object" && "messages" in of ? { messages: of.messages, options: {} } : of;
     return this.#calls.start<LogitRows>({ method: "logits", prompt, bos, last, media }, signal);
+  }
+
+  promptLogprobs(
+    prompt: string | ArrayLike<number>,
+    { bos = false, top = 0, signal }: PromptLogprobsOptions = {},
+  ): Promise<PromptToken[]> {
+    return this.#calls.ask<PromptToken[]>({ method: "promptLogprobs", prompt, bos, top }, signal);
   }
 
   encode(prompt: Prompt, { bos = false, media, signal }: Omit<LogitsOptions, "last"> = {}): Promise<Int32Array> {

@@ -76,6 +76,12 @@ export type Call =
       readonly media?: MediaOptions | undefined;
     }
   | {
+      readonly method: "promptLogprobs";
+      readonly prompt: string | ArrayLike<number>;
+      readonly bos: boolean;
+      readonly top: number;
+    }
+  | {
       readonly method: "encode";
       readonly prompt: Prompt | Chat;
       readonly bos: boolean;

@@ -5,6 +5,7 @@ import { complete } from "./engine/completion.ts";
 import { Grammars } from "./engine/constraint.ts";
 import { Engine, type LogitRows } from "./engine/engine.ts";
 import { modelShape } from "./engine/model-shape.ts";
+import { promptLogprobs } from "./engine/prompt-logprobs.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
 import { type OpenModel, openDraft, openModel } from "./open.ts";
@@ -121,6 +122,11 @@ async function* answer(call: Call, served: Served, signal: AbortSignal): AsyncGe
     case "logits": {
       const { ids, images } = await processor.process(call.prompt, { ...call, signal });
       return yield* engine.logits(ids, { last: call.last, images, signal });
+    }
+    case "promptLogprobs": {
+      const { ids } = await processor.process(call.prompt, { bos: call.bos, signal });
+      const { vocabSize } = model.config;
+      return yield await promptLogprobs(engine, model.tokenizer, ids, { vocabSize, top: call.top, signal });
     }
     case "encode":
       return yield (await processor.process(call.prompt, { ...call, signal })).ids;

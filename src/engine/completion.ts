@@ -121,10 +121,7 @@ async function* pieces(
     const now = said.shift()!;
     const rest = finish && text ? text.end() : { text: "", toolCalls: [] };
     const toolCalls = [...now.toolCalls, ...rest.toolCalls];
-    const shown = ({ token, logprob }: Logprob): TokenLogprob => {
-      const bytes = tokenizer?.tokenBytes(token) ?? new Uint8Array();
-      return { token, logprob, text: new TextDecoder().decode(bytes), bytes: [...bytes] };
-    };
+    const shown = (of: Logprob) => shownToken(of, tokenizer);
     yield {
       text: now.text + rest.text,
       tokens: [token],
@@ -136,6 +133,12 @@ async function* pieces(
       ...(finish && text?.stopString !== undefined && { stopString: text.stopString }),
     };
   }
+}
+
+/** A token's log-probability, with its text where there is a tokenizer. */
+export function shownToken({ token, logprob }: Logprob, tokenizer: Tokenizer | undefined): TokenLogprob {
+  const bytes = tokenizer?.tokenBytes(token) ?? new Uint8Array();
+  return { token, logprob, text: new TextDecoder().decode(bytes), bytes: [...bytes] };
 }
 
 function usageOf({ promptTokens, cachedTokens, completionTokens }: Finish): Usage {

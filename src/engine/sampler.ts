@@ -59,12 +59,8 @@ export class Sampler {
   sample(logits: Float32Array | Float64Array): number | Sample {
     const { logprobs } = this.#options;
     if (logprobs === undefined) return this.#next(logits);
-    const raw = logits.slice();
-    const peaks = peaksOf(raw);
-    const normalizer = peaks.max + Math.log(sumOf(weighed(raw, peaks, 1)));
-    const token = this.#next(logits);
-    const logprob = (id: number): Logprob => ({ token: id, logprob: raw[id]! - normalizer });
-    return { ...logprob(token), top: largest(raw, peaks, logprobs).map(logprob) };
+    const of = logprobsOf(logits.slice(), logprobs);
+    return of(this.#next(logits));
   }
 
   /** What the next token would be after the `guessed` ones, if the logits were these; nothing is remembered. */
@@ -128,6 +124,14 @@ export class Sampler {
     if (minP > 0) kept = filter(kept, (weight) => weight >= minP);
     return pick(kept, u * sumOf(kept.weights));
   }
+}
+
+/** What the model's own logits `[V]` say of a token, and of the `count` likeliest. */
+export function logprobsOf(logits: Float32Array | Float64Array, count: number): (token: number) => Sample {
+  const peaks = peaksOf(logits);
+  const normalizer = peaks.max + Math.log(sumOf(weighed(logits, peaks, 1)));
+  const logprob = (token: number): Logprob => ({ token, logprob: logits[token]! - normalizer });
+  return (token) => ({ ...logprob(token), top: largest(logits, peaks, count).map(logprob) });
 }
 
 /** The choices with their defaults, or a RequestError that names the wrong one. */

@@ -1,6 +1,7 @@
 // OpenAI's /v1/completions: what follows a text.
 
 import { z } from "zod";
+import type { PromptToken } from "../engine/prompt-logprobs.ts";
 import { usageOf } from "./chat-completions.ts";
 import type { Dialect, Meta } from "./dialect.ts";
 import { openAiError, Refusal } from "./errors.ts";
@@ -11,11 +12,13 @@ import { list, MOST_TOKENS, maybe, newId, samplingFields, samplingOf, seconds, w
 const token = wholeNumber(0);
 const tokens = list(token, { least: 1, most: MOST_TOKENS });
 
+const MOST_PROMPTS = 2048;
+
 const schema = z.object({
   ...samplingFields,
   model: maybe(z.string()).describe("any name is served by the one model"),
   prompt: z.union([z.string(), list(z.string(), { least: 1 }), tokens, list(tokens, { least: 1 })]),
-  max_tokens: maybe(wholeNumber(1)),
+  max_tokens: maybe(wholeNumber(0)).describe("0 with `echo` alone: the prompt's log-probabilities and no reply"),
   n: maybe(wholeNumber(1, 128)),
   best_of: maybe(wholeNumber(1)),
   stop: maybe(z.union([z.string(), list(z.string(), { most: 16 })])),
@@ -48,10 +51,13 @@ function ask(body: Body): Ask {
       param: "best_of",
     });
   if (suffix) throw new Refusal(400, "Invalid value for 'suffix': this model does not fill in.", { param: "suffix" });
-  if (echo && (logprobs !== undefined || typeof promptsOf(body)[0] !== "string"))
-    throw new Refusal(400, "Invalid value for 'echo': expected a text as prompt, and no 'logprobs'.", {
-      param: "echo",
+  const count = promptsOf(body).length;
+  if (count > MOST_PROMPTS)
+    throw new Refusal(400, `Invalid value for 'prompt': there are ${count}; expected at most ${MOST_PROMPTS}.`, {
+      param: "prompt",
     });
+  if (body.max_tokens === 0 && !echo)
+    throw new Refusal(400, "Invalid value for 'max_tokens': expected at least 1, or 'echo'.", { param: "max_tokens" });
   return {
     prompts: promptsOf(body),
     n,
@@ -63,6 +69,7 @@ function ask(body: Body): Ask {
     },
     oneCall: false,
     bos: body.add_special_tokens ?? true,
+    echo,
   };
 }
 
@@ -71,20 +78,16 @@ function promptsOf({ prompt }: Body): readonly (string | readonly number[])[] {
   return typeof prompt[0] === "number" ? [prompt as number[]] : (prompt as string[] | number[][]);
 }
 
-/** The prompt of a reply, where it is to be repeated. */
-const echoed = (body: Body, index: number): string =>
-  body.echo ? (promptsOf(body)[Math.floor(index / (body.n ?? 1))] as string) : ""; // ask() has seen that it is one
-
 function whole(body: Body, replies: readonly Reply[], { model }: Meta): object {
   return {
     id: newId("cmpl-"),
     object: "text_completion",
     created: seconds(),
     model,
-    choices: replies.map(({ text, logprobs, finish }, index) => ({
+    choices: replies.map(({ text, logprobs, promptTokens = [], finish }, index) => ({
       index,
-      text: echoed(body, index) + text,
-      logprobs: body.logprobs === undefined ? null : logprobsOf(logprobs, 0),
+      text,
+      logprobs: body.logprobs === undefined ? null : logprobsOf([...promptTokens, ...logprobs], 0),
       finish_reason: finish.reason,
     })),
     usage: usageOf(
@@ -97,12 +100,14 @@ function whole(body: Body, replies: readonly Reply[], { model }: Meta): object {
 }
 
 /** Lists that run side by side; the text of the first token begins at `offset`. */
-function logprobsOf(list: Said["logprobs"], offset: number) {
+function logprobsOf(list: readonly PromptToken[], offset: number) {
   let at = offset;
   return {
     tokens: list.map(({ text }) => text),
     token_logprobs: list.map(({ logprob }) => logprob),
-    top_logprobs: list.map(({ top }) => Object.fromEntries(top.map(({ text, logprob }) => [text, logprob]))),
+    top_logprobs: list.map(({ logprob, top }) =>
+      logprob === null ? null : Object.fromEntries(top.map(({ text, logprob }) => [text, logprob])),
+    ),
     text_offset: list.map(({ text }) => {
       const here = at;
       at += text.length;
@@ -123,15 +128,15 @@ async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): 
       ...(wantsUsage && { usage: usage ?? null }),
     }),
   });
-  for await (const { index, text, logprobs, finish } of said) {
+  for await (const { index, text, logprobs: own, promptTokens = [], finish } of said) {
     const isFirst = !offsets.has(index); // told even without a text: a sign that the prompt is read
-    const before = isFirst ? echoed(body, index) : "";
+    const logprobs = [...promptTokens, ...own];
     const offset = offsets.get(index) ?? 0;
     offsets.set(index, offset + logprobs.reduce((sum, { text }) => sum + text.length, 0));
     if (finish) finishes[index] = finish;
     if (!isFirst && text === "" && logprobs.length === 0 && !finish) continue;
     const shown = body.logprobs === undefined ? null : logprobsOf(logprobs, offset);
-    yield chunk([{ index, text: before + text, logprobs: shown, finish_reason: finish?.reason ?? null }]);
+    yield chunk([{ index, text, logprobs: shown, finish_reason: finish?.reason ?? null }]);
   }
   if (wantsUsage) yield chunk([], usageOf(totalUsage(finishes, body.n ?? 1)));
   yield { data: "[DONE]" };

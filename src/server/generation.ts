@@ -4,6 +4,7 @@ import type { Piece, Timings, TokenLogprob, Usage } from "../engine/completion.t
 import type { Constraint } from "../engine/constraint.ts";
 import type { EngineStats } from "../engine/engine.ts";
 import type { ModelShape } from "../engine/model-shape.ts";
+import type { PromptToken } from "../engine/prompt-logprobs.ts";
 import type { TokenRoutes } from "../engine/route-trace.ts";
 import type { Sampling } from "../engine/sampler.ts";
 import type { ContentPart, Message, Tool, ToolCall } from "../prompt/chat-format.ts";
@@ -38,6 +39,14 @@ export interface ServedModel {
     prompt: string | ArrayLike<number>,
     options?: ReplyOptions & { readonly bos?: boolean | undefined },
   ): AsyncIterable<Piece>;
+  promptLogprobs(
+    prompt: string | ArrayLike<number>,
+    options?: {
+      readonly bos?: boolean | undefined;
+      readonly top?: number | undefined;
+      readonly signal?: AbortSignal | undefined;
+    },
+  ): Promise<readonly PromptToken[]>;
   encode(
     prompt: string,
     options?: { readonly bos?: boolean | undefined; readonly signal?: AbortSignal | undefined },
@@ -75,6 +84,8 @@ export interface Ask {
   readonly oneCall: boolean;
   /** Text prompts begin with the begin-of-text token. */
   readonly bos?: boolean | undefined;
+  /** Whether a reply begins with its prompt, which no conversation can be. */
+  readonly echo?: boolean | undefined;
 }
 
 export interface Finish {
@@ -93,6 +104,8 @@ export interface Said {
   readonly tokens: readonly number[];
   readonly logprobs: readonly (TokenLogprob & { readonly top: readonly TokenLogprob[] })[];
   readonly toolCalls: readonly ToolCall[];
+  /** Those of the prompt, where `text` is the prompt and log-probabilities are asked for. */
+  readonly promptTokens?: readonly PromptToken[] | undefined;
   /** Of its tokens, where asked for. */
   readonly routes: readonly TokenRoutes[];
   /** With the reply's first piece. */
@@ -101,7 +114,7 @@ export interface Said {
 }
 
 /** A whole reply. */
-export interface Reply extends Pick<Said, "text" | "tokens" | "logprobs" | "toolCalls" | "routes"> {
+export interface Reply extends Pick<Said, "text" | "tokens" | "logprobs" | "toolCalls" | "routes" | "promptTokens"> {
   readonly finish: Finish;
 }
 
@@ -114,19 +127,65 @@ export async function* generate(
     options,
     oneCall,
     bos,
+    echo,
   }: Omit<Ask, "prompts"> & { prompts: Exclude<Ask["prompts"], Chat> | Chat<ContentPart> },
-  signal: AbortSignal,
+  { signal, atOnce }: { readonly signal: AbortSignal; readonly atOnce: number },
 ): AsyncGenerator<Said> {
-  const start = (i: number) => {
+  const begin = (i: number): AsyncGenerator<Said> => {
     // a seed means the same n replies again, not n times the same one
     const seed = options.seed === undefined ? undefined : options.seed + (i % n);
     const all = { ...options, seed, signal };
-    if ("messages" in prompts) return model.chat(prompts.messages, { ...all, tools: prompts.tools });
-    return model.complete(prompts[Math.floor(i / n)]!, { ...all, bos });
+    if ("messages" in prompts) return reply(i, model.chat(prompts.messages, { ...all, tools: prompts.tools }), oneCall);
+    const prompt = prompts[Math.floor(i / n)]!;
+    const rest = () => reply(i, model.complete(prompt, { ...all, bos }), oneCall);
+    if (!echo) return rest();
+    const first = i - (i % n);
+    const told = echoes.get(first) ?? echoOf(model, prompt, { ...all, bos });
+    echoes.set(first, told);
+    return withPrompt(i, told, options.maxTokens === 0 ? undefined : rest());
   };
+  const echoes = new Map<number, Promise<Echo>>();
   const count = n * ("messages" in prompts ? 1 : prompts.length);
-  const begin = (i: number) => reply(i, start(i), oneCall);
-  yield* together(count, begin, (i) => i % n !== 0);
+  yield* together(count, begin, { waits: (i) => i % n !== 0, isRead: ({ usage }) => usage !== undefined, atOnce });
+}
+
+/** A prompt as it is told; its tokens where log-probabilities are asked for. */
+interface Echo {
+  readonly text: string;
+  readonly promptTokens: readonly PromptToken[] | undefined;
+  readonly length: number;
+}
+
+async function echoOf(
+  model: ServedModel,
+  prompt: string | readonly number[],
+  { bos = false, logprobs: top, maxTokens, signal }: ReplyOptions & { readonly bos?: boolean | undefined },
+): Promise<Echo> {
+  const isText = typeof prompt === "string";
+  const text = isText ? prompt : await model.decode(prompt);
+  if (top === undefined) {
+    const tokens = isText && maxTokens === 0 ? await model.encode(prompt, { bos, signal }) : prompt;
+    return { text, promptTokens: undefined, length: tokens.length };
+  }
+  const tokens = await model.promptLogprobs(prompt, { bos, top, signal });
+  return { text, promptTokens: tokens.slice(isText && bos ? 1 : 0), length: tokens.length }; // a text's begin is none of it
+}
+
+/** A reply behind its prompt; the prompt alone, where nothing is to follow. */
+async function* withPrompt(
+  index: number,
+  told: Promise<Echo>,
+  rest: AsyncGenerator<Said> | undefined,
+): AsyncGenerator<Said> {
+  const { text, promptTokens, length } = await told;
+  const said: Said = { index, text, tokens: [], logprobs: [], toolCalls: [], routes: [], promptTokens };
+  if (rest) {
+    yield said;
+    yield* rest;
+    return;
+  }
+  const usage: Usage = { promptTokens: length, cachedTokens: 0, completionTokens: 0 };
+  yield { ...said, usage, finish: { reason: "length", usage } };
 }
 
 async function* reply(index: number, pieces: AsyncIterable<Piece>, oneCall: boolean): AsyncGenerator<Said> {
@@ -156,11 +215,18 @@ async function* reply(index: number, pieces: AsyncIterable<Piece>, oneCall: bool
   }
 }
 
-/** What several generators yield, as it comes. Those that wait begin when the one before them has yielded. */
+/**
+ * What several generators yield, as it comes, from at most `atOnce` at a time. Those that wait begin when the one before them
+ * has yielded what says that their common prompt is read.
+ */
 async function* together<T>(
   count: number,
   begin: (i: number) => AsyncGenerator<T>,
-  waits: (i: number) => boolean,
+  {
+    waits,
+    isRead,
+    atOnce,
+  }: { readonly waits: (i: number) => boolean; readonly isRead: (value: T) => boolean; readonly atOnce: number },
 ): AsyncGenerator<T> {
   const running = new Map<number, AsyncGenerator<T>>();
   const next = new Map<number, Promise<{ i: number; result: IteratorResult<T> }>>();
@@ -172,20 +238,32 @@ async function* together<T>(
     step.catch(() => {}); // it may fail while the one before it is being read, and is asked for below
     next.set(i, step);
   };
-  const open = (i: number) => {
-    running.set(i, begin(i));
-    advance(i);
+  let ready = Array.from({ length: count }, (_, i) => i).filter((i) => !waits(i));
+  const read = new Set<number>();
+  const open = () => {
+    const now = ready.slice(0, Math.max(0, atOnce - next.size));
+    ready = ready.slice(now.length);
+    for (const i of now) {
+      running.set(i, begin(i));
+      advance(i);
+    }
   };
-  for (let i = 0; i < count; i++) if (!waits(i)) open(i);
   try {
-    while (next.size > 0) {
+    for (open(); next.size > 0; open()) {
       const { i, result } = await Promise.race(next.values());
       if (result.done) {
         next.delete(i);
+        running.delete(i);
         continue;
       }
       advance(i);
-      for (let j = i + 1; j < count && waits(j) && !running.has(j); j++) open(j);
+      if (!waits(i) && !read.has(i) && isRead(result.value)) {
+        read.add(i);
+        const behind: number[] = [];
+        for (let j = i + 1; j < count && waits(j); j++) behind.push(j);
+        ready = [...behind, ...ready];
+        open();
+      }
       yield result.value;
     }
   } finally {
@@ -201,13 +279,15 @@ export async function collect(said: AsyncIterable<Said>): Promise<Reply[]> {
     logprobs: [] as Said["logprobs"][number][],
     routes: [] as TokenRoutes[],
     toolCalls: [] as ToolCall[],
+    promptTokens: undefined as Said["promptTokens"],
   });
   const replies = new Map<number, ReturnType<typeof empty>>();
   const done: Reply[] = [];
-  for await (const { index, text, tokens, logprobs, routes, toolCalls, finish } of said) {
+  for await (const { index, text, tokens, logprobs, routes, toolCalls, promptTokens, finish } of said) {
     const reply = replies.get(index) ?? empty();
     replies.set(index, reply);
     reply.text += text;
+    reply.promptTokens ??= promptTokens;
     reply.tokens.push(...tokens);
     reply.logprobs.push(...logprobs);
     reply.routes.push(...routes);

@@ -191,11 +191,15 @@ export class Server {
     const isChat = "messages" in prompts;
     if (isChat) this.#checkChat(prompts, held);
     else this.#checkLength(prompts);
-    exchange.onEnd(await this.#admission.enter(client, n * (isChat ? 1 : prompts.length), signal));
+    const count = n * (isChat ? 1 : prompts.length);
+    // one request of many replies leaves room for others
+    const { concurrent } = this.#limits;
+    const atOnce = count > concurrent ? Math.ceil(concurrent / 2) : count;
+    exchange.onEnd(await this.#admission.enter(client, atOnce, signal));
     const seen = isChat
       ? { ...prompts, messages: await withFiles(prompts.messages, this.#options.fetchMedia, signal) }
       : prompts;
-    return this.#measured(generate(this.#model, { ...ask, prompts: seen }, signal), client, exchange);
+    return this.#measured(generate(this.#model, { ...ask, prompts: seen }, { signal, atOnce }), client, exchange);
   }
 
   async #encodeChat(chat: Chat, { held, signal }: Exchange): Promise<Int32Array> {
@@ -232,8 +236,8 @@ export class Server {
       const { index, tokens, usage } = piece;
       const now = performance.now();
       if (usage) observer?.firstToken(now - exchange.start, usage);
-      else observer?.nextToken(now - last.get(index)!);
-      last.set(index, now);
+      else if (last.has(index)) observer?.nextToken(now - last.get(index)!);
+      if (usage || last.has(index)) last.set(index, now); // a prompt that is told comes before
       this.#rate.spend(client, tokens.length + (usage?.promptTokens ?? 0));
       yield piece;
     }

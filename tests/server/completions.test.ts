@@ -49,13 +49,72 @@ describe("POST /v1/completions", () => {
     expect(offsets).toEqual([0, 2]);
   });
 
+  it("tells what the model thought of the prompt, of which the token that begins a text is no part", async () => {
+    const { model, handler } = served({ lines: ["c"] });
+    const asked = { prompt: "ab", echo: true, logprobs: 1, max_tokens: 1 };
+    const { choices, usage } = await json(await handler(post(path, asked)));
+    const expected = {
+      tokens: ["a", "b", "c"],
+      token_logprobs: [-1, -2, -1],
+      top_logprobs: [{ "?": -0.5 }, { "?": -0.5 }, { c: -1 }],
+      text_offset: [0, 1, 2],
+    };
+    expect(choices[0]).toMatchObject({ text: "abc", logprobs: expected });
+    expect(usage.prompt_tokens).toBe(7);
+    const events = await eventsOf(await handler(post(path, { ...asked, stream: true })));
+    const parts = events.flatMap(({ data }) => data.choices?.[0].logprobs ?? []);
+    for (const name of Object.keys(expected) as (keyof typeof expected)[])
+      expect(parts.flatMap((part) => part[name])).toEqual(expected[name]);
+    expect(model.asked).toHaveLength(2);
+  });
+
+  it("tells of prompts alone, text or ids, and computes no reply", async () => {
+    const { model, handler } = served({ lines: [] });
+    const prompt = [
+      [97, 98, 99],
+      [100, 101],
+    ];
+    const body = await json(await handler(post(path, { prompt, echo: true, logprobs: 0, max_tokens: 0 })));
+    expect(body.choices).toMatchObject([
+      {
+        ...{ text: "abc", finish_reason: "length" },
+        logprobs: { tokens: ["a", "b", "c"], token_logprobs: [null, -1, -2], top_logprobs: [null, {}, {}] },
+      },
+      { text: "de", finish_reason: "length" },
+    ]);
+    expect(body.usage).toMatchObject({ prompt_tokens: 5, completion_tokens: 0 });
+    const plain = await json(await handler(post(path, { prompt: "ab", echo: true, max_tokens: 0 })));
+    expect(plain).toMatchObject({ choices: [{ text: "ab", logprobs: null }], usage: { prompt_tokens: 3 } });
+    expect(model.asked).toEqual([]);
+  });
+
+  it("takes more prompts than are computed at once, and leaves room for others", async () => {
+    const { model, handler } = served({ lines: ["a"] }, { limits: { concurrent: 4 } });
+    let most = 0;
+    let running = 0;
+    const complete = model.complete.bind(model);
+    model.complete = async function* (prompt, options) {
+      most = Math.max(most, ++running);
+      for await (const piece of complete(prompt, options)) {
+        await new Promise((resolve) => setTimeout(resolve));
+        yield piece;
+      }
+      running--;
+    };
+    const prompt = Array.from({ length: 40 }, (_, i) => `${i} `);
+    const { choices } = await json(await handler(post(path, { prompt, n: 2, echo: true })));
+    expect(choices.map(({ text }: { text: string }) => text)).toEqual(prompt.flatMap((p) => [`${p}a`, `${p}a`]));
+    expect(most).toBe(2);
+    const tooMany = await handler(post(path, { prompt: Array(2049).fill("x") }));
+    expect((await json(tooMany)).error).toMatchObject({ param: "prompt", message: expect.stringContaining("2048") });
+  });
+
   it.each([
     [{}, "prompt"],
     [{ prompt: [] }, "prompt"],
     [{ prompt: "x", suffix: "y" }, "suffix"],
     [{ prompt: "x", best_of: 3 }, "best_of"],
-    [{ prompt: "x", echo: true, logprobs: 1 }, "echo"],
-    [{ prompt: [1], echo: true }, "echo"],
+    [{ prompt: "x", max_tokens: 0 }, "max_tokens"],
   ])("refuses %j and names the field", async (body, param) => {
     const { handler } = served({ lines: [] });
     const response = await handler(post(path, body));

@@ -43,6 +43,7 @@ class RandomModel implements ServedModel {
 
   async *complete(): AsyncIterable<Piece> {}
   encode = async () => new Int32Array();
+  promptLogprobs = async () => [];
   encodeChat = async () => new Int32Array();
   decode = async () => "";
   stats = async () => this.engine.stats();

@@ -87,6 +87,19 @@ export class Scripted implements ServedModel {
     }
   }
 
+  /** A token a byte; the n-th has the log-probability −n. */
+  async promptLogprobs(
+    prompt: string | ArrayLike<number>,
+    { bos = false, top = 0 }: { readonly bos?: boolean | undefined; readonly top?: number | undefined } = {},
+  ) {
+    const tokens = typeof prompt === "string" ? await this.encode(prompt, { bos }) : Int32Array.from(prompt);
+    return Array.from(tokens, (token, i) => {
+      const of = { token, text: token === 256 ? "<|begin|>" : String.fromCharCode(token), bytes: [token] };
+      const likeliest = { ...of, text: "?", logprob: -0.5 };
+      return { ...of, logprob: i === 0 ? null : -i, top: i === 0 ? [] : [likeliest].slice(0, top) };
+    });
+  }
+
   async encode(prompt: string, { bos = false }: { readonly bos?: boolean | undefined } = {}): Promise<Int32Array> {
     const bytes = new TextEncoder().encode(prompt);
     return Int32Array.from(bos ? [256, ...bytes] : bytes);
