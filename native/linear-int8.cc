@@ -25,7 +25,7 @@ constexpr int kStreams = 4;            // the same for one token: as many stream
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
 constexpr int64_t kChunk = 512;        // columns taken apart at a time: 16 KiB
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
-constexpr int64_t kAhead = 2048;       // bytes between what is read and what is asked for, about
+constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for, about
 
 inline uvec words(const uint8_t* p) {
   uvec v;
@@ -145,6 +145,8 @@ struct Unpacked : Format<Type> {
   uint8_t* integers;  // [run][step][4 W]
   float *scales, *mins;  // [run][W]
   int64_t first;  // run of the block
+  const uint8_t *coming, *end;  // the integers that are taken apart next, asked for while these are multiplied:
+  int64_t each;                 // so many lines a run
 
   static constexpr int64_t bytes = kChunk * W + 2 * (kChunk / (4 * F::steps)) * W * 4;
   void open(uint8_t* memory) {
@@ -153,10 +155,25 @@ struct Unpacked : Format<Type> {
     mins = scales + kChunk / (4 * F::steps) * W;
   }
   void begin(int64_t b) { first = b * F::runs; }
-  void ask(int) const {}
+  void ask(int) {
+    for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
+  }
   uvec step(int run, int j) const { return words(integers + ((first + run) * F::steps + j) * 4 * W); }
   vec scale(int run) const { return load(scales + (first + run) * W); }
   vec min(int run) const { return load(mins + (first + run) * W); }
+
+  // `next`: the block of w, or behind its last one of the next group, that is taken apart after these; `parts`: how often
+  // these are multiplied until then.
+  void expect(const Packed<Type>& w, int64_t next, int64_t count, int64_t blocks, int64_t parts) {
+    const bool on = next < blocks;
+    const uint8_t* headers = w.headers + next * w.header_bytes + (on ? 0 : w.headers_on);
+    coming = w.integers + next * w.integer_bytes + (on ? 0 : w.integers_on);
+    if (on && count > blocks - next) count = blocks - next;
+    end = w.asks() ? coming + count * w.integer_bytes : coming;
+    each = (count * w.integer_bytes / 64 - 1) / (parts * count * F::runs) + 1;
+    if (w.asks())
+      for (int64_t i = 0; i < count * w.header_bytes; i += 64) ask_for(headers + i);
+  }
 
   void fill(Packed<Type>& w, int64_t block, int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++) {
@@ -429,7 +446,10 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
     for (int i = 0; i < kVectors; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
     for (int64_t b = 0; b < blocks; b += chunk) {
       const int64_t count = blocks - b < chunk ? blocks - b : chunk;
-      for (int i = 0; i < kVectors; i++) unpacked[i].fill(packed[i], b, count);
+      for (int i = 0; i < kVectors; i++) {
+        unpacked[i].fill(packed[i], b, count);
+        unpacked[i].expect(packed[i], b + count, count, blocks, parts);
+      }
       tokens(unpacked, count, b * block, b == 0);
     }
   }
