@@ -283,6 +283,31 @@ describe.skipIf(missing.length > 0)("the page", () => {
     expect(await page.evaluate(() => navigator.clipboard.readText())).toBe("const answer: number = 42; // as ever");
   });
 
+  it("copies where the browser gives a page no clipboard, too", async () => {
+    const { server } = await scripted({ lines });
+    const page = await visit(server.url);
+    await page.evaluate(() => Object.defineProperty(navigator, "clipboard", { value: undefined }));
+    await ask(page, "Go on");
+    await answered(page);
+    await replies(page).getByRole("button", { name: "Copy", exact: true }).first().click();
+    await page.getByRole("button", { name: "Copied" }).waitFor();
+    await question(page).focus();
+    await page.keyboard.press("Control+V");
+    expect(await question(page).inputValue()).toBe("const answer: number = 42; // as ever");
+  });
+
+  it("keeps a question at once, whatever comes of its reply", async () => {
+    const { server } = await scripted({ lines: ["Half a", " reply", { wait: new Promise(() => {}) }] });
+    const page = await visit(server.url);
+    await ask(page, "Tell me a story");
+    await replies(page).getByText("Half a reply").waitFor();
+    await page.reload();
+    const list = page.getByRole("navigation", { name: "Conversations" });
+    await list.getByRole("button", { name: "Tell me a story", exact: true }).click();
+    await page.getByRole("article", { name: "Question" }).getByText("Tell me a story").waitFor();
+    await replies(page).getByText("stopped").waitFor();
+  });
+
   it("stops a reply, writes another beside it, and a question that is edited", async () => {
     const { model, server } = await scripted({ lines: ["Half a", " reply", { wait: new Promise(() => {}) }] });
     const page = await visit(server.url);

@@ -9,6 +9,7 @@ import {
   type Question,
   siblingsOf,
   titleOf,
+  withNewest,
 } from "../../web/src/conversation.ts";
 import { fileName, toJson, toMarkdown } from "../../web/src/export.ts";
 
@@ -97,5 +98,31 @@ describe("a page that is not secure", () => {
     expect(new Set(ids).size).toBe(100);
     expect(ids[0]).toMatch(/^[0-9a-f]{32}$/);
     vi.unstubAllGlobals();
+  });
+});
+
+describe("what is sent of a path", () => {
+  const file = (name: string) => ({ kind: "image" as const, name, blob: new Blob([]) });
+  const seen = (id: string, count: number): Question => ({
+    ...question(id, null),
+    attachments: Array.from({ length: count }, (_, i) => file(`${id}${i}`)),
+  });
+  const namesOf = (path: ReturnType<typeof withNewest>) =>
+    path.map((message) => (message.role === "user" ? message.attachments.map(({ name }) => name) : message.text));
+
+  it("has all attachments where they are few", () => {
+    const path = [seen("a", 2), answer("A", "a"), seen("b", 1)];
+    expect(withNewest(path, 3)).toEqual(path);
+  });
+
+  it("has the newest, and says how many came before", () => {
+    const sent = withNewest([seen("a", 2), answer("A", "a"), { ...seen("b", 3), text: "" }, seen("c", 1)], 3);
+    expect(namesOf(sent)).toEqual([[], "A", ["b1", "b2"], ["c0"]]);
+    expect(sent.map(({ text }) => text)).toEqual([
+      "(2 earlier attachments left out)\na",
+      "A",
+      "(1 earlier attachment left out)",
+      "c",
+    ]);
   });
 });

@@ -1,6 +1,6 @@
 // The server as the page needs it: which model it has, and a reply as it is written. It is the API that all programs use.
 
-import type { Message, Usage } from "./conversation.ts";
+import { type Message, type Usage, withNewest } from "./conversation.ts";
 import { chunksOf, eventData } from "./event-stream.ts";
 import { dataUrl } from "./media.ts";
 
@@ -97,7 +97,7 @@ export async function* reply(
   key: string,
   signal: AbortSignal,
 ): AsyncGenerator<Delta> {
-  const asked = await Promise.all(messages.map(written));
+  const asked = await Promise.all(withNewest(messages).map(written));
   if (system.trim() !== "") asked.unshift({ role: "system", content: system });
   const body = {
     messages: asked,

@@ -46,7 +46,7 @@ export class Chat {
   /** How often in a row a reply was asked for again by itself, by question. */
   private retries = new Map<string, number>();
   private nextLook: ReturnType<typeof setTimeout> | undefined;
-  private unsaved = new Map<string, ReturnType<typeof setTimeout>>();
+  private unsaved = new Map<string, { readonly at: number; readonly timer: ReturnType<typeof setTimeout> }>();
 
   async open(): Promise<void> {
     try {
@@ -95,7 +95,7 @@ export class Chat {
   async delete(id: string): Promise<void> {
     this.stop(id);
     this.conversations = this.conversations.filter((conversation) => conversation.id !== id);
-    clearTimeout(this.unsaved.get(id));
+    clearTimeout(this.unsaved.get(id)?.timer);
     this.unsaved.delete(id);
     if (id === this.currentId) this.begin();
     await this.storage?.delete(id);
@@ -104,7 +104,7 @@ export class Chat {
   async deleteAll(): Promise<void> {
     for (const id of this.runs.keys()) this.stop(id);
     this.conversations = [];
-    for (const timer of this.unsaved.values()) clearTimeout(timer);
+    for (const { timer } of this.unsaved.values()) clearTimeout(timer);
     this.unsaved.clear();
     this.begin();
     await this.storage?.clear();
@@ -171,12 +171,13 @@ export class Chat {
     this.runs = new Map(this.runs).set(id, controller);
     this.setFailure(id, undefined);
     const answer: Answer = { id: newId(), parent, role: "assistant", text: "", at: Date.now() };
-    this.change(id, (conversation) => ({
+    const begun = (conversation: Conversation) => ({
       ...conversation,
       messages: [...conversation.messages, answer],
       changed: Date.now(),
       leaf: answer.id,
-    }));
+    });
+    this.change(id, begun, 0);
     const writer = new Writer(answer, (changed) => this.replace(id, changed));
     const asked = pathOf({ ...this.conversations.find((c) => c.id === id)!, leaf: parent });
     let finish: Finish = "stopped";
@@ -212,17 +213,18 @@ export class Chat {
   }
 
   private replace(id: string, answer: Answer): void {
-    this.change(id, (conversation) => ({
+    const to = (conversation: Conversation) => ({
       ...conversation,
       messages: conversation.messages.map((message) => (message.id === answer.id ? answer : message)),
-    }));
+    });
+    this.change(id, to, 20_000); // a conversation is kept whole: seldom while a reply is written, and at its end
   }
 
-  private change(id: string, to: (conversation: Conversation) => Conversation): void {
+  private change(id: string, to: (conversation: Conversation) => Conversation, saveInMs = 1000): void {
     this.conversations = this.conversations.map((conversation) =>
       conversation.id === id ? to(conversation) : conversation,
     );
-    this.save(id, 1000);
+    this.save(id, saveInMs);
   }
 
   private setFailure(id: string, error: Error | undefined): void {
@@ -233,16 +235,15 @@ export class Chat {
   }
 
   private save(id: string, inMs: number): void {
-    if (inMs > 0 && this.unsaved.has(id)) return;
-    clearTimeout(this.unsaved.get(id));
-    this.unsaved.set(
-      id,
-      setTimeout(() => this.write(id), inMs),
-    );
+    const at = performance.now() + inMs;
+    const waiting = this.unsaved.get(id);
+    if (waiting && waiting.at <= at) return;
+    clearTimeout(waiting?.timer);
+    this.unsaved.set(id, { at, timer: setTimeout(() => this.write(id), inMs) });
   }
 
   private saveNow(): void {
-    for (const [id, timer] of this.unsaved) {
+    for (const [id, { timer }] of this.unsaved) {
       clearTimeout(timer);
       this.write(id);
     }

@@ -93,6 +93,23 @@ export function pathOf({ messages, leaf }: Pick<Conversation, "messages" | "leaf
   return path;
 }
 
+const MOST_ATTACHMENTS = 16; // what servers take in a request unless they are told otherwise
+
+/** What is sent of a path: the newest attachments, and in place of older ones how many there were. */
+export function withNewest(path: readonly Message[], most = MOST_ATTACHMENTS): Message[] {
+  let room = most;
+  const newest = [...path].reverse().map((message) => {
+    if (message.role === "assistant") return message;
+    const attachments = message.attachments.slice(Math.max(0, message.attachments.length - room));
+    room -= attachments.length;
+    const left = message.attachments.length - attachments.length;
+    if (left === 0) return message;
+    const note = `(${left} earlier ${left === 1 ? "attachment" : "attachments"} left out)`;
+    return { ...message, attachments, text: message.text === "" ? note : `${note}\n${message.text}` };
+  });
+  return newest.reverse();
+}
+
 /** The messages that stand in the same place, this one among them, oldest first. */
 export const siblingsOf = ({ messages }: Pick<Conversation, "messages">, { parent, role }: Message): Message[] =>
   messages.filter((other) => other.parent === parent && other.role === role);
