@@ -1,13 +1,14 @@
 """A training step of Hugging Face's Llama 4: what bench/train-step.ts runs beside ours.
 
-usage: python train-step.py SHAPE MODE DTYPE THREADS      (torch and transformers as in scripts/golden/requirements.txt)
+usage: python train-step.py FOLDER TOKENS ROWS LENGTH MODE DTYPE THREADS   (torch and transformers as in scripts/golden/requirements.txt)
 
-SHAPE is JSON. MODE "hf" is the model as it is, which runs every expert on every token; "sparse" sends each token to its
-expert alone. DTYPE "f32", or "bf16" for autocast. For each line of stdin: forward, backward, clipping, AdamW; prints the
-seconds, the loss and the process's largest resident memory in MB so far.
+FOLDER holds the weights to begin with, TOKENS int32 numbers, of which each step takes the next ROWS x LENGTH. MODE "hf" is
+the model as it is, which runs every expert on every token; "sparse" sends each token to its expert alone. DTYPE "f32", or
+"bf16" for autocast. For each line of stdin: forward, backward, clipping, AdamW; prints the seconds, the loss and the
+process's largest resident memory in MB so far.
 """
 
-import json
+import os
 import resource
 import sys
 import time
@@ -18,11 +19,10 @@ sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_r
 
 import torch
 import transformers.models.llama4.modeling_llama4 as modeling
-from transformers import Llama4ForCausalLM, Llama4TextConfig
+from transformers import Llama4ForCausalLM
 
-shape, mode, dtype, threads = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-torch.set_num_threads(threads)
-torch.manual_seed(0)
+folder, tokens_file, rows, length, mode, dtype, threads = sys.argv[1:8]
+torch.set_num_threads(int(threads))
 
 
 def sparse(self, hidden_states):
@@ -40,22 +40,17 @@ def sparse(self, hidden_states):
 
 if mode == "sparse":
     modeling.Llama4TextMoe.forward = sparse
-config = Llama4TextConfig(vocab_size=shape["vocab"], hidden_size=shape["dim"], intermediate_size=shape["expert"],
-                          intermediate_size_mlp=2 * shape["expert"], num_hidden_layers=shape["layers"],
-                          num_attention_heads=shape["heads"], num_key_value_heads=shape["kvHeads"], head_dim=shape["headDim"],
-                          num_local_experts=shape["experts"], attention_chunk_size=shape["chunk"], max_position_embeddings=4096,
-                          rope_parameters=dict(rope_type="default", rope_theta=10000.0), bos_token_id=1, eos_token_id=2,
-                          pad_token_id=0)
-config._attn_implementation = "sdpa"
-model = Llama4ForCausalLM(config).to(torch.float32)
+model = Llama4ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
 model.train()
-with torch.no_grad():
-    for p in model.parameters():
-        if p.ndim > 1:
-            p.normal_(0, 0.02)
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-tokens = torch.randint(0, shape["vocab"], (shape["batch"], shape["length"]))
-for _ in sys.stdin:
+# As ours: norms do not decay.
+matrices = [p for p in model.parameters() if p.ndim > 1]
+vectors = [p for p in model.parameters() if p.ndim == 1]
+groups = [dict(params=matrices, weight_decay=0.01), dict(params=vectors, weight_decay=0.0)]
+optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+steps = torch.from_file(tokens_file, dtype=torch.int32, size=os.path.getsize(tokens_file) // 4)
+steps = steps.long().reshape(-1, int(rows), int(length))
+for step, _ in enumerate(sys.stdin):
+    tokens = steps[step % len(steps)]
     start = time.perf_counter()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
         loss = model(input_ids=tokens, labels=tokens).loss
