@@ -9,7 +9,7 @@ import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
 import type { Matcher } from "./constraint.ts";
 import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
-import { IMAGE_CACHE_BYTES, ImageEncoder, type PromptImage, PromptImages } from "./images.ts";
+import { IMAGE_CACHE_BYTES, ImageEncoder, type ImageStats, type PromptImage, PromptImages } from "./images.ts";
 import { openPages, type Pages } from "./pages.ts";
 import { PromptLookup } from "./prompt-lookup.ts";
 import { RouteTrace, type TokenRoutes } from "./route-trace.ts";
@@ -104,6 +104,8 @@ export interface EngineStats {
   readonly cache: Readonly<Record<"global" | "local", { readonly used: number; readonly total: number } | undefined>>;
   /** By layer with experts: how many tokens each expert has had. */
   readonly experts: readonly { readonly layer: number; readonly tokens: readonly number[] }[];
+  /** Where there is a vision encoder. */
+  readonly images?: ImageStats;
 }
 
 /** So many logits have memory that stays: 64 MB, 83 rows of Llama 4's vocabulary. */
@@ -233,6 +235,7 @@ export class Engine {
       stepTokens: this.#stepTokens,
       cache: this.#pages.tables.occupation(),
       experts: [...this.#expertTokens].map(([layer, tokens]) => ({ layer, tokens: [...tokens] })),
+      ...(this.#encoder && { images: this.#encoder.stats() }),
     };
   }
 

@@ -103,6 +103,17 @@ export const IMAGE_CACHE_BYTES = 256e6;
 /** Tiles encoded between two steps, while others' tokens wait: 2,308 rows of the published encoder. */
 const TILES_AT_ONCE = 4;
 
+/** What an encoder has done, and what it keeps. */
+export interface ImageStats {
+  readonly tilesEncoded: number;
+  /** Images whose features were there already. */
+  readonly found: number;
+  /** Images whose features are kept, their bytes, and how many bytes there may be. */
+  readonly kept: number;
+  readonly bytes: number;
+  readonly mostBytes: number;
+}
+
 /** Turns tiles into features, and keeps those of the images used last. */
 export class ImageEncoder {
   readonly #parameters: VisionParameters;
@@ -110,6 +121,8 @@ export class ImageEncoder {
   readonly #vision: VisionConfig;
   readonly #tileBytes: number;
   readonly #kept: RecentlyUsed<Float32Array>;
+  #found = 0;
+  #tilesEncoded = 0;
   /** Images of which some tiles are done. */
   readonly #begun = new Map<string, { readonly features: Float32Array; tiles: number }>();
 
@@ -126,7 +139,13 @@ export class ImageEncoder {
 
   /** The features of an image that was encoded not long ago. */
   find(key: string): Float32Array | undefined {
-    return this.#kept.get(key);
+    const features = this.#kept.get(key);
+    if (features) this.#found++;
+    return features;
+  }
+
+  stats(): ImageStats {
+    return { tilesEncoded: this.#tilesEncoded, found: this.#found, ...this.#kept.occupation };
   }
 
   /** Encodes some tiles of these images, the first ones first. How many, and the images that are whole now. */
@@ -150,6 +169,7 @@ export class ImageEncoder {
         whole.set(key, features);
       }
     }
+    this.#tilesEncoded += tiles;
     return { tiles, whole };
   }
 

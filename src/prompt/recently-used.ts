@@ -9,6 +9,11 @@ export class RecentlyUsed<V> {
     this.#mostBytes = mostBytes;
   }
 
+  /** What is kept: how many, their bytes, and how many bytes there may be. */
+  get occupation(): { readonly kept: number; readonly bytes: number; readonly mostBytes: number } {
+    return { kept: this.#kept.size, bytes: this.#bytes, mostBytes: this.#mostBytes };
+  }
+
   get(key: string): V | undefined {
     const found = this.#kept.get(key);
     if (!found) return undefined;

@@ -38,6 +38,9 @@ export function prometheus(): Observer {
   const cacheUsed = gauge("kv_cache_slots_used", "Slots that running requests hold.", ["layers"]);
   const steps = gauge("engine_steps_total", "Steps of the engine.");
   const stepTokens = gauge("engine_step_tokens_total", "Tokens computed in them, prompts' and replies'.");
+  const tiles = gauge("image_tiles_encoded_total", "Tiles that the vision encoder has encoded.");
+  const found = gauge("image_cache_hits_total", "Images whose features were kept from before.");
+  const imageBytes = gauge("image_cache_bytes", "Bytes of images' features that are kept.");
   const experts = gauge("expert_tokens_total", "Tokens that an expert has had.", ["layer", "expert"]);
 
   return {
@@ -64,6 +67,11 @@ export function prometheus(): Observer {
         if (!slots) continue;
         cache.set({ layers }, slots.total);
         cacheUsed.set({ layers }, slots.used);
+      }
+      if (now.engine.images) {
+        tiles.set(now.engine.images.tilesEncoded);
+        found.set(now.engine.images.found);
+        imageBytes.set(now.engine.images.bytes);
       }
       for (const { layer, tokens } of now.engine.experts)
         for (const [expert, count] of tokens.entries()) experts.set({ layer, expert }, count);

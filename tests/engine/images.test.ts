@@ -136,6 +136,8 @@ describe("an engine with a vision encoder", () => {
     const engine = open({ sharePrefixes: false });
     expect((await reply(engine, prompt(image(1), "Why?", image(1)))).end.encodedTiles).toBe(3);
     expect((await reply(engine, prompt("Who is this? ", image(1)))).end.encodedTiles).toBe(0);
+    const bytes = 3 * tokensPerTile * model.config.dim * 4;
+    expect(engine.stats().images).toEqual({ tilesEncoded: 3, found: 1, kept: 1, bytes, mostBytes: 256e6 });
   });
 
   it("keeps features only as long as there is room for them", async () => {

@@ -22,6 +22,9 @@ it("/metrics counts requests and tokens, and shows what the engine does", async 
     "llama4_batch_sequences 1",
     'llama4_kv_cache_slots{layers="global"} 8',
     'llama4_kv_cache_slots_used{layers="global"} 4',
+    "llama4_image_tiles_encoded_total 7",
+    "llama4_image_cache_hits_total 8",
+    "llama4_image_cache_bytes 10",
     'llama4_expert_tokens_total{layer="1",expert="1"} 6',
   ])
     expect(lines).toContain(line);

@@ -121,6 +121,7 @@ export class Scripted implements ServedModel {
       stepTokens: 3,
       cache: { global: { used: 4, total: 8 }, local: undefined },
       experts: [{ layer: 1, tokens: [5, 6] }],
+      images: { tilesEncoded: 7, found: 8, kept: 9, bytes: 10, mostBytes: 11 },
     };
   }
 }
