@@ -85,7 +85,7 @@ async function opened(url: URL, options: FetchOptions, signal: AbortSignal): Pro
   const { hostname, protocol } = url;
   const { allowPrivate = false, resolve = (host: string) => lookup(host, { all: true }) } = options;
   const host = hostname.replace(/^\[(.*)\]$/, "$1");
-  const found = isIP(host) ? [{ address: host, family: isIP(host) }] : await resolve(host);
+  const found = isIP(host) ? [{ address: host, family: isIP(host) }] : await unless(signal, resolve(host));
   const { address, family } = found[0] ?? { address: "", family: 0 };
   // All of them: a name that means this network too is not a host of the internet.
   if (!allowPrivate && !(found.length > 0 && found.every(({ address }) => isPublic(address))))
@@ -100,6 +100,16 @@ async function opened(url: URL, options: FetchOptions, signal: AbortSignal): Pro
     sent.on("response", resolve);
     sent.on("error", reject);
     sent.end();
+  });
+}
+
+/** What comes of work that knows no signal, unless the signal comes first. */
+function unless<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+    if (signal.aborted) abort();
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
   });
 }
 

@@ -197,15 +197,26 @@ export class Server {
     const atOnce = count > concurrent ? Math.ceil(concurrent / 2) : count;
     exchange.onEnd(await this.#admission.enter(client, atOnce, signal));
     const seen = isChat
-      ? { ...prompts, messages: await withFiles(prompts.messages, this.#options.fetchMedia, signal) }
+      ? { ...prompts, messages: await withFiles(prompts.messages, this.#charged(held), signal) }
       : prompts;
     return this.#measured(generate(this.#model, { ...ask, prompts: seen }, { signal, atOnce }), client, exchange);
   }
 
   async #encodeChat(chat: Chat, { held, signal }: Exchange): Promise<Int32Array> {
     this.#checkChat(chat, held);
-    const messages = await withFiles(chat.messages, this.#options.fetchMedia, signal);
+    const messages = await withFiles(chat.messages, this.#charged(held), signal);
     return this.#model.encodeChat(messages, { ...(chat.tools?.length && { tools: chat.tools }), signal });
+  }
+
+  /** What fetches files, whose bytes are the request's as those of its body are. */
+  #charged(held: Held): FetchMedia | undefined {
+    const { fetchMedia } = this.#options;
+    if (!fetchMedia) return undefined;
+    return async (url, signal) => {
+      const bytes = await fetchMedia(url, signal);
+      held.take(bytes.byteLength);
+      return bytes;
+    };
   }
 
   /** Refuses a conversation that is too long, or has too many images for the server or for its budget now. */

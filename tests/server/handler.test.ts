@@ -233,6 +233,16 @@ describe("bodies", () => {
     await again.body!.cancel();
   });
 
+  it("share it with the files that are fetched for them", async () => {
+    const fetchMedia = async (url: string) => new Uint8Array(Number(url.split("/").at(-1)));
+    const { handler } = served({ lines: ["ok"] }, { limits: { heldBytes: 6e6 + 2000 }, fetchMedia });
+    const ask = async (bytes: number) => {
+      const image = { type: "image_url", image_url: { url: `https://files.example/${bytes}` } };
+      return (await handler(post(path, { messages: [{ role: "user", content: [image] }] }))).status;
+    };
+    expect([await ask(1000), await ask(5000), await ask(1000)]).toEqual([200, 429, 200]);
+  });
+
   it("with too long a text are refused before it is tokenized", async () => {
     const { model, handler } = served({ lines: [] });
     for (const [at, body] of [

@@ -154,6 +154,8 @@ describe("fetching", () => {
     await expect(at(announced, { mostBytes: 5000 })).rejects.toThrow("larger than 5,000 bytes");
     await expect(at(endless, { mostBytes: 5000 })).rejects.toThrow("larger than 5,000 bytes");
     await expect(at(silent, { timeoutMs: 50 })).rejects.toThrow("longer than 0.05 seconds");
+    const nameless = { timeoutMs: 50, resolve: () => new Promise<never>(() => {}) };
+    await expect(at(silent, nameless)).rejects.toThrow("longer than 0.05 seconds");
     await expect(at(endless, { timeoutMs: 50, mostBytes: 1e9 })).rejects.toThrow("longer than 0.05 seconds");
   });
 
