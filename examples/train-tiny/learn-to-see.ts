@@ -2,9 +2,10 @@
 // whose flag, each by a plain classifier on the rows that the text model would get. Cheaper by an order of magnitude for a
 // picture than through the text model, which learns little from rows that all look alike.
 //
-//   node --import ../../scripts/ts.mjs learn-to-see.ts [--steps 1500] [--seconds 3600] [--threads N] [WORK]
+//   node --import ../../scripts/ts.mjs learn-to-see.ts [--steps 1500] [--seconds 3600] [--threads N] [--text MODEL] [WORK]
 //
-// Writes WORK/eyes: a model of the sizes in model.json whose vision encoder has learnt, and whose text model is random.
+// Writes WORK/eyes: a model of the sizes in model.json whose vision encoder has learnt, and whose text model is random, or
+// that of MODEL, which then learns to read it.
 //
 // N pictures of a step · C classes
 
@@ -14,7 +15,7 @@ import { parseArgs } from "node:util";
 import { openNative } from "../../src/backends/native/backend.ts";
 import { type FileSource, openFile } from "../../src/checkpoint/source.ts";
 import { tokenIds } from "../../src/cli/init.ts";
-import { writeModel } from "../../src/cli/run-folder.ts";
+import { readModel, writeModel } from "../../src/cli/run-folder.ts";
 import { randomWeights } from "../../src/cli/train-start.ts";
 import { encodeImage } from "../../src/model/vision.ts";
 import { normalise } from "../../src/prompt/image.ts";
@@ -35,6 +36,7 @@ const { values, positionals } = parseArgs({
     steps: { type: "string", default: "1500" },
     seconds: { type: "string", default: "3600" },
     threads: { type: "string" },
+    text: { type: "string" },
   },
 });
 const work = resolve(positionals[0] ?? join(import.meta.dirname, "work"));
@@ -228,7 +230,8 @@ for (let i = 0; i < steps; i++) {
   }
 }
 mkdirSync(work, { recursive: true });
-await writeModel(join(work, "eyes"), { backend, weights, model, tokenizer }, "f32");
+const text = values.text === undefined ? weights.text : (await readModel(resolve(values.text), backend)).weights.text;
+await writeModel(join(work, "eyes"), { backend, weights: { ...weights, text }, model, tokenizer }, "f32");
 writeFileSync(join(work, "eyes/seen.json"), `${JSON.stringify({ seconds: (performance.now() - start) / 1000 })}\n`);
 for (const file of files) await file.close();
 backend.close();
