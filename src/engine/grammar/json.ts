@@ -183,31 +183,64 @@ export class JsonWriter {
       throw new RequestError(
         `${this.#name}: at ${where}, it is supported for items of "enum", "const", booleans, null and up to ${MOST_LISTED} whole numbers; others no grammar remembers: leave it out, and look for items that came twice`,
       );
-    return listed.flat().filter((value, i, all) => all.findIndex((other) => isSame(other, value)) === i);
+    const different: Json[] = [];
+    for (const value of listed.flat()) {
+      if (different.some((other) => isSame(other, value))) continue;
+      if (different.length === MOST_LISTED)
+        throw new RequestError(
+          `${this.#name}: at ${where}, the items have more than ${MOST_LISTED} values; expected at most that: list fewer, or leave it out`,
+        );
+      different.push(value);
+    }
+    return different;
   }
 
   /** Some of the values, each at most once: in any order where they are few, else in theirs. */
   #distinct(values: readonly Json[], comma: Expression, least: number, most: number): Expression {
     const expressions = this.#expressions;
+    const items = values.map((value) => expressions.regex(this.#literal(value)));
+    const behindComma = items.map((item) => expressions.sequence(comma, item));
+    const item = (i: number, written: number) => (written > 0 ? behindComma : items)[i]!;
+    return items.length <= MOST_PERMUTED
+      ? this.#permuted(items.length, item, least, most)
+      : this.#inOrder(items.length, item, least, most);
+  }
+
+  #permuted(n: number, item: (i: number, written: number) => Expression, least: number, most: number): Expression {
+    const expressions = this.#expressions;
     const known = new Map<string, Expression>();
-    const isFree = values.length <= MOST_PERMUTED;
-    const behind = (left: readonly number[], written: number): Expression => {
-      const key = `${left.join()} ${written}`;
+    const behind = (left: readonly number[]): Expression => {
+      const written = n - left.length;
+      const key = left.join();
       const ways = written >= least ? [expressions.sequence()] : [];
       if (!known.has(key) && written < most)
-        for (const [i, chosen] of left.entries()) {
-          const rest = isFree ? left.filter((other) => other !== chosen) : left.slice(i + 1);
-          const item = expressions.regex(this.#literal(values[chosen]!));
-          ways.push(expressions.sequence(...(written > 0 ? [comma] : []), item, behind(rest, written + 1)));
-        }
+        for (const i of left)
+          ways.push(expressions.sequence(item(i, written), behind(left.filter((other) => other !== i))));
       const expression = known.get(key) ?? expressions.choice(...ways);
       known.set(key, expression);
       return expression;
     };
-    return behind(
-      values.map((_, i) => i),
-      0,
-    );
+    return behind(Array.from({ length: n }, (_, i) => i));
+  }
+
+  #inOrder(n: number, item: (i: number, written: number) => Expression, least: number, most: number): Expression {
+    const expressions = this.#expressions;
+    const counts = least > 1 || most < n;
+    const known = new Map<string, Expression>();
+    // What follows once the first i have been written or left out, `written` of them; where none counts them, 1 stands for more.
+    const behind = (i: number, written: number): Expression => {
+      if (i === n || written === most) return written >= least ? expressions.sequence() : expressions.choice();
+      const key = `${i} ${written}`;
+      const expression =
+        known.get(key) ??
+        expressions.choice(
+          expressions.sequence(item(i, written), behind(i + 1, counts ? written + 1 : 1)),
+          behind(i + 1, written),
+        );
+      known.set(key, expression);
+      return expression;
+    };
+    return behind(0, 0);
   }
 
   #object(form: ObjectForm): Expression {

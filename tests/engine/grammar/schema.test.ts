@@ -62,6 +62,14 @@ const schemas: Record<string, object | boolean> = {
     type: "array",
     ...{ items: { enum: [..."abcdefghijkl"] }, uniqueItems: true, minItems: 3, maxItems: 7 },
   },
+  "some of a hundred different items": {
+    type: "array",
+    ...{ items: { enum: Array.from({ length: 100 }, (_, i) => i) }, uniqueItems: true, minItems: 1 },
+  },
+  "many of a hundred different items": {
+    type: "array",
+    ...{ items: { enum: Array.from({ length: 100 }, (_, i) => i) }, uniqueItems: true, minItems: 40, maxItems: 60 },
+  },
   "different numbers or booleans": {
     type: "array",
     items: { anyOf: [{ type: "integer", exclusiveMinimum: 0, maximum: 4 }, { type: "boolean" }, { const: 2 }] },
@@ -283,6 +291,10 @@ describe("a schema", () => {
     [{ type: "array", uniqueItems: true }, "at #/uniqueItems"],
     [{ type: "array", items: { type: "string" }, uniqueItems: true }, "at #/uniqueItems"],
     [{ type: "array", items: { type: "integer", minimum: 0, maximum: 100 }, uniqueItems: true }, "at #/uniqueItems"],
+    [
+      { type: "array", items: { enum: Array.from({ length: 400 }, (_, i) => `${i}`) }, uniqueItems: true },
+      "at #/uniqueItems, the items have more than 100 values",
+    ],
     [{ uniqueItems: 1 }, "#/uniqueItems"],
     [{ not: { type: "integer" } }, "at #/not"],
     [{ not: { const: 3 } }, "at #/not"],
