@@ -30,17 +30,21 @@ export class ByteBudget {
 export class Held {
   readonly #budget: ByteBudget;
   #bytes = 0;
+  #isReleased = false;
 
   constructor(budget: ByteBudget) {
     this.#budget = budget;
   }
 
+  /** Throws once it is released: nobody would give the bytes back. */
   take(bytes: number): void {
+    if (this.#isReleased) throw new Error("the request is over; expected no more bytes for it");
     this.#budget.take(bytes);
     this.#bytes += bytes;
   }
 
   release(): void {
+    this.#isReleased = true;
     this.#budget.give(this.#bytes);
     this.#bytes = 0;
   }

@@ -243,6 +243,27 @@ describe("bodies", () => {
     expect([await ask(1000), await ask(5000), await ask(1000)]).toEqual([200, 429, 200]);
   });
 
+  it("give back what a file brings that comes after its request has failed", async () => {
+    const fetchMedia = async (url: string) => {
+      if (url.endsWith("gone")) throw new RequestError("there is none");
+      if (url.endsWith("late")) await soon();
+      return new Uint8Array(1000);
+    };
+    const { handler } = served({ lines: ["ok"] }, { limits: { heldBytes: 12e6 + 2500 }, fetchMedia });
+    const ask = async (...names: string[]) => {
+      const images = names.map((name) => ({
+        type: "image_url",
+        image_url: { url: `https://files.example/${name}` },
+      }));
+      return (await handler(post(path, { messages: [user(images)] }))).status;
+    };
+    for (let i = 0; i < 3; i++) {
+      expect(await ask("gone", "late")).toBe(400);
+      await soon(40);
+    }
+    expect(await ask("a", "b")).toBe(200);
+  });
+
   it("with too long a text are refused before it is tokenized", async () => {
     const { model, handler } = served({ lines: [] });
     for (const [at, body] of [
