@@ -26,14 +26,14 @@ const reference = `^[a-z][a-z0-9+.-]{0,15}://${hostname}(?::\\d{1,5})?${path}(?:
 const url = "^https?://[a-z0-9]{1,40}(?:\\.[a-z0-9]{1,40}){0,2}\\.[a-z]{2,10}(?::\\d{2,5})?(?:/[A-Za-z0-9._~/-]*)?$";
 const email = `^[A-Za-z0-9_+-]{1,32}(?:\\.[A-Za-z0-9_+-]{1,16}){0,2}@${label}(?:\\.${label}){1,3}$`;
 
-/** Of whole numbers, as OpenAPI names them: the least and the most; of 64 bits, as far as neighbours are told apart. */
+/** Of whole numbers, as OpenAPI names them: the least and the most. 2^63 − 1 and 2^64 − 1 are no doubles; the next are 2^63 and 2^64. */
 export const integers: ReadonlyMap<string, readonly [number, number]> = new Map([
   ...[8, 16, 32].flatMap((bits): [string, [number, number]][] => [
     [`int${bits}`, [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]],
     [`uint${bits}`, [0, 2 ** bits - 1]],
   ]),
-  ["int64", [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER]],
-  ["uint64", [0, Number.MAX_SAFE_INTEGER]],
+  ["int64", [-(2 ** 63), 2 ** 63]],
+  ["uint64", [0, 2 ** 64]],
 ]);
 
 /** Of texts, by name. */

@@ -155,7 +155,7 @@ export class JsonWriter {
   #array({ prefix, items, least, most, unique }: ArrayForm): Expression {
     const [regexes, expressions] = [this.#regexes, this.#expressions];
     const comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
-    if (unique !== undefined && most > 1 && (prefix.length > 0 || items !== false))
+    if (unique !== undefined && Math.min(most, items === false ? prefix.length : most) > 1)
       return this.#enclosed(
         "[",
         this.#distinct(this.#finite(prefix, items, unique), comma, least, most),

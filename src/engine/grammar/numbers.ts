@@ -172,6 +172,7 @@ class Digits {
 
 /** Digits of a number that is not negative, without exponent; a fraction does not end with 0. */
 function decimal(value: number): { readonly whole: string; readonly fraction: string } {
+  if (Number.isInteger(value)) return { whole: BigInt(value).toString(), fraction: "" }; // with all its digits
   const [mantissa, exponent = "0"] = String(value).split("e");
   const [left, right = ""] = mantissa!.split(".");
   const shift = Number(exponent);

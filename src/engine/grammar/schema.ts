@@ -204,6 +204,8 @@ export class SchemaDocument {
         throw this.#wrong(place, `"${keyword}" is not supported; expected one of ${[...UNDERSTOOD].join(", ")}`);
       if (keyword === "uniqueItems" && typeof value !== "boolean")
         throw this.#wrong(`${place}/uniqueItems`, `it is ${shown(value)}; expected true or false`);
+      if (keyword === "format" && typeof value !== "string")
+        throw this.#wrong(`${place}/format`, `it is ${shown(value)}; expected a name`);
       if (keyword === "discriminator" && schema["oneOf"] === undefined && schema["anyOf"] === undefined)
         throw this.#wrong(place, '"discriminator" is supported beside "oneOf" or "anyOf", whose alternatives it names');
       if (keyword === "multipleOf" && value !== 1)
@@ -264,8 +266,7 @@ export class SchemaDocument {
     const languages: Language[] = [];
     const { pattern, format } = schema;
     if (pattern !== undefined) languages.push(this.#language(pattern, `${place}/pattern`));
-    if (format !== undefined) {
-      if (typeof format !== "string") throw this.#wrong(`${place}/format`, `it is ${shown(format)}; expected a name`);
+    if (typeof format === "string") {
       if (format === "regex") throw this.#wrong(`${place}/format`, '"regex" is not supported; expected a "pattern"');
       const known = formats.get(format); // others are annotations
       if (known !== undefined) languages.push(this.#language(known, `${place}/format`));

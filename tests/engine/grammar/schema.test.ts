@@ -76,6 +76,10 @@ const schemas: Record<string, object | boolean> = {
     ...{ uniqueItems: true, minItems: 4 },
   },
   "one item at most, which is different": { type: "array", items: { type: "string" }, uniqueItems: true, maxItems: 1 },
+  "one item of a list, which is different": {
+    type: "array",
+    ...{ prefixItems: [{ type: "string" }], items: false, uniqueItems: true },
+  },
   "no type of some": { not: { type: ["string", "object", "array"], description: "those" } },
   "a property that may not come": {
     type: "object",
@@ -97,6 +101,17 @@ const schemas: Record<string, object | boolean> = {
       },
     },
     $ref: "#/$defs/list",
+  },
+  // a fault: as far as neighbours are told apart, larger ones were refused
+  "large values of 64 bits": {
+    type: "array",
+    prefixItems: [
+      { type: "integer", format: "int64", enum: [1234567890123456789, -1234567890123456789] },
+      { format: "int64", const: 1234567890123456789 },
+      { type: "integer", format: "int64", minimum: 1e16 },
+      { type: "integer", format: "uint64", minimum: 1e19 },
+    ],
+    ...{ items: false, minItems: 4 },
   },
   "an integer in bounds": { type: "integer", minimum: -12, maximum: 345 },
   "an integer between fractions": { type: "integer", minimum: 0.5, exclusiveMaximum: 3 },
@@ -302,6 +317,7 @@ describe("a schema", () => {
     [{ type: "number", multipleOf: 0.5 }, "multipleOf"],
     [{ type: "string", format: "regex" }, "#/format"],
     [{ type: "string", format: 3 }, "#/format"],
+    [{ type: "integer", format: ["int32"] }, "#/format"],
     [{ type: "string", minLength: -1 }, "#/minLength"],
     [{ type: "string", pattern: "(" }, "#/pattern"],
     [{ type: "string", pattern: "(?=a)b" }, "(?=…)"],
