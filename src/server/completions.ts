@@ -1,12 +1,11 @@
 // OpenAI's /v1/completions: what follows a text.
 
 import { z } from "zod";
-import type { PromptToken } from "../engine/prompt-logprobs.ts";
 import { usageOf } from "./chat-completions.ts";
 import type { Dialect, Meta } from "./dialect.ts";
 import { openAiError, Refusal } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
-import { type Ask, type Finish, type Reply, type Said, totalUsage } from "./generation.ts";
+import { type Ask, type Finish, type Reply, type Said, type ToldToken, totalUsage } from "./generation.ts";
 import { list, MOST_TOKENS, maybe, newId, samplingFields, samplingOf, seconds, wholeNumber } from "./wire.ts";
 
 const token = wholeNumber(0);
@@ -100,7 +99,7 @@ function whole(body: Body, replies: readonly Reply[], { model }: Meta): object {
 }
 
 /** Lists that run side by side; the text of the first token begins at `offset`. */
-function logprobsOf(list: readonly PromptToken[], offset: number) {
+function logprobsOf(list: readonly ToldToken[], offset: number) {
   let at = offset;
   return {
     tokens: list.map(({ text }) => text),

@@ -9,6 +9,7 @@ import type { TokenRoutes } from "../engine/route-trace.ts";
 import type { Sampling } from "../engine/sampler.ts";
 import type { ContentPart, Message, Tool, ToolCall } from "../prompt/chat-format.ts";
 import type { MediaOptions } from "../prompt/media.ts";
+import { Refusal } from "./errors.ts";
 
 export interface ReplyOptions extends Sampling {
   readonly maxTokens?: number | undefined;
@@ -105,7 +106,7 @@ export interface Said {
   readonly logprobs: readonly (TokenLogprob & { readonly top: readonly TokenLogprob[] })[];
   readonly toolCalls: readonly ToolCall[];
   /** Those of the prompt, where `text` is the prompt and log-probabilities are asked for. */
-  readonly promptTokens?: readonly PromptToken[] | undefined;
+  readonly promptTokens?: readonly ToldToken[] | undefined;
   /** Of its tokens, where asked for. */
   readonly routes: readonly TokenRoutes[];
   /** With the reply's first piece. */
@@ -141,18 +142,53 @@ export async function* generate(
     if (!echo) return rest();
     const first = i - (i % n);
     const told = echoes.get(first) ?? echoOf(model, prompt, { ...all, bos });
-    echoes.set(first, told);
+    if (i === first + n - 1) echoes.delete(first);
+    else echoes.set(first, told);
     return withPrompt(i, told, options.maxTokens === 0 ? undefined : rest());
   };
+  if (echo && options.logprobs !== undefined && !("messages" in prompts))
+    await checkTold(model, prompts, { n, top: options.logprobs, bos, signal });
   const echoes = new Map<number, Promise<Echo>>();
   const count = n * ("messages" in prompts ? 1 : prompts.length);
   yield* together(count, begin, { waits: (i) => i % n !== 0, isRead: ({ usage }) => usage !== undefined, atOnce });
 }
 
+/** Log-probabilities that a request may be told of its prompts. */
+const MOST_TOLD = 2 ** 20;
+
+/** Refuses more before any is computed: they are held, and sent, all at once. */
+async function checkTold(
+  model: ServedModel,
+  prompts: readonly (string | readonly number[])[],
+  { n, top, bos = false, signal }: { n: number; top: number; bos: boolean | undefined; signal: AbortSignal },
+): Promise<void> {
+  let tokens = 0;
+  for (const prompt of prompts) {
+    tokens += typeof prompt === "string" ? (await model.encode(prompt, { bos, signal })).length : prompt.length;
+    if (tokens * n * (1 + top) <= MOST_TOLD) continue;
+    throw new Refusal(
+      400,
+      `"echo" with "logprobs" would tell more than ${MOST_TOLD.toLocaleString("en")} log-probabilities, tokens of the prompts times replies times 1 + logprobs; expected shorter prompts, fewer of them, or fewer likeliest tokens.`,
+      { param: "prompt" },
+    );
+  }
+}
+
+/** A token of a prompt without its bytes, which no API tells. */
+export type ToldToken = Pick<PromptToken, "text" | "logprob"> & {
+  readonly top: readonly Pick<TokenLogprob, "text" | "logprob">[];
+};
+
+const told = ({ text, logprob, top }: PromptToken): ToldToken => ({
+  text,
+  logprob,
+  top: top.map(({ text, logprob }) => ({ text, logprob })),
+});
+
 /** A prompt as it is told; its tokens where log-probabilities are asked for. */
 interface Echo {
   readonly text: string;
-  readonly promptTokens: readonly PromptToken[] | undefined;
+  readonly promptTokens: readonly ToldToken[] | undefined;
   readonly length: number;
 }
 
@@ -168,7 +204,7 @@ async function echoOf(
     return { text, promptTokens: undefined, length: tokens.length };
   }
   const tokens = await model.promptLogprobs(prompt, { bos, top, signal });
-  return { text, promptTokens: tokens.slice(isText && bos ? 1 : 0), length: tokens.length }; // a text's begin is none of it
+  return { text, promptTokens: tokens.slice(isText && bos ? 1 : 0).map(told), length: tokens.length }; // a text's begin is none of it
 }
 
 /** A reply behind its prompt; the prompt alone, where nothing is to follow. */

@@ -88,6 +88,25 @@ describe("POST /v1/completions", () => {
     expect(model.asked).toEqual([]);
   });
 
+  it("refuses to tell more of prompts than it can hold, before anything is computed", async () => {
+    const { model, handler } = served({ lines: [] });
+    const prompt = Array(500).fill(Array(100).fill(97)); // 50,000 tokens
+    const ask = (logprobs: number, more: object) =>
+      handler(post(path, { prompt, echo: true, logprobs, max_tokens: 0, ...more }));
+    expect((await ask(19, {})).status).toBe(200);
+    model.promptLogprobs = async () => {
+      throw new Error("computed");
+    };
+    for (const more of [{}, { stream: true }, { prompt: Array(500).fill("a".repeat(100)) }]) {
+      const response = await ask(20, more);
+      expect(response.status).toBe(400);
+      expect((await json(response)).error).toMatchObject({
+        ...{ type: "invalid_request_error", param: "prompt" },
+        message: expect.stringContaining("1,048,576 log-probabilities"),
+      });
+    }
+  });
+
   it("takes more prompts than are computed at once, and leaves room for others", async () => {
     const { model, handler } = served({ lines: ["a"] }, { limits: { concurrent: 4 } });
     let most = 0;
