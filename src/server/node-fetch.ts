@@ -27,7 +27,7 @@ export interface FetchOptions {
 /** A fetcher for `createHandler`. Every address is checked when it is connected to, behind every redirect anew. */
 export function mediaFetcher(options: FetchOptions): FetchMedia {
   const { mostBytes = 20e6, timeoutMs = 10_000, redirects = 3 } = options;
-  return async (given, signal) => {
+  return async (given, signal, take) => {
     const late = AbortSignal.timeout(timeoutMs);
     const stop = new AbortController();
     const abort = () => stop.abort();
@@ -47,7 +47,7 @@ export function mediaFetcher(options: FetchOptions): FetchMedia {
           response.destroy();
           throw refused("its host answers that it is not there");
         }
-        return await read(response, mostBytes);
+        return await read(response, mostBytes, take);
       }
       throw refused(`it is behind more than ${redirects} redirects`);
     } catch (error) {
@@ -113,7 +113,11 @@ function unless<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
   });
 }
 
-async function read(response: IncomingMessage, mostBytes: number): Promise<Uint8Array> {
+async function read(
+  response: IncomingMessage,
+  mostBytes: number,
+  take: ((bytes: number) => void) | undefined,
+): Promise<Uint8Array> {
   const tooLarge = () => refused(`it is larger than ${mostBytes.toLocaleString("en")} bytes`);
   const chunks: Buffer[] = [];
   let length = 0;
@@ -122,6 +126,7 @@ async function read(response: IncomingMessage, mostBytes: number): Promise<Uint8
     for await (const chunk of response as AsyncIterable<Buffer>) {
       length += chunk.byteLength;
       if (length > mostBytes) throw tooLarge();
+      take?.(chunk.byteLength);
       chunks.push(chunk);
     }
   } finally {

@@ -213,9 +213,14 @@ export class Server {
     const { fetchMedia } = this.#options;
     if (!fetchMedia) return undefined;
     return async (url, signal) => {
-      const bytes = await fetchMedia(url, signal);
-      held.take(bytes.byteLength);
-      return bytes;
+      let taken = 0;
+      const take = (bytes: number) => {
+        held.take(bytes);
+        taken += bytes;
+      };
+      const file = await fetchMedia(url, signal, take);
+      if (file.byteLength > taken) take(file.byteLength - taken);
+      return file;
     };
   }
 

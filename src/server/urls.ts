@@ -4,8 +4,8 @@ import type { ContentPart, Message } from "../prompt/chat-format.ts";
 import { Refusal } from "./errors.ts";
 import type { AskedPart, UrlPart } from "./generation.ts";
 
-/** Fetches the file behind a URL, or throws Refusal. */
-export type FetchMedia = (url: string, signal: AbortSignal) => Promise<Uint8Array>;
+/** Fetches the file behind a URL, or throws Refusal. Says what it holds by `take` as it comes, which throws where there is no room. */
+export type FetchMedia = (url: string, signal: AbortSignal, take?: (bytes: number) => void) => Promise<Uint8Array>;
 
 /** The same messages with the files' bytes in place of their URLs. */
 export async function withFiles(

@@ -243,6 +243,19 @@ describe("bodies", () => {
     expect([await ask(1000), await ask(5000), await ask(1000)]).toEqual([200, 429, 200]);
   });
 
+  it("count a file's bytes while they come, and once", async () => {
+    const fetchMedia = async (_: string, __: AbortSignal, take?: (bytes: number) => void) => {
+      for (let i = 0; i < 4; i++) take!(250);
+      return new Uint8Array(1000);
+    };
+    const image = { type: "image_url", image_url: { url: "https://files.example/a" } };
+    const ask = async (room: number) => {
+      const { handler } = served({ lines: ["ok"] }, { limits: { heldBytes: 6e6 + room }, fetchMedia });
+      return (await handler(post(path, { messages: [user([image])] }))).status;
+    };
+    expect([await ask(1500), await ask(1000)]).toEqual([200, 429]);
+  });
+
   it("give back what a file brings that comes after its request has failed", async () => {
     const fetchMedia = async (url: string) => {
       if (url.endsWith("gone")) throw new RequestError("there is none");

@@ -1,6 +1,7 @@
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, describe, expect, it } from "vitest";
+import { Refusal } from "../../src/server/errors.ts";
 import { type FetchOptions, isPublic, mediaFetcher } from "../../src/server/node-fetch.ts";
 
 const servers: ReturnType<typeof createServer>[] = [];
@@ -138,6 +139,26 @@ describe("fetching", () => {
     const fetch = mediaFetcher({ hosts: ["*"] });
     for (const url of ["http://images.example/", "ftp://images.example/", "file:///etc/passwd", "gopher://x/"])
       await expect(fetch(url, never)).rejects.toThrow("is not https");
+  });
+
+  it("says what it holds as it comes, and stops where there is no room", async () => {
+    let isClosed = false;
+    const endless = await host((_, response) => {
+      const timer = setInterval(() => response.write("x".repeat(1000)), 1);
+      response.on("close", () => {
+        isClosed = true;
+        clearInterval(timer);
+      });
+    });
+    let held = 0;
+    const take = (bytes: number) => {
+      if (held + bytes > 5000) throw new Refusal(429, "no room");
+      held += bytes;
+    };
+    const asked = fetcher({ ...local, mostBytes: 1e9 })(`http://images.example:${endless.port}/`, never, take);
+    await expect(asked).rejects.toThrow("no room");
+    expect(held).toBeGreaterThan(0);
+    await expect.poll(() => isClosed).toBe(true);
   });
 
   it("gives up what is too large, announced or not, and what takes too long", async () => {
