@@ -206,10 +206,12 @@ export class Engine {
     const tokens = this.#checkPrompt(prompt);
     const channel = new Channel<LogitRows>(() => this.#cancel(job));
     let delivered = 0;
+    // each of its rows has logits: slices keep to memory that stays, and hold up others' replies no longer than that takes
+    const mostRows = Math.max(1, Math.floor(MOST_LOGITS / this.#options.config.vocabSize));
     const job: Job = new Job(
       this.#sequences++,
       tokens,
-      { wantsAll: !last, images: this.#checkImages(tokens, images) },
+      { wantsAll: !last, mostRows: last ? undefined : mostRows, images: this.#checkImages(tokens, images) },
       {
         failed: (error) => channel.fail(error),
         computed: (logits, position) => {
@@ -529,6 +531,7 @@ interface Wish {
   readonly sampler?: Sampler;
   readonly mostTokens?: number;
   readonly wantsAll?: boolean;
+  readonly mostRows?: number | undefined;
   readonly wantsRoutes?: boolean | undefined;
   readonly images?: PromptImages | undefined;
 }
@@ -547,6 +550,7 @@ class Job implements Schedulable {
   readonly mostTokens: number;
   /** Logits of all its positions are wanted, so none may come from the cache. */
   readonly wantsAll: boolean;
+  readonly mostRows: number | undefined;
   readonly wantsRoutes: boolean;
   readonly images: PromptImages | undefined;
   readonly reader: Reader;
@@ -566,7 +570,7 @@ class Job implements Schedulable {
   over: () => void = () => {};
 
   constructor(sequence: number, tokens: number[], wish: Wish, reader: Reader) {
-    const { sampler, mostTokens = 0, wantsAll = false, wantsRoutes = false, images } = wish;
+    const { sampler, mostTokens = 0, wantsAll = false, mostRows, wantsRoutes = false, images } = wish;
     this.wantsRoutes = wantsRoutes;
     this.images = images;
     this.sequence = sequence;
@@ -575,6 +579,7 @@ class Job implements Schedulable {
     this.sampler = sampler;
     this.mostTokens = mostTokens;
     this.wantsAll = wantsAll;
+    this.mostRows = mostRows;
     this.reader = reader;
   }
 

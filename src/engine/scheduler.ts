@@ -12,6 +12,8 @@ export interface Running {
   readonly position: number;
   /** Positions from here on wait for an image that is still being encoded. */
   readonly readable?: number | undefined;
+  /** Most of its tokens in a step, where that is fewer than the step has. */
+  readonly mostRows?: number | undefined;
   /** Tokens guessed to follow, for a sequence that needs one token. */
   readonly guesses?: ArrayLike<number> | undefined;
 }
@@ -35,7 +37,7 @@ export function plan(running: readonly Running[], { tokens, chunk }: Budget): Se
   const decodes = ready.filter((r) => pending(r) === 1);
   const prefills = ready.filter((r) => pending(r) > 1);
   const inChunk = (r: Running) => chunk - (r.position % chunk);
-  const slice = (r: Running) => Math.min(readable(r), inChunk(r));
+  const slice = (r: Running) => Math.min(readable(r), inChunk(r), r.mostRows ?? Infinity);
 
   const kept = prefills.length > 0 ? Math.floor(tokens / 4) : 0;
   const taken = decodes.slice(0, tokens - kept).map((r) => ({ r, length: 1 }));

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, vi } from "vitest";
 import { openCheckpoint } from "../../src/checkpoint/open.ts";
-import type { Engine, Generated, GenerateRequest } from "../../src/engine/engine.ts";
+import type { Engine, EngineOptions, Generated, GenerateRequest } from "../../src/engine/engine.ts";
 import { mapParameters } from "../../src/model/parameters.ts";
 import { forward, type Step } from "../../src/model/transformer.ts";
 import { CapacityError, RequestError } from "../../src/tensor/errors.ts";
@@ -58,6 +58,19 @@ describe("the engine computes what the model computes", () => {
       return row.indexOf(Math.max(...row));
     });
     expect(reply).toEqual(best.slice(4, -1));
+  });
+
+  it("in slices of 64 MB at most, or of one row", async () => {
+    const rowsOf = async (vocabSize: number) => {
+      const wide: EngineOptions["forward"] = async (_p, c, { wanted }) =>
+        backend.from(new Float32Array(wanted.length * c.vocabSize), [wanted.length, c.vocabSize]);
+      const engine = open({ config: { ...config, vocabSize }, forward: wide });
+      const rows: number[] = [];
+      for await (const { logits } of engine.logits([1, 2, 3])) rows.push(logits.length / vocabSize);
+      return rows;
+    };
+    expect(await rowsOf(2 ** 23)).toEqual([2, 1]);
+    expect(await rowsOf(2 ** 23 + 1)).toEqual([1, 1, 1]);
   });
 
   it("in buffers that hold the rows of one request only", async () => {

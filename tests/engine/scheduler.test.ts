@@ -22,6 +22,12 @@ describe("a planned step", () => {
     expect(segments).toEqual([{ row: 0, position: 0, length: 10, sequence: 0 }]);
   });
 
+  it("takes no more of a prompt than its rows, and gives the rest to others", () => {
+    const narrow = { sequence: 0, position: 5, length: 50, mostRows: 3 };
+    const other = { sequence: 1, position: 0, length: 50 };
+    expect(plan([narrow, other], { tokens: 16, chunk: 32 }).map(({ length }) => length)).toEqual([3, 13]);
+  });
+
   it("keeps the budget, fills it where it can, cuts at chunks and numbers its rows, for 1,000 random queues", () => {
     fc.assert(
       fc.property(running, budget, (queue, { tokens, chunk }) => {
