@@ -4,6 +4,7 @@
 //     report.html                  the same for people
 //     tokenizer.json               where it was learnt from the data
 //     checkpoints/step-00001200/   a model like others, with training/ beside its weights: what the run goes on from
+//     running                      the process that trains there, while it does
 //     model/                       what came out; adapter/ in a run with `lora`, whose checkpoints are adapters too
 //
 // A checkpoint is written beside its place and renamed when it is whole; the older ones go only then.
@@ -15,7 +16,9 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  rmSync,
   truncateSync,
+  writeFileSync,
   writeSync,
 } from "node:fs";
 import { mkdir, open, rename, rm, writeFile } from "node:fs/promises";
@@ -73,6 +76,7 @@ export class RunFolder {
   readonly #checkpoints: string;
   readonly #logPath: string;
   #log: number | undefined;
+  #isClaimed = false;
   #logBytes = 0;
 
   constructor(path: string) {
@@ -87,12 +91,14 @@ export class RunFolder {
 
   async create(): Promise<void> {
     await mkdir(this.#checkpoints, { recursive: true });
+    this.#claim();
     this.#log = openSync(this.#logPath, "a");
   }
 
   /** The newest checkpoint that is whole; what a killed run left half-written is removed. */
   async latest(): Promise<SavedCheckpoint | undefined> {
     if (!existsSync(this.#checkpoints)) return undefined;
+    this.#claim();
     await removeFrom(this.#checkpoints, (name) => draftOfCheckpoint.test(name));
     await removeFrom(this.path, (name) => draftOfModel.test(name));
     const newest = this.#steps().at(-1);
@@ -104,6 +110,20 @@ export class RunFolder {
       throw new TrainingError(`${stateFile} is no state of a run; remove ${path} to resume from the checkpoint before`);
     const file = await openFile(join(path, "training", "moments.safetensors"));
     return { path, state, moments: await readSafetensors(file), close: () => file.close() };
+  }
+
+  /** Two processes would write into one log, and remove each other's drafts. */
+  #claim(): void {
+    if (this.#isClaimed) return;
+    const file = join(this.path, "running");
+    const pid = existsSync(file) ? Number(readFileSync(file, "utf8")) : 0;
+    if (isAlive(pid))
+      throw new RequestError(
+        `process ${pid} trains in ${this.path}; stop it first, or take another folder (if that process is another program, remove ${file})`,
+      );
+    rmSync(file, { force: true }); // of a process that was killed
+    writeFileSync(file, `${process.pid}\n`, { flag: "wx" });
+    this.#isClaimed = true;
   }
 
   /** Goes on with the log as it was at a checkpoint. */
@@ -177,6 +197,8 @@ export class RunFolder {
   close(): void {
     if (this.#log !== undefined) closeSync(this.#log);
     this.#log = undefined;
+    if (this.#isClaimed) rmSync(join(this.path, "running"), { force: true });
+    this.#isClaimed = false;
   }
 
   #steps(): string[] {
@@ -249,6 +271,16 @@ export async function loadModel(checkpoint: Checkpoint, backend: Backend): Promi
 async function* numbersOf(backend: Backend, x: Tensor): AsyncGenerator<Uint8Array> {
   const numbers = Float32Array.from(await backend.read(x));
   yield new Uint8Array(numbers.buffer);
+}
+
+function isAlive(pid: number): boolean {
+  if (!(pid > 0) || pid === process.pid) return false;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM"; // another user's
+  }
 }
 
 async function removeFrom(folder: string, isLeft: (name: string) => boolean): Promise<void> {

@@ -174,6 +174,23 @@ describe("llama4 train", () => {
     expect(leftIn(out)).toEqual([...leftIn(at("whole")), "model.gguf"].sort());
   });
 
+  it("leaves a folder alone in which another process trains, but not after one that was killed", async () => {
+    const out = at("claimed");
+    cpSync(at("whole"), out, { recursive: true });
+    const before = leftIn(out);
+    const again = ["--config", at("config.json"), "--out", out, "--resume"];
+    writeFileSync(join(out, "running"), `${process.ppid}`); // one that lives
+    const refused = await train(...again);
+    expect(refused.status).toBe(2);
+    expect(objectOf(refused)["error"]).toMatchObject({
+      message: expect.stringContaining(`process ${process.ppid} trains in`),
+    });
+    const dead = spawnSync(process.execPath, ["-e", "0"]).pid;
+    writeFileSync(join(out, "running"), `${dead}`);
+    objectOf(await train(...again));
+    expect(leftIn(out)).toEqual(before);
+  });
+
   it("says what is wrong, and what to do, before anything is trained", async () => {
     const failing = async (...args: string[]) => {
       const ended = await train(...args);
