@@ -337,6 +337,7 @@ napi_value three_products(Call& call) {
   Engine& engine = call.engine();
   ThreeProducts a{};
   a.T = call.size(), a.I = call.size();
+  if (a.I < 1) throw std::range_error("native: threeProducts needs I of at least 1");
   a.x = call.floats(product({a.T, a.I}));
   for (int i = 0; i < 3; i++) {
     a.O[i] = call.size();
@@ -385,6 +386,7 @@ napi_value experts(Call& call) {
     if (!is_packed(a.bank.gate_type) || !is_packed(a.bank.up_type) || !is_packed(a.bank.down_type))
       throw std::range_error("native: a shared expert goes with packed ones");
     a.shared = packed_gated(call, a.F, a.D);
+    a.has_shared = true;
   }
   if (a.T > 0) engine.kernels->experts(engine.pool, a);
   return call.undefined();
@@ -394,9 +396,11 @@ napi_value feed_forward(Call& call) {
   Engine& engine = call.engine();
   Experts a{};
   a.T = call.size(), a.D = call.size(), a.F = call.size();
+  if (a.D < 1 || a.F < 1) throw std::range_error("native: feedForward needs D and F of at least 1");
   a.x = call.floats(product({a.T, a.D}));
   a.y = call.floats(product({a.T, a.D}));
   a.shared = packed_gated(call, a.F, a.D);
+  a.has_shared = true;
   if (a.T > 0) engine.kernels->experts(engine.pool, a);
   return call.undefined();
 }

@@ -49,7 +49,7 @@ inline bool all_packed(const Gated& g) { return is_packed(g.gate_type) && is_pac
 // Choices come first among the rows, by expert, and after them x for the shared expert.
 void experts_int8(Pool& pool, const Experts& a) {
   const int64_t T = a.T, D = a.D, F = a.F, n = T * a.top_k;
-  const bool shared = a.shared.gate, direct = a.top_k == 1 && !shared;  // direct: an expert's rows are y's
+  const bool shared = a.has_shared, direct = a.top_k == 1 && !shared;  // direct: an expert's rows are y's
   const size_t hidden_bytes = Quantized::bytes(n + T, F);
   uint8_t* rows = static_cast<uint8_t*>(pool.shared(Pool::kHidden, hidden_bytes + Quantized::bytes(n + T, D)));
   const Quantized hidden(rows, n + T, F), x(rows + hidden_bytes, n + T, D);
@@ -95,7 +95,7 @@ void experts_int8(Pool& pool, const Experts& a) {
 }  // namespace
 
 void experts(Pool& pool, const Experts& a) {
-  if (all_packed(a.shared.gate ? a.shared : a.bank)) return experts_int8(pool, a);
+  if (all_packed(a.has_shared ? a.shared : a.bank)) return experts_int8(pool, a);
   const auto& [bank_gate, bank_up, bank_down, gate_type, up_type, down_type] = a.bank;
   const int64_t n = a.T * a.top_k, D = a.D, F = a.F;
   const auto matrix_bytes = [](int type, int64_t rows, int64_t columns) {

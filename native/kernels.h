@@ -75,7 +75,7 @@ struct Attend {
 
 // down · swiglu(gate · x, up · x): gate and up [F, D], down [D, F]; or a bank of them.
 struct Gated {
-  const void *gate, *up, *down;  // nullptr: none
+  const void *gate, *up, *down;
   int gate_type, up_type, down_type;
 };
 
@@ -85,6 +85,7 @@ struct Experts {
   const int32_t* chosen; // [T, top_k]
   const float* scores;   // [T, top_k]
   Gated bank, shared;
+  bool has_shared;
   int64_t T, D, F, E, top_k;  // top_k 0: the shared one alone
   float* y;  // [T, D]
 };

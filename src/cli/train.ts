@@ -216,7 +216,7 @@ async function loop({
     );
     savedAt = performance.now();
     savedStep = trainer.progress.step;
-    if (isStale && savedStep > first) await rm(out, { recursive: true });
+    if (isStale && savedStep > first) await rm(out, { recursive: true, force: true });
     isStale &&= savedStep === first;
   };
   const look = async () => {

@@ -58,8 +58,8 @@ export class Optimizer {
   }
 
   /**
-   * One step with gradients in the order of the leaves; a weight without one stays as it is, with its moments. Returns
-   * their norm before clipping. Throws TrainingError, with nothing changed, where that is no number.
+   * One step with gradients in the order of the leaves; a weight without one stays as it is, with its moments, and its
+   * average comes nearer. Returns their norm before clipping. Throws TrainingError, with nothing changed, where that is no number.
    */
   async step(gradients: readonly (Tensor | undefined)[], rate: number): Promise<number> {
     const { beta1, beta2, eps, decay, clip, visionRate } = this.#options;
@@ -75,14 +75,13 @@ export class Optimizer {
     this.#steps++;
     for (const [i, { name, weight, mean, square, average }] of this.#kept.entries()) {
       const gradient = gradients[i];
-      if (!gradient) continue;
       const own = name.startsWith("vision.") ? rate * visionRate : rate;
       const shrink = weight.shape.length > 1 ? decay : 0;
-      if (square)
+      if (gradient && square)
         this.#backend.adamW(weight, gradient, mean, square, {
           ...{ rate: own, beta1, beta2, eps, decay: shrink, step: this.#steps, scale },
         });
-      else
+      else if (gradient)
         await muonStep(this.#backend, weight, gradient, mean, {
           ...{ rate: own, momentum: 0.95, decay: shrink, scale },
         });

@@ -2,7 +2,7 @@
 
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Addon, type EngineHandle, loadAddon } from "../../../src/backends/native/addon.ts";
+import { type Addon, type EngineHandle, loadAddon, packedType } from "../../../src/backends/native/addon.ts";
 import { openReference } from "../../../src/backends/reference/reference.ts";
 import { attend, crossEntropy, experts, rope, route } from "../../../src/tensor/ops.ts";
 
@@ -22,6 +22,8 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
   const {
     rope,
     experts,
+    feedForward,
+    threeProducts,
     attend,
     crossEntropy,
     route,
@@ -59,6 +61,21 @@ describe.skipIf(!addon)("the border (skipped where the addon is not built)", () 
         if (D! * F! * E! * k! > 0) call();
         else expect(call, `${[T, D, F, E, k]}`).toThrow(/at least 1/);
       }
+  });
+
+  it("refuses a feed-forward and three products of no width", () => {
+    const pair = () => [buffer(), 0] as const;
+    const packed = 8 + packedType; // q8_0
+    const gated = [packed, packed, packed, ...pair(), ...pair(), ...pair()] as const;
+    for (const T of sizes) {
+      for (const [D, F] of [
+        [0, 32],
+        [32, 0],
+      ] as const)
+        expect(() => feedForward(e, T, D, F, ...pair(), ...pair(), ...gated)).toThrow(/at least 1/);
+      const product = [0, packed, ...pair(), ...pair()] as const;
+      expect(() => threeProducts(e, T, 0, ...pair(), ...product, ...product, ...product)).toThrow(/at least 1/);
+    }
   });
 
   it("refuses attention without heads", () => {
