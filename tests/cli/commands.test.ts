@@ -197,7 +197,12 @@ describe("llama4 generate", () => {
     [["--prompt", "x", "--regex", "(?=a)"], "RequestError", "(?=…) in the pattern", 2],
     [["--prompt", "x", "--regex", "a", "--json-schema", "{}"], "RequestError", "expected one of them", 2],
     [["--prompt", "x", "--json-schema", "{type}"], "RequestError", "is no JSON", 2],
-    [["--prompt", "x", "--json-schema", '{"not": {"minLength": 3}}'], "RequestError", '"not" is supported of anything', 2],
+    [
+      ["--prompt", "x", "--json-schema", '{"not": {"minLength": 3}}'],
+      "RequestError",
+      '"not" is supported of anything',
+      2,
+    ],
     [["--prompt", "x", "--json-schema", "none.json"], "Error", "none.json: there is no such file", 1],
     [[], "RequestError", "no prompt", 2],
     [

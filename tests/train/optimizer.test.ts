@@ -50,7 +50,7 @@ describe("the optimizer", () => {
     expect(await distance()).toBeLessThan(0.05 * before);
   });
 
-  it("leaves a weight without a gradient as it is, with its moments", async () => {
+  it("leaves a weight without a gradient as it is, with its moments; its average comes nearer", async () => {
     const weights = [leaf("vision.proj", 2, 3), leaf("text.output", 2, 2)];
     const optimizer = new Optimizer(b, weights, { ...options, decay: 0.1, average: 0.5 });
     const all = async () =>
@@ -60,7 +60,7 @@ describe("the optimizer", () => {
     const before = await all();
     await optimizer.step([undefined, b.from(new Float64Array(4).fill(1), [2, 2])], 0.1);
     for (const [i, [name, numbers]] of (await all()).entries())
-      if ((name as string).includes("vision")) expect(numbers).toEqual(before[i]![1]);
+      if (/^(mean\.|square\.)?vision/.test(name as string)) expect(numbers).toEqual(before[i]![1]);
       else expect(numbers).not.toEqual(before[i]![1]);
   });
 
