@@ -168,7 +168,7 @@ describe("/v1/chat/completions", () => {
       {
         response_format: {
           type: "json_schema",
-          json_schema: { name: "x", schema: { properties: { a: { not: {} } } } },
+          json_schema: { name: "x", schema: { properties: { a: { not: { minLength: 3 } } } } },
         },
       },
       "response_format",
