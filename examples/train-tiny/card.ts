@@ -231,7 +231,7 @@ questions, each picture replaced by a grey one. *Commonest answer* is what alway
 
 ${table(pictures)}
 
-Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; this run saw ${million(sum("tokens"))}.
+Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; the last run saw ${million(sum("tokens"))}.
 
 ## Texts
 
