@@ -186,9 +186,9 @@ describe("a constraint", () => {
   it("that cannot be kept is refused at once", () => {
     const ask = (constraint: unknown) => () =>
       complete(open(), tokenizer, tokenizer.stop, { tokens: [1], constraint: constraint as Constraint }, grammars);
-    expect(ask({ type: "json_schema", schema: { type: "object", properties: { a: { not: {} } } } })).toThrow(
-      RequestError,
-    );
+    expect(
+      ask({ type: "json_schema", schema: { type: "object", properties: { a: { not: { minLength: 3 } } } } }),
+    ).toThrow(RequestError);
     expect(ask({ type: "xml" })).toThrow('its type is "xml"; expected json, json_schema, regex or tool_calls');
     expect(ask({ type: "regex" })).toThrow(RequestError);
     const none = { tokens: [1], constraint: bound };
