@@ -14,7 +14,7 @@ import { temporaryPlace } from "../cli/models.ts";
 import { type Asked, call, Scripted } from "../server/scripted.ts";
 
 const isInstalled = existsSync(join(import.meta.dirname, "node_modules/openai"));
-// biome-ignore lint/suspicious/noExplicitAny: the clients are packages of this folder alone, whose types the check need not have
+// biome-ignore lint/suspicious/noExplicitAny: the clients are installed in this folder alone, so the project's check has no types of theirs
 type Client = any;
 // Through a variable, which the type checker does not follow.
 const load = async (name: string): Promise<Client> => import(/* @vite-ignore */ name);

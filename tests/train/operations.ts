@@ -41,7 +41,7 @@ const segments = [
   { row: 7, length: 4, position: 0, sequence: 1 },
 ];
 
-// biome-ignore format: a row a case
+// biome-ignore format: a table, whose cases are compared by eye: each keeps to one row
 export const operations: Record<string, { shapes: number[][]; y: (...x: Tensor[]) => Tensor | Promise<Tensor> }> = {
   embed: { shapes: [[5, 3]], y: (x) => embed(x!, at(4, 0, 4, 2)) },
   linear: { shapes: [[4, 3], [5, 3]], y: (x, w) => linear(x!, w!) },
