@@ -14,6 +14,7 @@ import {
   linear,
   mul,
   permute,
+  qkv,
   reshape,
   rmsNorm,
   rope,
@@ -46,6 +47,7 @@ export const operations: Record<string, { shapes: number[][]; y: (...x: Tensor[]
   embed: { shapes: [[5, 3]], y: (x) => embed(x!, at(4, 0, 4, 2)) },
   linear: { shapes: [[4, 3], [5, 3]], y: (x, w) => linear(x!, w!) },
   exactLinear: { shapes: [[4, 3], [5, 3]], y: (x, w) => exactLinear(x!, w!) },
+  qkv: { shapes: [[4, 3], [5, 3], [5, 3], [5, 3]], y: (x, ...w) => qkv(x!, w[0]!, w[1]!, w[2]!).reduce((a, b) => mul(a, b)) },
   "linear with a bias": { shapes: [[4, 3], [5, 3], [5]], y: (x, w, b) => linear(x!, w!, b) },
   add: { shapes: [[4, 3], [4, 3]], y: (a, b) => add(a!, b!) },
   "add of one tensor to itself": { shapes: [[4, 3]], y: (a) => add(a!, a!) },
@@ -83,6 +85,23 @@ for (const topK of [1, 2])
     ],
     y: (x, logits, gate, up, down) => experts(x!, { gate: gate!, up: up!, down: down! }, route(logits!, topK)),
   };
+operations["experts beside a shared one"] = {
+  shapes: [
+    [6, 3],
+    [6, 4],
+    [4, 5, 3],
+    [4, 5, 3],
+    [4, 3, 5],
+    [5, 3],
+    [5, 3],
+    [3, 5],
+  ],
+  y: (x, logits, ...w) => {
+    const [gate, up, down, sharedGate, sharedUp, sharedDown] = w as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
+    const shared = { gate: sharedGate, up: sharedUp, down: sharedDown };
+    return experts(x!, { gate, up, down }, route(logits!, 1), shared);
+  },
+};
 
 /** The arguments of an operation, and the loss that hangs on its result. */
 export function pointsOf(name: string): { readonly points: Point[]; readonly loss: Loss } {
