@@ -128,7 +128,7 @@ function vocabulary(path: string): void {
         return tokens.map((token) => {
           logits.set(noise);
           return timed(() => {
-            matcher.mask()!.apply(logits);
+            matcher.mask()!.choices(logits);
             matcher.advance(token);
           });
         });

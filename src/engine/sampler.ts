@@ -83,9 +83,15 @@ export class Sampler {
   }
 
   #choose(logits: Logits, matcher: Matcher | undefined): number {
-    const { temperature, seed } = this.#options;
     this.#adjust(logits);
-    matcher?.mask()?.apply(logits);
+    const mask = matcher?.mask();
+    if (!mask) return this.#among(logits);
+    const choices = mask.choices(logits);
+    return choices.tokenAt(this.#among(choices.logits));
+  }
+
+  #among(logits: Logits): number {
+    const { temperature, seed } = this.#options;
     return temperature === 0 ? argmax(logits) : this.#draw(logits, uniform(seed, this.#drawn));
   }
 

@@ -17,7 +17,7 @@ export class TokenMask {
   readonly ids: Int32Array | undefined;
   /** A bit a token, where they are many. */
   readonly bits: Uint32Array | undefined;
-  /** The tokens that are kept, or where these are many all others. */
+  /** The lesser part, once it has been asked for: its tokens, or all others. */
   #list: Int32Array | undefined;
 
   constructor(bits: Uint32Array, vocabSize: number) {
@@ -30,7 +30,9 @@ export class TokenMask {
   }
 
   get byteLength(): number {
-    return this.bits ? this.bits.byteLength + 4 * this.#listed : this.ids!.byteLength;
+    return this.bits
+      ? this.bits.byteLength + 4 * Math.min(this.count, this.vocabSize - this.count)
+      : this.ids!.byteLength;
   }
 
   has(token: number): boolean {
@@ -43,30 +45,21 @@ export class TokenMask {
     else for (const id of this.ids!) bits[id >> 5]! |= 1 << (id & 31);
   }
 
-  /** Makes the logits `[V]` of all other tokens -Infinity. */
-  apply(logits: Float32Array | Float64Array): void {
-    if (this.bits && !this.#isSparse) {
-      this.#list ??= idsOf(this.bits, this.#listed, -1);
-      const others = this.#list;
-      for (let i = 0; i < others.length; i++) logits[others[i]!] = -Infinity;
-      return;
+  /**
+   * What there is to choose from, and which token a place in it stands for, ascending. Where its tokens are the lesser part,
+   * these are moved together and the rest is not looked at; else all others are -Infinity. `logits` `[V]` are changed.
+   */
+  choices<L extends Float32Array | Float64Array>(logits: L): { logits: L; tokenAt: (place: number) => number } {
+    if (2 * this.count < this.vocabSize) {
+      this.#list ??= this.ids ?? idsOf(this.bits!, this.count);
+      const ids = this.#list;
+      for (let i = 0; i < ids.length; i++) logits[i] = logits[ids[i]!]!; // none is written before it has been read
+      return { logits: logits.subarray(0, ids.length) as L, tokenAt: (place) => ids[place]! };
     }
-    this.#list ??= this.ids ?? idsOf(this.bits!, this.#listed);
-    const ids = this.#list;
-    const kept = new Float64Array(ids.length);
-    for (let i = 0; i < ids.length; i++) kept[i] = logits[ids[i]!]!;
-    logits.fill(-Infinity);
-    for (let i = 0; i < ids.length; i++) logits[ids[i]!] = kept[i]!;
-  }
-
-  /** Whether it is cheaper to keep its tokens than to go through all others. */
-  get #isSparse(): boolean {
-    return 3 * this.count < this.vocabSize;
-  }
-
-  /** Tokens that are listed once it is applied. */
-  get #listed(): number {
-    return this.#isSparse ? this.count : this.vocabSize - this.count;
+    this.#list ??= idsOf(this.bits!, this.vocabSize - this.count, -1);
+    const others = this.#list;
+    for (let i = 0; i < others.length; i++) logits[others[i]!] = -Infinity;
+    return { logits, tokenAt: (place) => place };
   }
 }
 

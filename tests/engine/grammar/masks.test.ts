@@ -1,12 +1,13 @@
 // A mask is what one gets by trying every token, byte by byte.
 
 import { describe, expect, it } from "vitest";
-import { automatonOf, type Constraint } from "../../../src/engine/constraint.ts";
+import { automatonOf, type Constraint, type Matcher } from "../../../src/engine/constraint.ts";
 import type { State } from "../../../src/engine/grammar/automaton.ts";
 import { Masks, TokenMask } from "../../../src/engine/grammar/masks.ts";
 import { Regexes } from "../../../src/engine/grammar/regex.ts";
 import { TokenTrie } from "../../../src/engine/grammar/vocabulary.ts";
 import { uniform } from "../../../src/engine/random.ts";
+import { Sampler, type Sampling } from "../../../src/engine/sampler.ts";
 import { fromTiktoken } from "../../../src/prompt/tiktoken.ts";
 import type { Tokenizer } from "../../../src/prompt/tokenizer.ts";
 import { metaTokenizer, unlessMissing } from "../../prompt/meta-tokenizer.ts";
@@ -102,16 +103,47 @@ describe("masks", () => {
     }
   });
 
-  it("leave the logits of their tokens and no others", () => {
-    for (const every of [1, 2, 7, 100, 1000]) {
-      const bits = new Uint32Array(Math.ceil(2500 / 32));
-      for (let id = 0; id < 2500; id += every) bits[id >> 5]! |= 1 << (id & 31);
-      const logits = Float32Array.from({ length: 2500 }, (_, i) => i);
-      new TokenMask(bits, 2500).apply(logits);
-      expect([...logits]).toEqual(Array.from({ length: 2500 }, (_, i) => (i % every === 0 ? i : -Infinity)));
+  it("leave their tokens to choose from and no others", () => {
+    for (const every of [1, 2, 3, 7, 100, 1000]) {
+      const { logits, tokenAt } = everyNth(every).choices(Float32Array.from({ length: 2500 }, (_, i) => i));
+      const left = Array.from(logits, (logit, place) => ({ logit, token: tokenAt(place) }));
+      const expected = Array.from({ length: Math.ceil(2500 / every) }, (_, i) => ({
+        logit: every * i,
+        token: every * i,
+      }));
+      expect(left.filter(({ logit }) => logit > -Infinity)).toEqual(expected);
     }
   });
+
+  it.each<Sampling>([
+    { temperature: 0 },
+    { temperature: 0, logprobs: 3 },
+    { temperature: 1, topP: 1 },
+    { temperature: 0.7, topP: 1, minP: 0.05 },
+    { temperature: 0.6, topP: 0.9 },
+    { temperature: 1.5, topP: 0.95, topK: 40 },
+    { temperature: 1, topP: 1, topK: 3, repetitionPenalty: 1.3 },
+  ])("choose as if the other tokens had no probability: %j", (sampling) => {
+    for (const every of [1, 2, 3, 7, 100, 1000])
+      for (let seed = 0; seed < 8; seed++) {
+        const logits = Float32Array.from({ length: 2500 }, (_, i) => 6 * uniform(seed, i));
+        const bias = Object.fromEntries(Array.from({ length: 2500 }, (_, i) => [i, i % every === 0 ? 0 : -100]));
+        const mask = everyNth(every);
+        const matcher = { mask: () => mask, advance: () => {}, fork: () => matcher } as unknown as Matcher; // what a sampler calls of one
+        const held = new Sampler({ ...sampling, seed }, [7, 14], 2500, matcher);
+        const free = new Sampler({ ...sampling, seed, logitBias: bias }, [7, 14], 2500);
+        for (let i = 0; i < 4; i++) expect(held.sample(logits.slice())).toEqual(free.sample(logits.slice()));
+        expect(held.guess(logits.slice(), [100, 200])).toBe(free.guess(logits.slice(), [100, 200]));
+      }
+  });
 });
+
+/** The mask of tokens 0, n, 2n … of 2500. */
+function everyNth(n: number): TokenMask {
+  const bits = new Uint32Array(Math.ceil(2500 / 32));
+  for (let id = 0; id < 2500; id += n) bits[id >> 5]! |= 1 << (id & 31);
+  return new TokenMask(bits, 2500);
+}
 
 describe("a vocabulary's trie", () => {
   it("has every ordinary token once, and knows what follows a node", () => {
