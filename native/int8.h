@@ -13,17 +13,16 @@ namespace LLAMA4_ISA {
 // Up to so many rows meet each word of the weights on its way from memory; more go by tiles, where there are any.
 constexpr int64_t kFewTokens = kTiles || W == 16 ? 6 : 4;
 
-// One row: x[i] ≈ d(i) · q(i), each off by at most d / 2.
+// Neighbouring rows: x[i] ≈ d(i) · q(i), each off by at most d / 2. Where those of the next row lie, of which every one
+// has a pointer less: there are more rows than registers for pointers.
 struct Acts {
   const int8_t* integers;
   const float *scales, *sums;  // sums: d · Σ q of a block
-  const int32_t* minus;        // −Σ q of a block: what weights shifted to unsigned take
-  const int16_t* minus16;      // the same of its two halves
-  int64_t apart;               // blocks and scales from one to the next
-
-  const int8_t* q(int64_t i) const { return integers + i / 32 * 32 * apart + i % 32; }
-  float d(int64_t i) const { return scales[i / 32 * apart]; }
-  float sd(int64_t i) const { return sums[i / 32 * apart]; }  // what the k-quants' minima take
+  const int32_t* minus;        // what weights shifted to unsigned take: −Σ q of a block, or as Format::narrow has it
+  const int16_t* minus16;      // −Σ q of the halves of a block
+  int64_t apart;               // blocks and scales of a row, from one to the next
+  int64_t rows_apart;          // blocks and scales of a block, from one row to the next
+  int64_t blocks;              // of a row
 };
 
 // Rows of activations, quantized, in blocks of 32 integers. For tiles, the same blocks of 16 neighbouring rows lie side by
@@ -45,9 +44,11 @@ struct Quantized {
     minus = reinterpret_cast<int32_t*>(sd + blocks);
     minus16 = reinterpret_cast<int16_t*>(minus + blocks);
   }
-  Acts row(int64_t t) const {
-    const int64_t b = t * (I / 32);
-    return {q + 32 * at(t, 0), d + at(t, 0), sd + at(t, 0), minus + b, minus16 + 2 * b, together};
+  // How many of n rows from t on can be looked at together: where there are tiles, they share one.
+  int64_t neighbours(int64_t t, int64_t n) const { return together > 1 && n > 16 - t % 16 ? 16 - t % 16 : n; }
+  Acts rows(int64_t t) const {
+    const int64_t blocks = I / 32, b = t * blocks, i = at(t, 0);
+    return {q + 32 * i, d + i, sd + i, minus + b, minus16 + 2 * b, together, together > 1 ? 1 : blocks, blocks};
   }
   // Which block of q, and scale of d and sd, is block b of row t.
   int64_t at(int64_t t, int64_t b) const { return (t / together * (I / 32) + b) * together + t % together; }

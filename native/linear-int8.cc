@@ -53,7 +53,7 @@ struct Format {
   static constexpr bool is_signed = false, narrow = false;
 #else
   // Pairs of products must fit 16 bits: q8_0 is multiplied by its magnitude with the sign moved to x, and whole runs
-  // of 4-bit integers are added in 16 bits.
+  // of 4-bit integers are added in 16 bits: the first and the second pair of each four apart, and so is −Σ q in `minus`.
   static constexpr bool is_signed = Type == kQ8_0, narrow = Type == kQ4_0 || Type == kQ4_K;
 #endif
 };
@@ -198,13 +198,17 @@ struct Unpacked : Format<Type> {
 
 // --- a run's integer sums: W rows by one token ---
 
+// What a run's sum begins with: −2^shift · Σ q, which makes up for the shift.
 template <typename F>
-inline ivec start(int32_t minus) {
-#if defined(__AVX512VNNI__)
-  if (F::shift >= 0) return (ivec{} + minus) << (F::shift & 31);
+inline ivec start(const Acts& x, int64_t n, int64_t at) {
+  if constexpr (F::shift < 0 || F::is_signed) return ivec{};
+  constexpr int shift = F::shift & 31;
+  const int64_t block = n * x.blocks + at / 32;
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  if constexpr (F::narrow) return (ivec)_mm256_slli_epi16((__m256i)(ivec{} + x.minus[block]), shift);
 #endif
-  (void)minus;
-  return ivec{};
+  const int32_t minus = F::steps == 8 ? x.minus[block] : int32_t(x.minus16[n * 2 * x.blocks + at / 16]);
+  return (ivec{} + minus) << shift;
 }
 
 template <typename F>
@@ -214,8 +218,9 @@ inline ivec dot(ivec sum, uvec u, ivec x) {
 #elif defined(__AVX2__)
   const __m256i pairs = F::is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)u), _mm256_sign_epi8((__m256i)x, (__m256i)u))
                                      : _mm256_maddubs_epi16((__m256i)u, (__m256i)x);
-  if (F::narrow) return (ivec)_mm256_add_epi16((__m256i)sum, pairs);
-  return sum + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  sum = F::narrow ? (ivec)_mm256_add_epi16((__m256i)sum, pairs) : sum + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  asm("" : "+x"(sum));  // one after the other: GCC 12 would make a tree of a run's sums, and keep its leaves in memory
+  return sum;
 #else
   for (int k = 0; k < 32; k += 8) sum += (ivec)((u >> k) & 255) * ((x << (24 - k)) >> 24);
   return sum;
@@ -223,16 +228,11 @@ inline ivec dot(ivec sum, uvec u, ivec x) {
 }
 
 template <typename F>
-inline ivec finish(ivec sum, int32_t minus) {
-#if defined(__AVX512VNNI__)
-  (void)minus;
+inline ivec finish(ivec sum) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  if (F::narrow) return (ivec)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#endif
   return sum;
-#else
-#if defined(__AVX2__)
-  if (F::narrow) sum = (ivec)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
-#endif
-  return F::shift >= 0 && !F::is_signed ? sum + ((ivec{} + minus) << (F::shift & 31)) : sum;
-#endif
 }
 
 inline ivec broadcast(const int8_t* p) {
@@ -250,7 +250,8 @@ inline ivec broadcast(const int8_t* p) {
 // y[n][v] (kPanel floats from token to token) of V registers of rows by N tokens over blocks [0, blocks) of w, which
 // are x's from element `first` on; added to what is there unless `fresh`.
 template <typename Weights, int V, int N>
-void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh, float* y) {
+void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh, float* y) {
+  const int64_t apart = kTiles ? x.apart : 1;
   vec acc[V][N];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++)
@@ -260,15 +261,20 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) w[v].begin(b);
     for (int run = 0; run < Weights::runs; run++) {
-      const int64_t at = first + b * Weights::block + run * 4 * Weights::steps;
-      const auto minus = [&](int n) { return Weights::steps == 8 ? x[n].minus[at / 32] : int32_t(x[n].minus16[at / 16]); };
+      const int64_t at = first + b * Weights::block + run * 4 * Weights::steps, block = at / 32 * apart;
+      const int8_t* q[N];  // of this run alone: pointers that went along with it would not find registers
+      for (int n = 0; n < N; n++) {
+        q[n] = x.integers + block * 32 + at % 32 + n * 32 * x.rows_apart;
+        asm("" : "+r"(q[n]));
+      }
+      const float *d = x.scales + block, *sd = x.sums + block;
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) w[v].ask(run);
       ivec sum[V][N];
 #pragma GCC unroll 6
       for (int n = 0; n < N; n++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(minus(n));
+        for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(x, n, at);
 #pragma GCC unroll 8
       for (int j = 0; j < Weights::steps; j++) {
         uvec u[V];
@@ -276,7 +282,7 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
         for (int v = 0; v < V; v++) u[v] = w[v].step(run, j);
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
-          const ivec four = broadcast(x[n].q(at) + 4 * j);
+          const ivec four = broadcast(q[n] + 4 * j);
 #pragma GCC unroll 4
           for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
         }
@@ -286,9 +292,9 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
         const vec scale = w[v].scale(run);
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
-          const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n], minus(n)), vec);
-          acc[v][n] += whole * (scale * splat(x[n].d(at)));
-          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x[n].sd(at));
+          const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n]), vec);
+          acc[v][n] += whole * (scale * splat(d[n * x.rows_apart]));
+          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(sd[n * x.rows_apart]);
         }
       }
     }
@@ -300,7 +306,7 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh,
 }
 
 template <typename Weights>
-inline void micro(int N, Weights* w, int64_t blocks, int64_t first, const Acts* x, bool fresh, float* y) {
+inline void micro(int N, Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh, float* y) {
   switch (N) {
     case 1: return micro<Weights, kVectors, 1>(w, blocks, first, x, fresh, y);
     case 2: return micro<Weights, kVectors, 2>(w, blocks, first, x, fresh, y);
@@ -418,11 +424,11 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if (T > kTokens) return panel_by_tiles<Type>(w, groups, next, x, first, T, sums, scratch);
 #endif
   if (T == 1) {
-    const Acts acts = x.row(first);
+    const Acts acts = x.rows(first);
     for (int64_t v = 0; v < registers; v += kStreams) {
       Packed<Type> packed[kStreams];
       open_rows(w, groups, blocks, v, next, packed);
-      micro<Packed<Type>, kStreams, 1>(packed, blocks, 0, &acts, true, sums + v * W);
+      micro<Packed<Type>, kStreams, 1>(packed, blocks, 0, acts, true, sums + v * W);
     }
     return;
   }
@@ -432,10 +438,11 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
     open_rows(w, groups, blocks, v, next, packed);
     const auto tokens = [&](auto* weights, int64_t count, int64_t element, bool fresh) {
       for (int64_t part = 0; part < parts; part++) {
-        const int64_t t = part * T / parts, N = (part + 1) * T / parts - t;
-        Acts acts[kTokens];
-        for (int64_t n = 0; n < N; n++) acts[n] = x.row(first + t + n);
-        micro(int(N), weights, count, element, acts, fresh, sums + t * kPanel + v * W);
+        const int64_t end = (part + 1) * T / parts;
+        for (int64_t t = part * T / parts, N; t < end; t += N) {
+          N = x.neighbours(first + t, end - t);
+          micro(int(N), weights, count, element, x.rows(first + t), fresh, sums + t * kPanel + v * W);
+        }
       }
     };
     if (parts == 1) {
@@ -529,13 +536,31 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
   }
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
   int32_t halves[2];
-  for (int half = 0; half < 2; half++) {
+  int32_t minus;
 #if defined(__AVX512F__)
+  for (int half = 0; half < 2; half++) {
     const __m512i whole = _mm512_cvtps_epi32(_mm512_loadu_ps(x + 16 * half) * splat(inverse));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * half), _mm512_cvtsepi32_epi8(whole));
     halves[half] = _mm512_reduce_add_epi32(whole);
+  }
+  minus = -(halves[0] + halves[1]);
+#elif defined(__AVX2__)
+  __m256i whole[4];
+  for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(load(x + 8 * i) * splat(inverse));
+  const __m256i fours = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+  const __m256i bytes = _mm256_permutevar8x32_epi32(fours, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+  __m128i both[2] = {_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)};  // of a half, first and second pairs
+  for (__m128i& half : both) {
+    half = _mm_add_epi16(half, _mm_shuffle_epi32(half, 0x4e));
+    half = _mm_add_epi16(half, _mm_shuffle_epi32(half, 0xb1));
+    halves[&half - both] = _mm_cvtsi128_si32(_mm_madd_epi16(half, _mm_set1_epi16(1)));
+  }
+  minus = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_add_epi16(both[0], both[1])));
 #else
-    const vec magic = splat(12582912.0f);  // rounds to the nearest whole number, ties to even
+  const vec magic = splat(12582912.0f);  // rounds to the nearest whole number, ties to even
+  for (int half = 0; half < 2; half++) {
     ivec total{};
     for (int i = 16 * half; i < 16 * half + 16; i += W) {
       const ivec whole = __builtin_convertvector((load(x + i) * splat(inverse) + magic) - magic, ivec);
@@ -544,11 +569,12 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
     }
     halves[half] = 0;
     for (int j = 0; j < W; j++) halves[half] += total[j];
-#endif
   }
+  minus = -(halves[0] + halves[1]);
+#endif
   to.d[scales_at] = scale * factor;
   to.sd[scales_at] = scale * factor * float(halves[0] + halves[1]);
-  to.minus[at] = -(halves[0] + halves[1]);
+  to.minus[at] = minus;
   to.minus16[2 * at] = int16_t(-halves[0]);
   to.minus16[2 * at + 1] = int16_t(-halves[1]);
 }

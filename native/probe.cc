@@ -49,6 +49,7 @@ void multiply_floats(void*, int64_t, int) {
   for (int i = 0; i < kTurns; i++)
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; c++) {
+      keep(a);  // or the product is made once
       acc[c] += a * b;
       keep(acc[c]);
     }
@@ -96,7 +97,8 @@ void multiply_int8(void*, int64_t, int) {
   for (int i = 0; i < kTurns; i++)
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; c++) {
-      acc[c] += (__m256i)_mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+      keep(a);
+      acc[c] = _mm256_add_epi16(acc[c], _mm256_maddubs_epi16(a, b));
       keep(acc[c]);
     }
 }
