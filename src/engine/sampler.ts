@@ -408,7 +408,7 @@ function nucleus(logits: Logits, peaks: Peaks, temperature: number, topP: number
 /** The ids of the `n` largest, best first; of equals the lower. */
 function largest(logits: Logits, { blocks }: Peaks, n: number): number[] {
   const best: number[] = [];
-  for (let i = 0; i < logits.length; i++) {
+  for (let i = 0; n > 0 && i < logits.length; i++) {
     const worst = best.length < n ? -Infinity : logits[best[n - 1]!]!;
     if (i % BLOCK === 0 && best.length === n && blocks[i / BLOCK]! <= worst) {
       i += BLOCK - 1;
