@@ -7,6 +7,7 @@ import { Channel } from "./engine/channel.ts";
 import type { Piece } from "./engine/completion.ts";
 import type { Constraint } from "./engine/constraint.ts";
 import type { EngineStats, LogitRows } from "./engine/engine.ts";
+import type { Ranked } from "./engine/likeliest.ts";
 import type { PromptToken } from "./engine/prompt-logprobs.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import type { Message, Tool } from "./prompt/chat-format.ts";
@@ -27,6 +28,7 @@ import { type EngineThread, startThread } from "./thread.ts";
 export type { Piece, Timings, TokenLogprob, Usage } from "./engine/completion.ts";
 export type { CallConstraint, Constraint, TextConstraint } from "./engine/constraint.ts";
 export type { EngineStats, LogitRows } from "./engine/engine.ts";
+export type { Ranked } from "./engine/likeliest.ts";
 export type { PromptToken } from "./engine/prompt-logprobs.ts";
 export type { TokenRoutes } from "./engine/route-trace.ts";
 export type { Sampling } from "./engine/sampler.ts";
@@ -75,6 +77,11 @@ interface PromptLogprobsOptions extends Pick<CompleteOptions, "bos" | "signal"> 
   readonly top?: number | undefined;
 }
 
+interface LikeliestOptions extends Pick<CompleteOptions, "bos" | "media" | "signal"> {
+  /** Default: all of them. */
+  readonly k?: number | undefined;
+}
+
 type EncodeOptions = Pick<ChatOptions, "media" | "tools" | "signal">;
 
 /** A loaded model. Any number of calls may run at the same time. */
@@ -90,6 +97,15 @@ export interface Llama4 extends AsyncDisposable {
   logits(prompt: Prompt | Pick<Chat, "messages">, options?: LogitsOptions): AsyncIterable<LogitRows>;
   /** A prompt's tokens with their log-probabilities, each behind those before it. */
   promptLogprobs(prompt: string | ArrayLike<number>, options?: PromptLogprobsOptions): Promise<PromptToken[]>;
+  /**
+   * The k likeliest of some continuations, texts or ids, each as a whole, the likeliest first. The prompt is computed once, and
+   * what its first token rules out is not computed at all.
+   */
+  likeliest(
+    prompt: Prompt | Pick<Chat, "messages">,
+    continuations: readonly (string | ArrayLike<number>)[],
+    options?: LikeliestOptions,
+  ): Promise<Ranked[]>;
   encode(prompt: Prompt, options?: Pick<LogitsOptions, "bos" | "media" | "signal">): Promise<Int32Array>;
   /** The tokens that `chat` computes. */
   encodeChat(messages: readonly Message[], options?: EncodeOptions): Promise<Int32Array>;
@@ -173,8 +189,16 @@ class LoadedModel implements Llama4 {
   }
 
   logits(of: Prompt | Pick<Chat, "messages">, { bos = false, last = false, media, signal }: LogitsOptions = {}) {
-    const prompt = typeof of === "object" && "messages" in of ? { messages: of.messages, options: {} } : of;
-    return this.#calls.start<LogitRows>({ method: "logits", prompt, bos, last, media }, signal);
+    return this.#calls.start<LogitRows>({ method: "logits", prompt: promptOf(of), bos, last, media }, signal);
+  }
+
+  likeliest(
+    of: Prompt | Pick<Chat, "messages">,
+    continuations: readonly (string | ArrayLike<number>)[],
+    { k, bos = false, media, signal }: LikeliestOptions = {},
+  ): Promise<Ranked[]> {
+    const call: Call = { method: "likeliest", prompt: promptOf(of), continuations, k, bos, media };
+    return this.#calls.ask<Ranked[]>(call, signal);
   }
 
   promptLogprobs(
@@ -210,6 +234,9 @@ class LoadedModel implements Llama4 {
     return this.close();
   }
 }
+
+const promptOf = (of: Prompt | Pick<Chat, "messages">): Prompt | Chat =>
+  typeof of === "object" && "messages" in of ? { messages: of.messages, options: {} } : of;
 
 function requestOf({
   maxTokens,

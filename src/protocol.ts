@@ -82,6 +82,14 @@ export type Call =
       readonly top: number;
     }
   | {
+      readonly method: "likeliest";
+      readonly prompt: Prompt | Chat;
+      readonly continuations: readonly (string | ArrayLike<number>)[];
+      readonly k: number | undefined;
+      readonly bos: boolean;
+      readonly media?: MediaOptions | undefined;
+    }
+  | {
       readonly method: "encode";
       readonly prompt: Prompt | Chat;
       readonly bos: boolean;

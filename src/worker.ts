@@ -4,6 +4,7 @@ import { parentPort } from "node:worker_threads";
 import { complete } from "./engine/completion.ts";
 import { Grammars } from "./engine/constraint.ts";
 import { Engine, type LogitRows } from "./engine/engine.ts";
+import { likeliest } from "./engine/likeliest.ts";
 import { modelShape } from "./engine/model-shape.ts";
 import { promptLogprobs } from "./engine/prompt-logprobs.ts";
 import type { Sampling } from "./engine/sampler.ts";
@@ -127,6 +128,14 @@ async function* answer(call: Call, served: Served, signal: AbortSignal): AsyncGe
       const { ids } = await processor.process(call.prompt, { bos: call.bos, signal });
       const { vocabSize } = model.config;
       return yield await promptLogprobs(engine, model.tokenizer, ids, { vocabSize, top: call.top, signal });
+    }
+    case "likeliest": {
+      const { ids, images } = await processor.process(call.prompt, { ...call, signal });
+      const idsOf = (of: string | ArrayLike<number>) => (typeof of === "string" ? needTokenizer(model).encode(of) : of);
+      const continuations = call.continuations.map(idsOf);
+      const { k = continuations.length } = call;
+      const { vocabSize } = model.config;
+      return yield await likeliest(engine, ids, continuations, { vocabSize, k, images, signal });
     }
     case "encode":
       return yield (await processor.process(call.prompt, { ...call, signal })).ids;

@@ -63,6 +63,11 @@ export interface GenerateRequest {
   readonly signal?: AbortSignal | undefined;
 }
 
+export interface LogitsRequest extends Pick<GenerateRequest, "images" | "signal"> {
+  readonly last?: boolean | undefined;
+  readonly from?: Held | undefined;
+}
+
 /** A sampled token. The first one says what the prompt took; the last one, which may be a stop token, carries the end. */
 export interface Generated {
   readonly token: number;
@@ -117,6 +122,16 @@ export interface LogitRows {
   readonly logits: Float32Array | Float64Array;
 }
 
+/** A prompt that was computed and stays in the cache. */
+export interface Held {
+  readonly sequence: number;
+  readonly tokens: readonly number[];
+  /** Of its last position `[V]`. */
+  readonly logits: Float32Array | Float64Array;
+  /** Ends what still goes on from it. */
+  close(): void;
+}
+
 /** Runs many requests at once. Close it to free the cache; backend and parameters belong to the caller. */
 export class Engine {
   readonly context: number;
@@ -133,6 +148,8 @@ export class Engine {
   readonly #running: Job[] = [];
   #logits = new Float32Array();
   #loop: Promise<void> | undefined;
+  /** Settles when the last that asked to be held was let go. */
+  #held: Promise<void> = Promise.resolve();
   #sequences = 0;
   /** By layer, `[E]`. */
   readonly #expertTokens = new Map<number, Float64Array>();
@@ -198,12 +215,15 @@ export class Engine {
     return channel;
   }
 
-  /** The logits of every position, or of the last one only, a step's worth at a time. */
+  /**
+   * The logits of every position, or of the last one only, a step's worth at a time. With `from` the tokens are what follows a
+   * prompt that is held, and positions go on from its last.
+   */
   logits(
     prompt: ArrayLike<number>,
-    { last = false, images, signal }: Pick<GenerateRequest, "images" | "signal"> & { last?: boolean } = {},
-  ) {
-    const tokens = this.#checkPrompt(prompt);
+    { last = false, from, images, signal }: LogitsRequest = {},
+  ): AsyncIterableIterator<LogitRows> {
+    const tokens = this.#checkPrompt(from ? [...from.tokens, ...Array.from(prompt)] : prompt);
     const channel = new Channel<LogitRows>(() => this.#cancel(job));
     let delivered = 0;
     // each of its rows has logits: slices keep to memory that stays, and hold up others' replies no longer than that takes
@@ -211,7 +231,10 @@ export class Engine {
     const job: Job = new Job(
       this.#sequences++,
       tokens,
-      { wantsAll: !last, mostRows: last ? undefined : mostRows, images: this.#checkImages(tokens, images) },
+      {
+        ...{ wantsAll: !last, mostRows: last ? undefined : mostRows, from: from?.sequence },
+        images: from ? undefined : this.#checkImages(tokens, images),
+      },
       {
         failed: (error) => channel.fail(error),
         computed: (logits, position) => {
@@ -226,7 +249,39 @@ export class Engine {
       },
     );
     this.#submit(job, signal);
-    return channel as AsyncIterableIterator<LogitRows>;
+    return channel;
+  }
+
+  /** Computes a prompt and keeps it, for `logits` to go on from. One is held at a time: the next waits until it is closed. */
+  async hold(prompt: ArrayLike<number>, { images, signal }: Omit<LogitsRequest, "last" | "from"> = {}): Promise<Held> {
+    const tokens = this.#checkPrompt(prompt);
+    const placed = this.#checkImages(tokens, images);
+    const before = this.#held;
+    let release!: () => void;
+    this.#held = new Promise((resolve) => {
+      release = resolve;
+    });
+    await before;
+    return new Promise<Held>((resolve, reject) => {
+      const failed = (error: unknown) => {
+        release();
+        reject(error);
+      };
+      const computed = (logits: Float32Array | Float64Array) => {
+        const close = () => {
+          this.#cancel(job);
+          release();
+        };
+        resolve({ sequence: job.sequence, tokens, logits: logits.slice(), close });
+        return true;
+      };
+      const job: Job = new Job(this.#sequences++, tokens, { images: placed }, { failed, computed });
+      try {
+        this.#submit(job, signal);
+      } catch (error) {
+        failed(error);
+      }
+    });
   }
 
   stats(): EngineStats {
@@ -295,6 +350,7 @@ export class Engine {
   #cancel(job: Job, error?: unknown): void {
     job.isOver = true;
     if (error !== undefined) job.reader.failed(error);
+    this.#loop ??= this.#run(); // which sleeps where all that there is is held
   }
 
   async #run(): Promise<void> {
@@ -313,7 +369,11 @@ export class Engine {
         const speculation = await this.#guess();
         const budget = { tokens: stepTokens, chunk: tables.sizes.chunk, sequences };
         segments = schedule({ waiting: this.#waiting, running: this.#running }, tables, budget);
-        if (segments.length === 0) continue; // all wait for images
+        if (segments.length === 0) {
+          if (this.#isWaiting()) continue;
+          this.#loop = undefined;
+          return;
+        }
         const judged = await this.#step(segments);
         if (judged.length === segments.length) speculation?.learn(judged); // with a prompt in it, a step tells nothing
       } catch (error) {
@@ -323,6 +383,20 @@ export class Engine {
           if (segments.length === 0 || touched.has(job.sequence)) this.#cancel(job, error);
       }
     }
+  }
+
+  /** Whether nothing to compute means to wait, for an image; where a prompt is held and that is all, whoever calls next begins. */
+  #isWaiting(): boolean {
+    const isOver = [...this.#waiting, ...this.#running].some((job) => job.isOver);
+    if (isOver || this.#running.some((job) => job.position < job.length)) return true;
+    const [next] = this.#waiting;
+    if (next?.from === undefined) return false;
+    const what = `the prompt of ${next.length} tokens and what follows it`;
+    this.#cancel(
+      next,
+      new CapacityError(`the cache has no room for ${what}; open the model with a larger \`context\``),
+    );
+    return true;
   }
 
   /** Encodes some tiles of what the next step could reach. */
@@ -499,6 +573,10 @@ export class Engine {
   }
 
   #removeFinished(): void {
+    const over = new Set([...this.#waiting, ...this.#running].filter((job) => job.isOver).map((job) => job.sequence));
+    for (const job of [...this.#waiting, ...this.#running])
+      if (job.from !== undefined && over.has(job.from) && !job.isOver)
+        this.#cancel(job, new Error("the prompt that it follows was let go"));
     for (const job of this.#running) if (job.isOver) this.#pages.tables.close(job.sequence);
     for (const job of [...this.#waiting, ...this.#running]) {
       if (!job.isOver) continue;
@@ -531,6 +609,7 @@ interface Wish {
   readonly sampler?: Sampler;
   readonly mostTokens?: number;
   readonly wantsAll?: boolean;
+  readonly from?: number | undefined;
   readonly mostRows?: number | undefined;
   readonly wantsRoutes?: boolean | undefined;
   readonly images?: PromptImages | undefined;
@@ -550,6 +629,7 @@ class Job implements Schedulable {
   readonly mostTokens: number;
   /** Logits of all its positions are wanted, so none may come from the cache. */
   readonly wantsAll: boolean;
+  readonly from: number | undefined;
   readonly mostRows: number | undefined;
   readonly wantsRoutes: boolean;
   readonly images: PromptImages | undefined;
@@ -570,7 +650,8 @@ class Job implements Schedulable {
   over: () => void = () => {};
 
   constructor(sequence: number, tokens: number[], wish: Wish, reader: Reader) {
-    const { sampler, mostTokens = 0, wantsAll = false, mostRows, wantsRoutes = false, images } = wish;
+    const { sampler, mostTokens = 0, wantsAll = false, from, mostRows, wantsRoutes = false, images } = wish;
+    this.from = from;
     this.wantsRoutes = wantsRoutes;
     this.images = images;
     this.sequence = sequence;

@@ -21,6 +21,7 @@ export interface CacheSizes {
 
 const kinds = ["global", "local"] as const;
 type Kind = (typeof kinds)[number];
+export type BlockCopy = (kind: Kind, from: number, to: number) => void;
 
 /** A full block of tokens after a certain beginning, and the blocks that hold its keys and values. */
 interface PrefixNode {
@@ -43,6 +44,8 @@ interface Sequence {
   /** Full blocks computed. */
   fullBlocks: number;
   readonly images: readonly ImageSpan[];
+  /** Of a fork: the blocks that its original has begun, to be copied into the first of its own. */
+  begun: Record<Kind, number | undefined> | undefined;
 }
 
 /** Positions from `from` to before `to` that an image fills: the same tokens with another image are another text. */
@@ -56,17 +59,23 @@ export interface ImageSpan {
 export class KVCache {
   readonly sizes: CacheSizes;
   readonly #shares: boolean;
+  readonly #copy: BlockCopy;
   readonly #pools: Record<Kind, BlockPool | undefined>;
   readonly #sequences = new Map<number, Sequence>();
   readonly #root: PrefixNode = newNode(undefined, "");
   #releases = 0;
 
-  constructor(sizes: CacheSizes, { sharePrefixes = true }: { sharePrefixes?: boolean } = {}) {
+  /** `copy` hears which blocks have to be copied: forks begin in the middle of one. */
+  constructor(
+    sizes: CacheSizes,
+    { sharePrefixes = true, copy = () => {} }: { sharePrefixes?: boolean; copy?: BlockCopy } = {},
+  ) {
     const { blockSize, chunk, globalBlocks, localBlocks } = sizes;
     if (chunk !== Infinity && chunk % blockSize !== 0)
       throw new RangeError(`blocks of ${blockSize} slots for a chunk of ${chunk}; expected a divisor`);
     this.sizes = sizes;
     this.#shares = sharePrefixes;
+    this.#copy = copy;
     this.#pools = {
       global: globalBlocks === undefined ? undefined : new BlockPool(globalBlocks),
       local: localBlocks === undefined ? undefined : new BlockPool(localBlocks),
@@ -88,6 +97,7 @@ export class KVCache {
       length,
       fullBlocks: nodes.length,
       images,
+      begun: undefined,
     };
     state.node.ends++;
     const chunkStart = chunk === Infinity ? 0 : (length - (length % chunk)) / blockSize;
@@ -102,6 +112,28 @@ export class KVCache {
     return length;
   }
 
+  /**
+   * Begins a sequence with all that another one holds. Full blocks are shared; the one that it has begun is copied with the
+   * first `reserve`, until when the other has to stay as it is.
+   */
+  fork(sequence: number, original: number): number {
+    const { held, node, length, fullBlocks, images } = this.#get(original);
+    const full = this.#blocksOf(length, Math.floor);
+    const state: Sequence = {
+      held: { global: held.global.slice(0, full.global), local: held.local.slice(0, full.local) },
+      table: { global: undefined, local: undefined },
+      begun:
+        length % this.sizes.blockSize > 0
+          ? { global: held.global[full.global], local: held.local[full.local] }
+          : undefined,
+      ...{ node, length, fullBlocks, images },
+    };
+    node.ends++;
+    for (const kind of kinds) for (const block of state.held[kind]) this.#pools[kind]!.hold(block);
+    this.#sequences.set(sequence, state);
+    return length;
+  }
+
   /** Makes room for the positions below `length`; false, and nothing changed, where the blocks do not suffice. */
   reserve(sequence: number, length: number): boolean {
     const state = this.#get(sequence);
@@ -109,9 +141,14 @@ export class KVCache {
     if (kinds.some((kind) => missing[kind] > (this.#pools[kind]?.available ?? 0))) return false;
     for (const kind of kinds) {
       if (missing[kind] <= 0) continue;
-      for (let i = 0; i < missing[kind]; i++) state.held[kind].push(this.#pools[kind]!.take(evict));
+      for (let i = 0; i < missing[kind]; i++) {
+        const block = this.#pools[kind]!.take(evict);
+        if (i === 0 && state.begun) this.#copy(kind, state.begun[kind]!, block);
+        state.held[kind].push(block);
+      }
       state.table[kind] = undefined;
     }
+    state.begun = undefined;
     return true;
   }
 
@@ -121,18 +158,12 @@ export class KVCache {
    */
   commit(sequence: number, tokens: ArrayLike<number>, length: number): void {
     const state = this.#get(sequence);
-    const { blockSize, chunk } = this.sizes;
+    const { blockSize } = this.sizes;
     for (; this.#shares && (state.fullBlocks + 1) * blockSize <= length; state.fullBlocks++)
       this.#publish(state, keyOf(tokens, state.images, state.fullBlocks * blockSize, blockSize));
     state.length = length;
-    const inChunk = chunk === Infinity ? length : length % chunk;
-    for (const [kind, slots] of [
-      ["global", length],
-      ["local", inChunk],
-    ] as const) {
-      const kept = Math.ceil(slots / blockSize);
-      if (state.held[kind].length > kept) this.#drop(state, kind, kept);
-    }
+    const kept = this.#blocksOf(length, Math.ceil);
+    for (const kind of kinds) if (state.held[kind].length > kept[kind]) this.#drop(state, kind, kept[kind]);
   }
 
   /** Ends a sequence. Its full blocks stay until their room is needed. */
@@ -179,6 +210,13 @@ export class KVCache {
         ? undefined
         : { used: (blocks - this.available(kind)) * blockSize, total: blocks * blockSize };
     return { global: of("global", globalBlocks), local: of("local", localBlocks) };
+  }
+
+  /** Blocks that the first `length` positions fill, or reach into. */
+  #blocksOf(length: number, round: (blocks: number) => number): Record<Kind, number> {
+    const { blockSize, chunk } = this.sizes;
+    const inChunk = chunk === Infinity ? length : length % chunk;
+    return { global: round(length / blockSize), local: round(inChunk / blockSize) };
   }
 
   /** Blocks that `length` positions need beyond those held; for local layers, the most that any position on the way needs. */

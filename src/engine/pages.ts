@@ -18,7 +18,6 @@ export function openPages(
   { sharePrefixes = true, ...options }: CacheOptions & { readonly sharePrefixes?: boolean },
 ): Pages {
   const sizes = cacheSizes(c, options);
-  const tables = new KVCache(sizes, { sharePrefixes });
   const poolOf = (kind: "global" | "local"): KVPool | undefined => {
     const blocks = kind === "global" ? sizes.globalBlocks : sizes.localBlocks;
     if (blocks === undefined) return undefined;
@@ -27,6 +26,7 @@ export function openPages(
     return backend.kvPool({ layers, blocks, blockSize, heads: c.nKvHeads, headDim: c.headDim, dtype: options.dtype });
   };
   const pools = { global: poolOf("global"), local: poolOf("local") };
+  const tables = new KVCache(sizes, { sharePrefixes, copy: (kind, from, to) => pools[kind]!.copy(from, to) });
   const next = { global: 0, local: 0 };
   return {
     tables,

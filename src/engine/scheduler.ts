@@ -8,7 +8,7 @@ export interface Running {
   readonly sequence: number;
   /** Its tokens so far: the prompt and what was sampled. */
   readonly length: number;
-  /** How many of them have been computed; always fewer than `length`. */
+  /** How many of them have been computed; all, where it only stays for those that begin as it does. */
   readonly position: number;
   /** Positions from here on wait for an image that is still being encoded. */
   readonly readable?: number | undefined;
@@ -68,6 +68,8 @@ export interface Schedulable extends Running {
   readonly tokens: ArrayLike<number>;
   position: number;
   guesses?: ArrayLike<number> | undefined;
+  /** The sequence that it goes on from: nothing else of it is computed, and it waits until that is. */
+  readonly from?: number | undefined;
   /** Every position has to be computed: nothing of it may come from the cache. */
   readonly wantsAll?: boolean;
   readonly images?: { readonly placed: readonly ImageSpan[] } | undefined;
@@ -93,7 +95,8 @@ export function schedule<R extends Schedulable>(
   budget: Budget & { sequences: number },
 ): Segment[] {
   const { waiting, running } = queues;
-  while (waiting.length > 0 && running.length < budget.sequences && admit(waiting[0]!, running, cache))
+  const computed = () => running.filter((r) => !isDone(r)).length;
+  while (waiting.length > 0 && computed() < budget.sequences && admit(waiting[0]!, running, cache))
     running.push(waiting.shift()!);
 
   for (;;) {
@@ -118,11 +121,15 @@ export function schedule<R extends Schedulable>(
   }
 }
 
+const isDone = ({ position, length }: Running) => position === length;
+
 /** Opens the sequence if it and all that run fit to their known lengths, with a block more for each that runs. */
 function admit(r: Schedulable, running: readonly Running[], cache: KVCache): boolean {
   if (r.refusedAt === cache.releases) return false; // a million tokens are not looked up again in every step
-  r.position = cache.open(r.sequence, r.wantsAll ? [] : r.tokens, r.images?.placed);
-  const grown = running.map((x) => [x.sequence, x.length + cache.sizes.blockSize] as const);
+  if (r.from === undefined) r.position = cache.open(r.sequence, r.wantsAll ? [] : r.tokens, r.images?.placed);
+  else if (running.some((x) => x.sequence === r.from && isDone(x))) r.position = cache.fork(r.sequence, r.from);
+  else return false;
+  const grown = running.map((x) => [x.sequence, x.length + (isDone(x) ? 0 : cache.sizes.blockSize)] as const);
   if (cache.fits([...grown, [r.sequence, r.length]])) return true;
   cache.close(r.sequence);
   r.position = 0;
