@@ -5,7 +5,7 @@ import type { Command } from "commander";
 import type { FileSource } from "../checkpoint/source.ts";
 import { uniform } from "../engine/random.ts";
 import { beginsRight, commonestShare, isRight, type Share, shareOf } from "../eval/answers.ts";
-import { Likelihood, likeliest, logProbability, windows } from "../eval/likelihood.ts";
+import { Likelihood, logProbability, windows } from "../eval/likelihood.ts";
 import { hide, type Line, says } from "../eval/needle.ts";
 import type { Llama4, Message } from "../index.ts";
 import { RequestError } from "../tensor/errors.ts";
@@ -169,7 +169,7 @@ async function answers(session: Session, paths: readonly string[], options: Answ
       for (const [path, documents] of files) {
         const n = limited(documents, options);
         const likelihood = new Likelihood();
-        const candidates = options.top > 1 ? await candidatesOf(documents, model) : [];
+        const candidates = options.top > 1 ? await candidatesOf(documents, { model, signal: session.signal }) : [];
         const verdicts = await each(n, session.signal, async (i) => {
           const verdict = await judged(documents, i, {
             ...{ model, candidates, likelihood, options },
@@ -220,67 +220,55 @@ async function judged(documents: Documents, i: number, judge: Judge): Promise<Ve
   const { accepted, answer, nPictures } = question;
   const said = await say(question);
   const verdict = { accepted, isRight: isRight(said, accepted), beginsRight: beginsRight(said, accepted) };
-  const prompt = await model.encodeChat(question.messages, { signal });
-  const { nats, tokens } = await costOf(question, answer, prompt, judge);
-  likelihood.add(nats, tokens, Buffer.byteLength(answer));
+  const asked = { messages: question.messages };
+  const tokens = await tokensOfAnswer(answer, judge);
+  const [own] = await model.likeliest(asked, [tokens], { signal });
+  likelihood.add(-own!.logprob, tokens.length, Buffer.byteLength(answer));
   const blind = nPictures > 0 && {
     isRightBlind: isRight(await say(await questionOf(documents, i, "grey")), accepted),
   };
   if (candidates.length === 0) return { ...verdict, ...blind };
-  const first = await lastLogits(model, question.messages, signal);
-  const best = await likeliest(
-    candidates,
-    options.top,
-    ({ firstToken }) => logProbability(first, firstToken),
-    async ({ text }) => -(await costOf(question, text, prompt, judge)).nats,
-  );
-  return { ...verdict, ...blind, isAmongTop: best.some(({ candidate }) => isRight(candidate.text, accepted)) };
+  const tokensOf = candidates.map(({ tokens }) => tokens);
+  const best = await model.likeliest(asked, tokensOf, { k: options.top, signal });
+  const texts = best.map(({ candidate }) => candidates[candidate]!.text);
+  return { ...verdict, ...blind, isAmongTop: texts.some((text) => isRight(text, accepted)) };
 }
 
 interface Candidate {
   readonly text: string;
-  readonly firstToken: number;
+  /** The one that ends it included. */
+  readonly tokens: Int32Array;
 }
 
 /** The answers of a file, each once, in the form that is accepted first. */
-async function candidatesOf(documents: Documents, model: Llama4): Promise<Candidate[]> {
+async function candidatesOf(
+  documents: Documents,
+  asking: { readonly model: Llama4; readonly signal: AbortSignal },
+): Promise<Candidate[]> {
   const texts = new Set<string>();
   for (let i = 0; i < documents.length; i++) {
     const record = (await documents.record(i)) as { accepted?: readonly string[] };
     texts.add(record.accepted?.[0] ?? (await questionOf(documents, i, "grey")).answer);
   }
   const found: Candidate[] = [];
-  for (const text of texts) found.push({ text, firstToken: (await model.encode(text))[0]! });
+  for (const text of texts) found.push({ text, tokens: await tokensOfAnswer(text, asking) });
   return found;
 }
 
-/** What an answer costs behind a prompt, the token that ends it included. */
-async function costOf(
-  { messages }: Question,
-  answer: string,
-  prompt: Int32Array,
-  { model, signal }: Pick<Judge, "model" | "signal">,
-) {
-  const whole: readonly Message[] = [...messages, { role: "assistant", content: answer }];
-  const [ids, own] = await Promise.all([model.encodeChat(whole, { signal }), model.encode(answer, { signal })]);
-  const [from, to] = [prompt.length, prompt.length + own.length];
-  if (ids.length <= to || own.some((id, i) => ids[from + i] !== id))
+/** An answer as it stands behind a question in the chat format, the token that ends it included. */
+async function tokensOfAnswer(answer: string, { model, signal }: Pick<Judge, "model" | "signal">): Promise<Int32Array> {
+  const question: Message = { role: "user", content: "?" };
+  const [prompt, whole, own] = await Promise.all([
+    model.encodeChat([question], { signal }),
+    model.encodeChat([question, { role: "assistant", content: answer }], { signal }),
+    model.encode(answer, { signal }),
+  ]);
+  const tokens = whole.subarray(prompt.length, prompt.length + own.length + 1);
+  if (tokens.length <= own.length || own.some((id, i) => tokens[i] !== id))
     throw new RequestError(
       "this checkpoint's chat format does not put an answer behind its prompt as it stands; its answers cannot be measured",
     );
-  const { vocabSize } = model.info;
-  let nats = 0;
-  for await (const { position, logits } of model.logits({ messages: whole }, { signal }))
-    for (let at = Math.max(position, from - 1); at < to && at - position < logits.length / vocabSize; at++) {
-      const row = at - position;
-      nats -= logProbability(logits.subarray(row * vocabSize, (row + 1) * vocabSize), ids[at + 1]!);
-    }
-  return { nats, tokens: own.length + 1 };
-}
-
-async function lastLogits(model: Llama4, messages: readonly Message[], signal: AbortSignal) {
-  for await (const { logits } of model.logits({ messages }, { last: true, signal })) return logits;
-  throw new Error("no logits of a prompt");
+  return tokens;
 }
 
 function summaryOf(verdicts: readonly Verdict[], likelihood: Likelihood) {

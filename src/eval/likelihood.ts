@@ -36,34 +36,6 @@ export class Likelihood {
   }
 }
 
-export interface Ranked<T> {
-  readonly candidate: T;
-  readonly logProbability: number;
-}
-
-/**
- * The k likeliest of some candidates. `bound` is what a candidate's likelihood cannot exceed (its first token's), `score`
- * the likelihood itself; who cannot be among the k any more is not scored.
- */
-export async function likeliest<T>(
-  candidates: readonly T[],
-  k: number,
-  bound: (candidate: T) => number,
-  score: (candidate: T) => Promise<number>,
-): Promise<Ranked<T>[]> {
-  const inOrder = candidates
-    .map((candidate) => ({ candidate, most: bound(candidate) }))
-    .sort((a, b) => b.most - a.most);
-  let best: Ranked<T>[] = [];
-  for (const { candidate, most } of inOrder) {
-    if (best.length === k && most <= best[k - 1]!.logProbability) break;
-    best = [...best, { candidate, logProbability: await score(candidate) }]
-      .sort((a, b) => b.logProbability - a.logProbability)
-      .slice(0, k);
-  }
-  return best;
-}
-
 /** The windows `[from, to)` in which n tokens are computed: each begins with the last token of the one before. */
 export function* windows(n: number, length: number): Generator<{ readonly from: number; readonly to: number }> {
   for (let from = 0; from + 1 < n; from += length - 1) yield { from, to: Math.min(n, from + length) };

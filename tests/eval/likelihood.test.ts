@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { Likelihood, likeliest, logProbability, windows } from "../../src/eval/likelihood.ts";
+import { Likelihood, logProbability, windows } from "../../src/eval/likelihood.ts";
 
 describe("a log-probability", () => {
   it("is the logit less the logarithm of the sum, however large", () => {
@@ -19,41 +19,6 @@ describe("a likelihood", () => {
     expect(loss).toBeCloseTo(Math.log(256), 12);
     expect(perplexity).toBeCloseTo(256, 9);
     expect(bitsPerByte).toBeCloseTo(8, 12);
-  });
-});
-
-describe("the likeliest", () => {
-  it("are those that scoring all would find, and hopeless ones are not scored", async () => {
-    const candidates = Array.from({ length: 200 }, (_, i) => {
-      const bound = -((i * 7919) % 200) / 10;
-      return { i, bound, score: bound - ((i * 104729) % 17) / 4 };
-    });
-    let scored = 0;
-    const found = await likeliest(
-      candidates,
-      5,
-      ({ bound }) => bound,
-      async ({ score }) => {
-        scored++;
-        return score;
-      },
-    );
-    const best = candidates
-      .map(({ score }) => score)
-      .sort((a, b) => b - a)
-      .slice(0, 5);
-    expect(found.map(({ logProbability }) => logProbability)).toEqual(best);
-    expect(scored).toBeLessThan(60);
-  });
-
-  it("are all, in order, where there are fewer", async () => {
-    const found = await likeliest(
-      [1, 3, 2],
-      5,
-      (x) => x,
-      async (x) => x,
-    );
-    expect(found.map(({ candidate }) => candidate)).toEqual([3, 2, 1]);
   });
 });
 
