@@ -31,6 +31,15 @@ interface Kept {
   /** Of the squared gradient; AdamW's only. */
   readonly square?: Tensor;
   readonly average?: Tensor;
+  /** Steps that it took: those with a gradient. */
+  updates: number;
+}
+
+/** How far an optimizer has come. */
+export interface OptimizerProgress {
+  readonly steps: number;
+  /** Steps that each weight took, in the order of the leaves; without it, all of them. */
+  readonly updates?: readonly number[] | undefined;
 }
 
 /** Holds the moments of every weight and takes steps. All tensors live as long as it does. */
@@ -48,7 +57,7 @@ export class Optimizer {
       const average = options.average > 0 && zeros(weight);
       if (average) backend.blend(average, weight, 0, 1);
       const square = !this.#takesMuon(name, weight) && zeros(weight);
-      return { name, weight, mean: zeros(weight), ...(square && { square }), ...(average && { average }) };
+      return { name, weight, mean: zeros(weight), ...(square && { square }), ...(average && { average }), updates: 0 };
     });
   }
 
@@ -73,13 +82,15 @@ export class Optimizer {
     }
     const scale = clip > 0 && norm > clip ? clip / norm : 1;
     this.#steps++;
-    for (const [i, { name, weight, mean, square, average }] of this.#kept.entries()) {
+    for (const [i, kept] of this.#kept.entries()) {
+      const { name, weight, mean, square, average } = kept;
       const gradient = gradients[i];
+      if (gradient) kept.updates++;
       const own = name.startsWith("vision.") ? rate * visionRate : rate;
       const shrink = weight.shape.length > 1 ? decay : 0;
       if (gradient && square)
         this.#backend.adamW(weight, gradient, mean, square, {
-          ...{ rate: own, beta1, beta2, eps, decay: shrink, step: this.#steps, scale },
+          ...{ rate: own, beta1, beta2, eps, decay: shrink, step: kept.updates, scale },
         });
       else if (gradient)
         await muonStep(this.#backend, weight, gradient, mean, {
@@ -104,8 +115,13 @@ export class Optimizer {
     );
   }
 
-  /** Goes on from a state of `state()` after so many steps. */
-  restore(steps: number, state: ReadonlyMap<string, Tensor>): void {
+  /** Of each weight, in the order of the leaves. */
+  get updates(): number[] {
+    return this.#kept.map(({ updates }) => updates);
+  }
+
+  /** Goes on from a state of `state()`. */
+  restore({ steps, updates }: OptimizerProgress, state: ReadonlyMap<string, Tensor>): void {
     for (const { name, weight } of this.state()) {
       const stored = state.get(name);
       if (stored?.shape.join() !== weight.shape.join())
@@ -115,6 +131,7 @@ export class Optimizer {
       this.#backend.blend(weight, stored, 0, 1);
     }
     this.#steps = steps;
+    for (const [i, kept] of this.#kept.entries()) kept.updates = updates?.[i] ?? steps;
   }
 
   // At first an average over what there is, so that the random beginning does not stay in it.

@@ -47,6 +47,8 @@ export interface Progress {
   readonly cursor: Cursor;
   /** Of the routers, layer by layer, where they are balanced by biases. */
   readonly biases: readonly (readonly number[])[];
+  /** Steps that each weight took: fewer where a step gave it no gradient. */
+  readonly updates?: readonly number[];
 }
 
 /** What one step was. */
@@ -133,11 +135,17 @@ export class Trainer {
     this.#batches = new Batches(data, tokenizer, batchOptions, state?.progress.cursor);
     this.#step = state?.progress.step ?? 0;
     this.#tokens = state?.progress.tokens ?? 0;
-    if (state) this.#optimizer.restore(state.progress.step, state.moments);
+    if (state) {
+      const { step: steps, updates } = state.progress;
+      this.#optimizer.restore({ steps, updates }, state.moments);
+    }
   }
 
   get progress(): Progress {
-    return { step: this.#step, tokens: this.#tokens, cursor: this.#batches.cursor, biases: this.#balance.state() };
+    return {
+      ...{ step: this.#step, tokens: this.#tokens, cursor: this.#batches.cursor },
+      ...{ biases: this.#balance.state(), updates: this.#optimizer.updates },
+    };
   }
 
   /** The moments of the optimizer, by name. */
