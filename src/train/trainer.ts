@@ -4,13 +4,14 @@
 import type { Llama4Config } from "../model/config.ts";
 import { tokensPerTile } from "../model/config.ts";
 import type { Tokenizer } from "../prompt/tokenizer.ts";
-import type { Segment, TrainingBackend } from "../tensor/backend.ts";
+import type { TrainingBackend } from "../tensor/backend.ts";
 import { TrainingError } from "../tensor/errors.ts";
 import { crossEntropy } from "../tensor/ops.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Balance, type BalanceOptions } from "./balance.ts";
 import { type Batch, Batches, type BatchOptions, type Cursor, inOrder } from "./batches.ts";
 import type { TrainConfig } from "./config.ts";
+import { continued, type Prompt } from "./continuation.ts";
 import { softShareAt, type Teacher } from "./distil.ts";
 import type { Documents, Example } from "./documents.ts";
 import { type Leaf, leavesOf, mapWeights, type Weights } from "./leaves.ts";
@@ -302,52 +303,33 @@ export class Trainer {
   }
 
   async #samples(weights: Weights, most: number, length: number): Promise<Sample[]> {
-    const { samples, tokenizer } = this.#b;
-    const found: Sample[] = [];
-    for (let i = 0; samples && i < Math.min(most, samples.length); i++) {
-      const { tokensPerTile } = this.#packing;
-      const example = await samples.example(i, tokenizer, { loss: "answers", tokensPerTile });
-      const cut = promptLength(example);
-      const ids = await this.#continued(weights, example, cut, length, samples);
-      found.push({
-        prompt: tokenizer.decode(example.tokens.subarray(0, cut)),
-        expected: tokenizer.decode(example.tokens.subarray(cut), { skipSpecial: true }),
-        text: tokenizer.decode(ids, { skipSpecial: true }),
-        tiles: example.tiles,
-      });
-    }
-    return found;
-  }
-
-  async #continued(
-    weights: Weights,
-    { tokens, tiles }: Example,
-    cut: number,
-    length: number,
-    documents: Documents,
-  ): Promise<number[]> {
-    const { backend, model, tokenizer, config } = this.#b;
+    const { samples, tokenizer, backend, model, config } = this.#b;
+    if (!samples) return [];
+    const { tokensPerTile } = this.#packing;
     const patch = tokenizer.special.get("<|patch|>");
-    const prompt = [...tokens.subarray(0, cut)];
-    const at = Int32Array.from(prompt.flatMap((id, row) => (id === patch ? [row] : [])));
-    const images = tiles.length > 0 && { pixels: await documents.pixels(tiles), tiles: tiles.length, at };
-    const said: number[] = [];
-    while (said.length < length && prompt.length + said.length < config.context) {
-      const all = Int32Array.from([...prompt, ...said]);
-      const batch: Batch = {
-        tokens: all,
-        segments: [{ row: 0, length: all.length, position: 0, sequence: 0 } satisfies Segment],
-        ...{ wanted: Int32Array.of(all.length - 1), targets: new Int32Array(1) },
-        ...(images && { images }),
-      };
-      const next = await backend.scope(async () => {
-        const choose = this.#balance.choosing(backend, model);
-        return likeliest(await backend.read(await logitsOf(backend, weights, model, batch, choose)));
-      });
-      if (tokenizer.stop.has(next)) break;
-      said.push(next);
+    const asked: { readonly example: Example; readonly prompt: Prompt }[] = [];
+    for (let i = 0; i < Math.min(most, samples.length); i++) {
+      const example = await samples.example(i, tokenizer, { loss: "answers", tokensPerTile });
+      const tokens = example.tokens.subarray(0, promptLength(example));
+      const at = Int32Array.from([...tokens.keys()].filter((row) => tokens[row] === patch));
+      const { tiles } = example;
+      const images = tiles.length > 0 ? { pixels: await samples.pixels(tiles), tiles: tiles.length, at } : undefined;
+      asked.push({ example, prompt: { tokens, images } });
     }
-    return said;
+    const said = await continued(
+      ...([backend, weights, model] as const),
+      asked.map(({ prompt }) => prompt),
+      {
+        ...{ most: length, context: config.context, stop: tokenizer.stop },
+        choose: this.#balance.choosing(backend, model),
+      },
+    );
+    return asked.map(({ example: { tokens, tiles }, prompt }, i) => ({
+      prompt: tokenizer.decode(prompt.tokens),
+      expected: tokenizer.decode(tokens.subarray(prompt.tokens.length), { skipSpecial: true }),
+      text: tokenizer.decode(said[i]!, { skipSpecial: true }),
+      tiles,
+    }));
   }
 }
 
@@ -379,12 +361,6 @@ function methodOf({ by, strength }: TrainConfig["balance"]): BalanceOptions["met
 function sharesOf(choices: readonly number[]): number[] {
   const all = choices.reduce((sum, n) => sum + n, 0);
   return choices.map((n) => n / all);
-}
-
-function likeliest(logits: ArrayLike<number>): number {
-  let best = 0;
-  for (let id = 1; id < logits.length; id++) if (logits[id]! > logits[best]!) best = id;
-  return best;
 }
 
 function free(backend: TrainingBackend, x: Tensor): void {
