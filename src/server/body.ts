@@ -60,7 +60,7 @@ export async function readJson(
   // Others can be sent by any web page without asking first.
   if (!/^application\/json\s*(;|$)/i.test(type))
     throw new Refusal(415, `The content type is "${type.slice(0, 60)}"; expected application/json.`);
-  const text = new TextDecoder().decode(await readBytes(request, mostBytes, into));
+  const text = await readText(request, mostBytes, into);
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -73,16 +73,18 @@ export async function readJson(
   return value;
 }
 
-async function readBytes(
+/** Decoded as it comes, so that a large body does not hold up others when all of it is there. */
+async function readText(
   request: Request,
   mostBytes: number,
   { held, signal }: { readonly held: Held; readonly signal: AbortSignal },
-): Promise<Uint8Array> {
+): Promise<string> {
   const tooLarge = () =>
     new Refusal(413, `The body is larger than ${mostBytes.toLocaleString("en")} bytes; expected at most that.`);
   const announced = Number(request.headers.get("content-length") ?? 0);
   if (announced > mostBytes) throw tooLarge();
-  const chunks: Uint8Array[] = [];
+  const decoder = new TextDecoder();
+  const texts: string[] = [];
   let length = 0;
   if (request.body) {
     const reader = request.body.getReader();
@@ -93,7 +95,7 @@ async function readBytes(
         length += next.value.byteLength;
         if (length > mostBytes) throw tooLarge();
         held.take(next.value.byteLength);
-        chunks.push(next.value);
+        texts.push(decoder.decode(next.value, { stream: true }));
       }
       signal.throwIfAborted();
     } catch (error) {
@@ -103,11 +105,5 @@ async function readBytes(
       signal.removeEventListener("abort", leave);
     }
   }
-  const bytes = new Uint8Array(length);
-  let at = 0;
-  for (const chunk of chunks) {
-    bytes.set(chunk, at);
-    at += chunk.byteLength;
-  }
-  return bytes;
+  return texts.join("") + decoder.decode();
 }

@@ -29,7 +29,7 @@ export const filesOf = (messages: readonly Message<AskedPart>[]): UrlPart[] =>
   );
 
 async function fileOf({ type, url }: UrlPart, fetchMedia: FetchMedia | undefined, signal: AbortSignal) {
-  if (url.slice(0, 5).toLowerCase() === "data:") return fromDataUrl(type, url);
+  if (url.slice(0, 5).toLowerCase() === "data:") return fromDataUrl(type, url, signal);
   if (!/^https?:/i.test(url))
     throw new Refusal(400, `The URL of the ${type} begins with "${url.slice(0, 12)}"; expected a data URL or https.`);
   if (!fetchMedia)
@@ -39,17 +39,31 @@ async function fileOf({ type, url }: UrlPart, fetchMedia: FetchMedia | undefined
   return fetchMedia(url, signal);
 }
 
-function fromDataUrl(type: string, url: string): Uint8Array {
+/** Characters of base64 that are decoded at once, about a millisecond: others have their turn in between. */
+const PIECE = 1 << 18;
+
+async function fromDataUrl(type: string, url: string, signal: AbortSignal): Promise<Uint8Array> {
   const comma = url.indexOf(",", 5);
   if (comma < 0 || !/;base64$/i.test(url.slice(5, Math.min(comma, 200))))
     throw new Refusal(400, `The data URL of the ${type} is not "data:<type>;base64,<data>"; expected that.`);
-  let binary: string;
-  try {
-    binary = atob(url.slice(comma + 1));
-  } catch {
-    throw new Refusal(400, `The data URL of the ${type} is not in base64; expected that.`);
+  const bytes = new Uint8Array(Math.ceil(((url.length - comma - 1) * 3) / 4));
+  let length = 0;
+  let left = ""; // of a group of four
+  for (let at = comma + 1; at < url.length; at += PIECE) {
+    if (at > comma + 1) await new Promise((resolve) => setTimeout(resolve, 0));
+    signal.throwIfAborted();
+    const text = left + url.slice(at, at + PIECE).replaceAll(/[\t\n\f\r ]+/g, "");
+    const isLast = at + PIECE >= url.length;
+    const whole = isLast ? text.length : text.length - (text.length % 4);
+    left = text.slice(whole);
+    let binary: string;
+    try {
+      binary = atob(text.slice(0, whole));
+      if (length % 3 > 0 && text !== "") throw new Error("data behind the end"); // a group before was padded
+    } catch {
+      throw new Refusal(400, `The data URL of the ${type} is not in base64; expected that.`);
+    }
+    for (let i = 0; i < binary.length; i++) bytes[length++] = binary.charCodeAt(i);
   }
-  const bytes = new Uint8Array(binary.length);
-  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
-  return bytes;
+  return bytes.subarray(0, length);
 }

@@ -299,6 +299,34 @@ describe("POST /v1/chat/completions", () => {
       ]);
     });
 
+    it("decodes large ones in pieces, so that others have their turn", async () => {
+      const { model, handler } = served({ lines: ["x"] });
+      const bytes = Uint8Array.from({ length: 1_000_001 }, (_, i) => (i * 2654435761) >>> 11);
+      const lines = Buffer.from(bytes)
+        .toString("base64")
+        .match(/.{1,76}/g)!
+        .join("\r\n");
+      let turns = 0;
+      const timer = setInterval(() => turns++, 0);
+      await handler(
+        post(path, { messages: [user([{ type: "image_url", image_url: { url: `data:image/png;base64,${lines}` } }])] }),
+      );
+      clearInterval(timer);
+      expect(model.asked[0]!.messages![0]!.content).toEqual([{ type: "image", data: bytes }]);
+      expect(turns).toBeGreaterThan(2);
+    });
+
+    it.each([
+      ["something in the middle", `${"A".repeat(400_000)}%${"A".repeat(400_003)}`],
+      ["an end in the middle", `${"A".repeat((1 << 18) - 1)}=${"A".repeat(400_000)}`],
+      ["half a byte at the end", "A".repeat(400_001)],
+    ])("refuses base64 with %s", async (_, data) => {
+      const { handler } = served({ lines: ["x"] });
+      const url = `data:image/png;base64,${data}`;
+      const response = await handler(post(path, { messages: [user([{ type: "image_url", image_url: { url } }])] }));
+      expect((await json(response)).error.message).toContain("is not in base64");
+    });
+
     it("takes one tile where all of them are asked for in low detail", async () => {
       const { model, handler } = served({ lines: ["x"] });
       await handler(post(path, { messages: [user([png("low"), png("low")])] }));
