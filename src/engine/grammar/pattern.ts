@@ -1,5 +1,5 @@
 // JavaScript's regular expressions, with flag u, as terms. The subset: characters, classes, escapes (\d \w \s \p{…} \u…),
-// groups, alternatives, counts, and ^ and $ at the ends. What looks around, looks back or knows words is refused.
+// groups, alternatives, counts, ^ and $, and what looks ahead. What looks behind, refers back or knows words is refused.
 
 import { RequestError } from "../../tensor/errors.ts";
 import { ALL, type CodePoints, complement, ofClass, ofText, union } from "./code-points.ts";
@@ -10,7 +10,8 @@ type Node =
   | { readonly type: "sequence"; readonly parts: readonly Node[] }
   | { readonly type: "choice"; readonly parts: readonly Node[] }
   | { readonly type: "repeat"; readonly part: Node; readonly least: number; readonly most: number }
-  | { readonly type: "start" | "end" };
+  | { readonly type: "start" | "end" }
+  | { readonly type: "ahead"; readonly node: Node; readonly isNegated: boolean };
 
 /** How a character is written where the pattern's text stands. */
 export type Alphabet = (set: CodePoints) => Regex;
@@ -31,38 +32,147 @@ export function pattern(source: string, what: string, regexes: Regexes, { alphab
     written.set(set, known);
     return known;
   };
-  const around = searches ? regexes.many(alphabet(ALL)) : regexes.end;
+  const any = regexes.many(alphabet(ALL));
+  const texts = new Texts(what, regexes, once, any);
   const alternatives = node.type === "choice" ? node.parts : [node];
   return regexes.union(
     ...alternatives.map((alternative) => {
-      const parts = alternative.type === "sequence" ? alternative.parts : [alternative];
-      const from = parts[0]?.type === "start" ? 1 : 0;
-      const to = parts.length > from && parts.at(-1)!.type === "end" ? parts.length - 1 : parts.length;
-      const inner = parts.slice(from, to).map((part) => term(part, what, regexes, once));
-      return regexes.concat(from > 0 ? regexes.end : around, ...inner, to < parts.length ? regexes.end : around);
+      const matched = texts.of(alternative, () => (searches ? any : regexes.end));
+      const [first, later] = [matched(true), searches ? matched(false) : regexes.empty];
+      if (first === later) return regexes.concat(any, later);
+      return regexes.union(first, regexes.concat(alphabet(ALL), any, later));
     }),
   );
 }
 
-function term(node: Node, what: string, regexes: Regexes, alphabet: Alphabet): Regex {
-  const inner = (part: Node) => term(part, what, regexes, alphabet);
+/** Texts from some place on, by whether it is the beginning of all. */
+type Tail = (isStart: boolean) => Regex;
+
+/** What matches a node and goes on as `rest` says: so that ^, $ and what looks ahead are about the text up to its end. */
+class Texts {
+  readonly #what: string;
+  readonly #regexes: Regexes;
+  readonly #alphabet: Alphabet;
+  readonly #any: Regex;
+
+  constructor(what: string, regexes: Regexes, alphabet: Alphabet, any: Regex) {
+    this.#what = what;
+    this.#regexes = regexes;
+    this.#alphabet = alphabet;
+    this.#any = any;
+  }
+
+  of(node: Node, rest: Tail): Tail {
+    const { and, not, union, empty, end } = bound(this.#regexes);
+    if (!looks(node)) return this.#behind(this.#plain(node), rest);
+    switch (node.type) {
+      case "sequence":
+        return node.parts.reduceRight((rest, part) => this.of(part, rest), rest);
+      case "choice": {
+        const ways = node.parts.map((part) => this.of(part, rest));
+        return once((isStart) => union(...ways.map((way) => way(isStart))));
+      }
+      case "start":
+        return (isStart) => (isStart ? rest(true) : empty);
+      case "end":
+        return (isStart) => and(rest(isStart), end);
+      case "ahead": {
+        const ahead = this.of(node.node, () => this.#any);
+        return once((isStart) => and(rest(isStart), node.isNegated ? not(ahead(isStart)) : ahead(isStart)));
+      }
+      case "repeat":
+        return this.#repeat(node, rest);
+      default:
+        throw new Error(`a node of type ${node.type} looks at nothing`);
+    }
+  }
+
+  /** A term that looks at nothing, and then the rest. */
+  #behind(term: Regex, rest: Tail): Tail {
+    const { and, concat, not, union, end } = bound(this.#regexes);
+    return once((isStart) => {
+      const later = concat(term, rest(false));
+      if (!isStart || !term.isNullable || rest(true) === rest(false)) return later;
+      return union(concat(and(term, not(end)), rest(false)), rest(true));
+    });
+  }
+
+  #repeat({ part, least, most }: Extract<Node, { type: "repeat" }>, rest: Tail): Tail {
+    const isEmpty = part.type === "start" || part.type === "end" || part.type === "ahead"; // and sees the same each time
+    const times = isEmpty ? 1 : most;
+    if (times > MOST_WRITTEN_OUT)
+      throw new RequestError(
+        `${this.#what}: what repeats and looks beyond itself (^, $, (?=…), (?!…)) is not supported; expected it outside of what repeats, or at most ${MOST_WRITTEN_OUT} times`,
+      );
+    let tail = rest;
+    for (let i = times; i > 0; i--) {
+      const more = this.of(part, tail);
+      tail = i > least ? once((isStart) => this.#regexes.union(more(isStart), rest(isStart))) : more;
+    }
+    return tail;
+  }
+
+  #plain(node: Node): Regex {
+    switch (node.type) {
+      case "characters":
+        return this.#alphabet(node.set);
+      case "sequence":
+        return this.#regexes.concat(...node.parts.map((part) => this.#plain(part)));
+      case "choice":
+        return this.#regexes.union(...node.parts.map((part) => this.#plain(part)));
+      case "repeat": {
+        const part = looks(node.part) ? this.of(node.part, () => this.#regexes.end)(false) : this.#plain(node.part);
+        return this.#regexes.loop(part, node.least, node.most);
+      }
+      default:
+        throw new Error(`a node of type ${node.type} is no text`);
+    }
+  }
+}
+
+/** Asked once for each of its two answers. */
+function once(tail: Tail): Tail {
+  const known: (Regex | undefined)[] = [];
+  return (isStart) => (known[Number(isStart)] ??= tail(isStart));
+}
+
+/** Whether it is about more than its own text. */
+function looks(node: Node): boolean {
+  if (node.type === "sequence" || node.type === "choice") return node.parts.some(looks);
+  if (node.type === "repeat") return looks(node.part) && !looksInside(node.part);
+  return node.type !== "characters";
+}
+
+/** Whether all that it looks at is inside of it: what looks ahead, not farther than what follows is long at least. */
+function looksInside(node: Node): boolean {
+  const parts = node.type === "sequence" ? node.parts : [node];
+  return parts.every((part, i) => {
+    if (part.type !== "ahead") return !looks(part);
+    const behind: Node = { type: "sequence", parts: parts.slice(i + 1) };
+    return !looks(part.node) && lengths(part.node)[1] <= lengths(behind)[0];
+  });
+}
+
+/** The fewest and the most characters of its texts. */
+function lengths(node: Node): readonly [number, number] {
   switch (node.type) {
     case "characters":
-      return alphabet(node.set);
+      return [1, 1];
     case "sequence":
-      return regexes.concat(...node.parts.map(inner));
+      return node.parts.map(lengths).reduce((a, b) => [a[0] + b[0], a[1] + b[1]], [0, 0]);
     case "choice":
-      return regexes.union(...node.parts.map(inner));
-    case "repeat":
-      return regexes.loop(inner(node.part), node.least, node.most);
+      return node.parts.map(lengths).reduce((a, b) => [Math.min(a[0], b[0]), Math.max(a[1], b[1])]);
+    case "repeat": {
+      const [least, most] = lengths(node.part);
+      return [node.least * least, most === 0 ? 0 : node.most * most];
+    }
     default:
-      throw new RequestError(
-        `${what}: ${node.type === "start" ? "^" : "$"} in the middle is not supported; expected it at an end of the pattern or of an alternative`,
-      );
+      return [0, 0];
   }
 }
 
 const MOST_COUNT = 10_000;
+const MOST_WRITTEN_OUT = 64; // repetitions of what looks beyond itself
 const MOST_LENGTH = 10_000;
 const MOST_NESTED = 100;
 const MOST_PROPERTIES = 16; // each takes some hundred terms, and the first time its tables
@@ -79,11 +189,15 @@ const CLASSES: Readonly<Record<string, CodePoints>> = {
 };
 const CONTROLS: Readonly<Record<string, string>> = { n: "\n", r: "\r", t: "\t", v: "\v", f: "\f", "0": "\0" };
 
-/** Flag u allows no backslash that means nothing, but many patterns have some: `\-` outside of a class. */
-const withoutNeedlessEscapes = (source: string): string =>
-  source.replaceAll(/\\(.)/gsu, (written, c: string) =>
-    /[\dA-Za-z^$\\.*+?()[\]{}|/]/.test(c) ? written : `\\u{${c.codePointAt(0)!.toString(16)}}`,
-  );
+/** Flag u allows no backslash that means nothing (`\-` outside of a class) and no bracket alone, but many patterns have some. */
+const strict = (source: string): string =>
+  source
+    .replaceAll(/\\(.)/gsu, (written, c: string) =>
+      /[\dA-Za-z^$\\.*+?()[\]{}|/]/.test(c) ? written : `\\u{${c.codePointAt(0)!.toString(16)}}`,
+    )
+    .replaceAll(/\\[pPu]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\d+(?:,\d*)?\}|[\]{}]/gsu, (written) =>
+      /^[\]{}]$/.test(written) ? `\\${written}` : written,
+    );
 
 class PatternParser {
   readonly #source: string;
@@ -94,7 +208,7 @@ class PatternParser {
   #at = 0;
 
   constructor(source: string, what: string) {
-    this.#source = withoutNeedlessEscapes(source);
+    this.#source = strict(source);
     this.#what = what;
     this.#characters = Array.from(this.#source);
   }
@@ -116,7 +230,7 @@ class PatternParser {
 
   #refuse(what: string): never {
     throw new RequestError(
-      `${this.#what}: ${what} in the pattern ${JSON.stringify(this.#source)} is not supported; expected characters, classes, groups, alternatives, counts, and ^ or $ at the ends`,
+      `${this.#what}: ${what} in the pattern ${JSON.stringify(this.#source)} is not supported; expected characters, classes, groups, alternatives, counts, ^, $, (?=…) and (?!…)`,
     );
   }
 
@@ -181,12 +295,14 @@ class PatternParser {
   }
 
   #group(depth: number): Node {
-    for (const look of ["?=", "?!", "?<=", "?<!"]) if (this.#peek(look)) this.#refuse(`(${look}…)`);
+    for (const look of ["?<=", "?<!"]) if (this.#peek(look)) this.#refuse(`(${look}…)`);
+    const isNegated = this.#skips("?!");
+    const isAhead = isNegated || this.#skips("?=");
     if (this.#skips("?<")) while (!this.#skips(">")) this.#at++;
     else if (this.#peek("?") && !this.#skips("?:")) this.#refuse("(?…) with flags");
     const node = this.#choice(depth + 1);
     this.#skips(")");
-    return node;
+    return isAhead ? { type: "ahead", node, isNegated } : node;
   }
 
   /** A class in brackets; written in the same way, it is the same set. */
@@ -262,4 +378,16 @@ class PatternParser {
     if (code >= 0xd800 && code <= 0xdfff) this.#refuse("half of a surrogate pair");
     return [[code, code]];
   }
+}
+
+/** Its methods as functions. */
+function bound(regexes: Regexes) {
+  return {
+    and: (...parts: readonly Regex[]) => regexes.and(...parts),
+    concat: (...parts: readonly Regex[]) => regexes.concat(...parts),
+    not: (part: Regex) => regexes.not(part),
+    union: (...parts: readonly Regex[]) => regexes.union(...parts),
+    empty: regexes.empty,
+    end: regexes.end,
+  };
 }
