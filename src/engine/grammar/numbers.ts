@@ -7,10 +7,18 @@ export interface Bound {
   readonly isExclusive: boolean;
 }
 
+/** Numbers apart by a decimal fraction, 0 among them: `digits` / 10^`places`. */
+export interface Step {
+  readonly digits: number;
+  readonly places: number;
+}
+
 export interface NumberRange {
   readonly isInteger: boolean;
   readonly min?: Bound | undefined;
   readonly max?: Bound | undefined;
+  /** Only multiples of it. */
+  readonly step?: Step | undefined;
 }
 
 const MOST_INTEGER_DIGITS = 19; // of 64 bits
@@ -18,17 +26,67 @@ const MOST_FRACTION_DIGITS = 17;
 /** A double tells so many decimal digits apart: what has no more and is below a bound stays below it when it is read. */
 const MOST_DIGITS = 15;
 
+/** Digits of a step, at most: so many remainders are states. */
+export const MOST_STEP = 10_000;
+const MOST_PLACES = 12;
+
+/** The step of a positive number; undefined where it has too many digits. */
+export function stepOf(value: number): Step | undefined {
+  const { whole, fraction } = decimal(value);
+  return step(BigInt(whole + fraction), fraction.length);
+}
+
+/** Multiples of both; undefined where that has too many digits. */
+export function commonStep(a: Step, b: Step): Step | undefined {
+  const places = Math.max(a.places, b.places);
+  const [x, y] = [scaled(a, places), scaled(b, places)];
+  return step((x / divisor(x, y)) * y, places);
+}
+
+function step(digits: bigint, places: number): Step | undefined {
+  while (places > 0 && digits % 10n === 0n) {
+    digits /= 10n;
+    places--;
+  }
+  const significant = BigInt(String(digits).replace(/0+$/, ""));
+  return significant > MOST_STEP || digits > Number.MAX_SAFE_INTEGER || places > MOST_PLACES
+    ? undefined
+    : { digits: Number(digits), places };
+}
+
+const scaled = ({ digits, places }: Step, to: number): bigint => BigInt(digits) * 10n ** BigInt(to - places);
+
+const divisor = (a: bigint, b: bigint): bigint => (b === 0n ? a : divisor(b, a % b));
+
 /** Whether no number is in it. */
-export function isEmptyRange({ isInteger, min, max }: NumberRange): boolean {
+export function isEmptyRange({ isInteger, min, max, step }: NumberRange): boolean {
   if (!min || !max) return false;
+  if (step) {
+    // the least multiple from the lower bound on, in units of the step
+    const [low, high] = [min, max].map(({ value }) => inSteps(value, step));
+    const first = low!.whole + (low!.isExact && !min.isExclusive ? 0n : 1n);
+    const last = high!.whole - (high!.isExact && max.isExclusive ? 1n : 0n);
+    return first > last;
+  }
   if (isInteger) return lowest(min) > highest(max);
   return min.value > max.value || (min.value === max.value && (min.isExclusive || max.isExclusive));
 }
 
-export const isInRange = (value: number, { isInteger, min, max }: NumberRange): boolean =>
+/** How often a step goes into a number, rounded down. */
+function inSteps(value: number, step: Step): { readonly whole: bigint; readonly isExact: boolean } {
+  const { whole, fraction } = decimal(Math.abs(value));
+  const places = Math.max(fraction.length, step.places);
+  const digits = BigInt(whole + fraction.padEnd(places, "0")) * (value < 0 ? -1n : 1n);
+  const unit = scaled(step, places);
+  const isExact = digits % unit === 0n;
+  return { whole: digits / unit - (isExact || digits > 0n ? 0n : 1n), isExact };
+}
+
+export const isInRange = (value: number, { isInteger, min, max, step }: NumberRange): boolean =>
   (!isInteger || Number.isInteger(value)) &&
   (!min || (min.isExclusive ? value > min.value : value >= min.value)) &&
-  (!max || (max.isExclusive ? value < max.value : value <= max.value));
+  (!max || (max.isExclusive ? value < max.value : value <= max.value)) &&
+  (!step || inSteps(value, step).isExact);
 
 const lowest = ({ value, isExclusive }: Bound) => (isExclusive ? Math.floor(value) + 1 : Math.ceil(value));
 const highest = ({ value, isExclusive }: Bound) => (isExclusive ? Math.ceil(value) - 1 : Math.floor(value));
@@ -43,12 +101,26 @@ export function tighter(a: Bound | undefined, b: Bound | undefined, side: "min" 
 /** The numbers of a range. */
 export function numbers(range: NumberRange, regexes: Regexes): Regex {
   const written = new Digits(regexes);
-  const { isInteger, min, max } = range;
-  if (!min && !max) return written.any(isInteger);
-  const parts = [written.short(range)];
+  const { isInteger, min, max, step } = reachable(range);
+  if (!range.min && !range.max && !step) return written.any(isInteger);
+  const parts = [written.short({ isInteger, min, max })];
+  if (step) parts.push(written.multiples(step, [min, max]));
   if (min) parts.push(written.atLeast(isInteger ? { value: lowest(min), isExclusive: false } : min));
   if (max) parts.push(written.atMost(isInteger ? { value: highest(max), isExclusive: false } : max));
   return regexes.and(...parts);
+}
+
+/** Without bounds that no number of `MOST_INTEGER_DIGITS` digits reaches, where the other bound lets there be such. */
+function reachable(range: NumberRange): NumberRange {
+  const most = 10 ** MOST_INTEGER_DIGITS;
+  const { min, max } = range;
+  const low = min?.value ?? -Infinity;
+  const high = max?.value ?? Infinity;
+  return {
+    ...range,
+    min: low <= -most && high > -most ? undefined : min,
+    max: high >= most && low < most ? undefined : max,
+  };
 }
 
 class Digits {
@@ -86,6 +158,25 @@ class Digits {
     if (isInteger) return whole;
     const longest = Math.max(0, ...bounds.filter(({ isExclusive }) => isExclusive).map(digits));
     return concat(whole, this.#fractions(longest > 0 ? Math.max(0, MOST_DIGITS - longest) : MOST_FRACTION_DIGITS));
+  }
+
+  /** Multiples of a step, with as few digits behind the point as there can be, and no more digits than a double keeps apart. */
+  multiples({ digits, places }: Step, bounds: readonly (Bound | undefined)[]): Regex {
+    const { concat, loop, optional, text, union } = bound(this.#regexes);
+    const longest = bounds.map((b) => (b ? decimal(Math.abs(b.value)).whole.length : 0));
+    const wholes = this.#wholes(Math.max(1, MOST_DIGITS - places, ...longest));
+    const minus = optional(this.#minus);
+    const ways: Regex[] = [text("0")];
+    for (let n = 0; n <= places; n++) {
+      let of = digits / Number(divisor(BigInt(digits), 10n ** BigInt(places - n))); // of the first n places
+      if (n > 0 && of % 10 === 0) continue; // the last would be 0
+      let zeros = 0;
+      for (; n === 0 && of % 10 === 0; of /= 10) zeros++;
+      const written = concat(minus, wholes, n > 0 ? concat(text("."), loop(this.#digit, n, n)) : this.#regexes.end);
+      const kept = concat(minus, this.#regexes.multiples(of), text("0".repeat(zeros)));
+      ways.push(of === 1 && zeros === 0 ? written : this.#regexes.and(written, kept));
+    }
+    return union(...ways);
   }
 
   atLeast({ value, isExclusive }: Bound): Regex {

@@ -5,7 +5,7 @@
 import { RequestError } from "../../tensor/errors.ts";
 import { type CodePoints, utf8Ranges } from "./code-points.ts";
 
-type Kind = "empty" | "end" | "bytes" | "concat" | "union" | "loop" | "and" | "not";
+type Kind = "empty" | "end" | "bytes" | "concat" | "union" | "loop" | "and" | "not" | "multiples";
 
 /** A language, and a state: what may still come. */
 export interface Regex {
@@ -14,7 +14,7 @@ export interface Regex {
   readonly parts: readonly Regex[];
   /** Of "bytes": 256 bits. */
   readonly set: Uint32Array | undefined;
-  /** Of "loop": how often its part comes. */
+  /** Of "loop": how often its part comes; of "multiples": what is left of the digits before, divided by `most`. */
   readonly least: number;
   readonly most: number;
   /** Whether the language may end here. */
@@ -140,6 +140,11 @@ export class Regexes {
     return this.loop(part, 0, Infinity);
   }
 
+  /** Digits of the multiples of a whole number, behind digits that leave `rest`; a point among them changes nothing. */
+  multiples(of: number, rest = 0): Regex {
+    return this.#term("multiples", [], { isNullable: rest === 0, least: rest, most: of, extra: `${rest} ${of}` });
+  }
+
   /** What all of them have in common. */
   and(...parts: readonly Regex[]): Regex {
     const members = new Set(flat("and", parts));
@@ -202,7 +207,7 @@ export class Regexes {
     if (term.firsts) return term.firsts;
     const [head] = term.parts;
     const parts = term.kind === "concat" && !head!.isNullable ? [head!] : term.parts;
-    const sets = new Set(term.set ? [term.set] : []);
+    const sets = new Set(term.kind === "multiples" ? DIGITS : term.set ? [term.set] : []);
     for (const part of parts) if (sets.size <= MANY_SETS) for (const set of this.#firsts(part)) sets.add(set);
     term.firsts = parts.length === 1 ? this.#firsts(parts[0]!) : [...sets];
     return term.firsts;
@@ -272,6 +277,10 @@ export class Regexes {
         const part = term.parts[0]!;
         return this.#pair(this.#derive(part, byte), this.loop(part, Math.max(0, term.least - 1), term.most - 1));
       }
+      case "multiples":
+        if (byte === POINT) return term;
+        if (byte < ZERO || byte > ZERO + 9) return this.empty;
+        return this.multiples(term.most, (10 * term.least + byte - ZERO) % term.most);
       case "and": {
         const parts: Regex[] = [];
         for (const part of term.parts) {
@@ -321,6 +330,15 @@ const tooManyStates = () =>
   new RequestError(
     "the constraint needs more than 100,000 states; expected simpler patterns: fewer long counts beside each other",
   );
+
+const ZERO = 0x30;
+const POINT = 0x2e;
+/** The sets of bytes that multiples tell apart. */
+const DIGITS = [POINT, ...Array.from({ length: 10 }, (_, digit) => ZERO + digit)].map((byte) => {
+  const set = new Uint32Array(8);
+  set[byte >> 5]! |= 1 << (byte & 31);
+  return set;
+});
 
 /** Letters, digits and marks before the rest: most languages end soon along them. */
 const LIKELY_FIRST: readonly number[] = [

@@ -3,7 +3,17 @@
 
 import { RequestError } from "../../tensor/errors.ts";
 import { formats, integers } from "./formats.ts";
-import { type Bound, isEmptyRange, isInRange, type NumberRange, tighter } from "./numbers.ts";
+import {
+  type Bound,
+  commonStep,
+  isEmptyRange,
+  isInRange,
+  MOST_STEP,
+  type NumberRange,
+  type Step,
+  stepOf,
+  tighter,
+} from "./numbers.ts";
 
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
 
@@ -68,6 +78,7 @@ const ANNOTATIONS = new Set([
     "$vocabulary",
     "contentEncoding",
     "contentMediaType",
+    "contentSchema",
     "strict",
   ],
 ]);
@@ -84,6 +95,7 @@ const UNDERSTOOD = new Set([
     "required",
     "additionalProperties",
     "discriminator",
+    "nullable",
   ],
   ...["patternProperties", "propertyNames", "minProperties", "maxProperties"],
 ]);
@@ -97,6 +109,8 @@ export class SchemaDocument {
   readonly #name: string;
   readonly #forms = new Map<string, readonly Form[]>();
   readonly #matches: (language: Language, text: string) => boolean;
+  /** Schemas that stand nowhere in the document, by places that nothing else has. */
+  readonly #made = new Map<string, Schema>();
   /** Being looked at, for one value; and for values around it. */
   #open: readonly string[] = [];
   #around: readonly string[] = [];
@@ -152,12 +166,12 @@ export class SchemaDocument {
     if (schema["$ref"] !== undefined)
       forms = this.#both(forms, this.forms([this.#target(schema["$ref"], place)]), place);
     if (schema["anyOf"] !== undefined) {
-      const any = this.#list(schema, "anyOf", place).flatMap((_, i) => this.forms([`${place}/anyOf/${i}`]));
+      const any = this.#list(schema, "anyOf", place).flatMap((_, i) => this.#alternative(schema, "anyOf", i, place));
       forms = this.#both(forms, any, place);
     }
     if (schema["oneOf"] !== undefined) {
       const of = this.#list(schema, "oneOf", place).map((_, i) =>
-        this.#both(forms, this.forms([`${place}/oneOf/${i}`]), place),
+        this.#both(forms, this.#alternative(schema, "oneOf", i, place), place),
       );
       for (const [i, a] of of.entries())
         for (const [j, b] of of.slice(0, i).entries())
@@ -182,12 +196,37 @@ export class SchemaDocument {
     return forms;
   }
 
+  /** One of several; where a discriminator names it and it says no values of that property itself, with its names. */
+  #alternative(schema: Readonly<Record<string, unknown>>, keyword: string, i: number, place: string): readonly Form[] {
+    const at = `${place}/${keyword}/${i}`;
+    const forms = this.forms([at]);
+    if (schema["discriminator"] === undefined) return forms;
+    const { propertyName, mapping = {} } = isObject(schema["discriminator"]) ? schema["discriminator"] : {};
+    if (typeof propertyName !== "string" || !isObject(mapping))
+      throw this.#wrong(`${place}/discriminator`, `it is ${shown(schema["discriminator"])}; expected a "propertyName"`);
+    const alternative = this.#at(at);
+    const ref = typeof alternative === "object" ? alternative["$ref"] : undefined;
+    if (typeof ref !== "string") return forms;
+    const name = ref.slice(ref.lastIndexOf("/") + 1);
+    const mapped = Object.keys(mapping).filter((value) => mapping[value] === ref || mapping[value] === name);
+    const values = `${place}/discriminator/${keyword}/${i}`;
+    this.#made.set(values, { enum: mapped.length > 0 ? mapped : [name] });
+    return forms.map((form) => {
+      if (form.type !== "object") return form;
+      const own = form.properties.get(propertyName) ?? form.others;
+      const isNamed = own === false || this.#inside(() => this.forms(own).every(({ type }) => type === "value"), true);
+      if (isNamed) return form;
+      const properties = new Map(form.properties).set(propertyName, together(own, [values]));
+      return { ...form, properties, required: new Set(form.required).add(propertyName) };
+    });
+  }
+
   /** Those that are not of the types of a schema that says nothing else. */
   #without(not: unknown, forms: readonly Form[], place: string): readonly Form[] {
     if (!isSchema(not)) throw this.#wrong(`${place}/not`, `there is ${shown(not)}; expected a schema`);
     if (not === false) return forms;
     const { type, ...rest } = not === true ? {} : not;
-    const types = this.#types(type, `${place}/not`);
+    const types = this.#types({ type }, `${place}/not`);
     const others = Object.keys(rest).filter((keyword) => !ANNOTATIONS.has(keyword) && !keyword.startsWith("x-"));
     if (others.length > 0 || (types.has("integer") && !types.has("number")))
       throw this.#wrong(
@@ -202,20 +241,18 @@ export class SchemaDocument {
       if (ANNOTATIONS.has(keyword) || keyword.startsWith("x-") || value === undefined) continue;
       if (!UNDERSTOOD.has(keyword))
         throw this.#wrong(place, `"${keyword}" is not supported; expected one of ${[...UNDERSTOOD].join(", ")}`);
-      if (keyword === "uniqueItems" && typeof value !== "boolean")
-        throw this.#wrong(`${place}/uniqueItems`, `it is ${shown(value)}; expected true or false`);
+      if ((keyword === "uniqueItems" || keyword === "nullable") && typeof value !== "boolean")
+        throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected true or false`);
       if (keyword === "format" && typeof value !== "string")
         throw this.#wrong(`${place}/format`, `it is ${shown(value)}; expected a name`);
       if (keyword === "discriminator" && schema["oneOf"] === undefined && schema["anyOf"] === undefined)
         throw this.#wrong(place, '"discriminator" is supported beside "oneOf" or "anyOf", whose alternatives it names');
-      if (keyword === "multipleOf" && value !== 1)
-        throw this.#wrong(place, `"multipleOf" is ${shown(value)}; only 1 is supported, which means whole numbers`);
     }
   }
 
   /** What the keywords say that look at a value's type and at the value itself. */
   #own(schema: Readonly<Record<string, unknown>>, place: string): readonly Form[] {
-    const types = this.#types(schema["type"], place);
+    const types = this.#types(schema, place);
     const forms: Form[] = [];
     for (const type of TYPES) {
       if (type !== "number" && !types.has(type)) continue;
@@ -229,20 +266,24 @@ export class SchemaDocument {
     return forms.filter((form) => !isEmpty(form));
   }
 
-  #types(given: unknown, place: string): ReadonlySet<string> {
+  #types({ type: given, nullable }: Readonly<Record<string, unknown>>, place: string): ReadonlySet<string> {
     if (given === undefined) return new Set(TYPES);
     const known: readonly unknown[] = [...TYPES, "integer"];
     const list: unknown[] = Array.isArray(given) ? given : [given];
     for (const type of list)
       if (!known.includes(type))
         throw this.#wrong(`${place}/type`, `it is ${shown(type)}; expected ${known.join(", ")}, or a list of them`);
-    return new Set(list as string[]);
+    return new Set([...(list as string[]), ...(nullable === true ? ["null"] : [])]); // as OpenAPI 3.0 says it
   }
 
   #number(schema: Readonly<Record<string, unknown>>, isInteger: boolean, place: string): Form {
     const bound = (keyword: string, isExclusive: boolean): Bound | undefined => {
-      const value = schema[keyword];
+      // before draft 6 the exclusive ones were booleans beside the others
+      const given = schema[keyword];
+      const beside = schema[`exclusive${keyword[0]!.toUpperCase()}${keyword.slice(1)}`];
+      const value = isExclusive && typeof given === "boolean" ? undefined : given;
       if (value === undefined) return undefined;
+      if (beside === true) isExclusive = true;
       if (typeof value !== "number" || !Number.isFinite(value))
         throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected a number`);
       if (isExclusive && Math.abs(value) > Number.MAX_SAFE_INTEGER)
@@ -254,12 +295,35 @@ export class SchemaDocument {
     };
     const [least, most] = integers.get(String(schema["format"])) ?? [];
     const limit = (value: number | undefined) => (value === undefined ? undefined : { value, isExclusive: false });
+    const whole = isInteger || least !== undefined;
     return {
       type: "number",
-      isInteger: isInteger || schema["multipleOf"] !== undefined || least !== undefined,
+      ...this.#stepped(whole, this.#step(schema["multipleOf"], place), undefined, place),
       min: tighter(tighter(bound("minimum", false), bound("exclusiveMinimum", true), "min"), limit(least), "min"),
       max: tighter(tighter(bound("maximum", false), bound("exclusiveMaximum", true), "max"), limit(most), "max"),
     };
+  }
+
+  #step(value: unknown, place: string): Step | undefined {
+    if (value === undefined) return undefined;
+    if (typeof value !== "number" || !(value > 0 && value < Infinity))
+      throw this.#wrong(`${place}/multipleOf`, `it is ${shown(value)}; expected a number above 0`);
+    return stepOf(value) ?? this.#tooFine(place);
+  }
+
+  #tooFine(place: string): never {
+    throw this.#wrong(
+      `${place}/multipleOf`,
+      `it has too many digits; expected at most ${MOST_STEP.toLocaleString("en")} times a power of ten`,
+    );
+  }
+
+  /** Multiples of both steps, and whole numbers or not. */
+  #stepped(isInteger: boolean, a: Step | undefined, b: Step | undefined, place: string) {
+    let step = a && b ? (commonStep(a, b) ?? this.#tooFine(place)) : (a ?? b);
+    if (step && isInteger) step = commonStep(step, WHOLE) ?? this.#tooFine(place);
+    const isWhole = isInteger || step?.places === 0;
+    return { isInteger: isWhole, step: step?.digits === 1 && step.places === 0 ? undefined : step };
   }
 
   #string(schema: Readonly<Record<string, unknown>>, place: string): Form {
@@ -356,6 +420,8 @@ export class SchemaDocument {
 
   /** The schema at a place, which is "#" or a JSON pointer behind it. */
   #at(place: string): Schema {
+    const made = this.#made.get(place);
+    if (made !== undefined) return made;
     let here: unknown = this.#root;
     for (const step of place.split("/").slice(1)) {
       const name = step.replaceAll("~1", "/").replaceAll("~0", "~");
@@ -382,7 +448,7 @@ export class SchemaDocument {
   #both(a: readonly Form[], b: readonly Form[], place: string): readonly Form[] {
     if (a === ANYTHING) return b;
     if (b === ANYTHING) return a;
-    const forms = a.flatMap((x) => b.flatMap((y) => this.#common(x, y) ?? []));
+    const forms = a.flatMap((x) => b.flatMap((y) => this.#common(x, y, place) ?? []));
     if (forms.length > MOST_FORMS)
       throw this.#wrong(
         place,
@@ -391,19 +457,19 @@ export class SchemaDocument {
     return forms;
   }
 
-  #common(a: Form, b: Form): Form | undefined {
+  #common(a: Form, b: Form, place: string): Form | undefined {
     if (a.type === "value") return this.#fits(b, a.value) ? a : undefined;
     if (b.type === "value") return this.#fits(a, b.value) ? b : undefined;
-    const form = this.#merged(a, b);
+    const form = this.#merged(a, b, place);
     return form && !isEmpty(form) ? form : undefined;
   }
 
-  #merged(a: Exclude<Form, { type: "value" }>, b: Exclude<Form, { type: "value" }>): Form | undefined {
+  #merged(a: Exclude<Form, { type: "value" }>, b: Exclude<Form, { type: "value" }>, place: string): Form | undefined {
     if (a.type === "null" || a.type === "boolean") return a.type === b.type ? a : undefined;
     if (a.type === "number" && b.type === "number")
       return {
         type: "number",
-        isInteger: a.isInteger || b.isInteger,
+        ...this.#stepped(a.isInteger || b.isInteger, a.step, b.step, place),
         min: tighter(a.min, b.min, "min"),
         max: tighter(a.max, b.max, "max"),
       };
@@ -526,6 +592,8 @@ export class SchemaDocument {
 
 // Thrown where what is inside a value depends on what is being found out about the value.
 const UNKNOWN = Symbol("unknown yet");
+
+const WHOLE: Step = { digits: 1, places: 0 };
 
 const ANYTHING: readonly Form[] = [
   { type: "null" },

@@ -7,7 +7,8 @@ import { describe, expect, it } from "vitest";
 import { RequestError } from "../../../src/tensor/errors.ts";
 import { grammarsOf, tokenizers, walk } from "./walk.ts";
 
-const ajv = new Ajv2020({ strict: false, allErrors: true, logger: false });
+// in doubles 0.29 is no multiple of 0.01; to nine places it is
+const ajv = new Ajv2020({ strict: false, allErrors: true, logger: false, multipleOfPrecision: 9 });
 addFormats.default(ajv);
 
 const bytes = tokenizers["a byte a token"]!;
@@ -34,6 +35,8 @@ const tree = {
   },
   $ref: "#/$defs/node",
 };
+
+const list = (items: object) => ({ type: "array", items, minItems: 8, maxItems: 8 });
 
 const schemas: Record<string, object | boolean> = {
   anything: true,
@@ -113,6 +116,17 @@ const schemas: Record<string, object | boolean> = {
     ],
     ...{ items: false, minItems: 4 },
   },
+  "multiples of a whole number": list({ type: "integer", multipleOf: 7 }),
+  "multiples of a whole number in bounds": list({ type: "integer", multipleOf: 3, minimum: -20, maximum: 100 }),
+  "multiples of tens": list({ type: "number", multipleOf: 1200 }),
+  "multiples of a fraction": list({ type: "number", multipleOf: 0.01, minimum: -1e5, maximum: 1e5 }),
+  "multiples of a fraction in bounds": list({ multipleOf: 0.25, type: "number", exclusiveMinimum: -3, maximum: 12.3 }),
+  "multiples of two": list({ type: "number", multipleOf: 1.5, allOf: [{ multipleOf: 0.4 }] }),
+  "multiples among given ones": { enum: [1.1, 2.2, 0.3, 5, -1.65], multipleOf: 0.55 },
+  "bounds that doubles hardly reach": list({
+    type: "number",
+    ...{ minimum: -1.7976931348623157e308, maximum: 1.7976931348623157e308 },
+  }),
   "an integer in bounds": { type: "integer", minimum: -12, maximum: 345 },
   "an integer between fractions": { type: "integer", minimum: 0.5, exclusiveMaximum: 3 },
   "a number in bounds": { type: "number", exclusiveMinimum: -0.25, maximum: 17.5 },
@@ -314,16 +328,21 @@ describe("a schema", () => {
     [{ not: { type: "integer" } }, "at #/not"],
     [{ not: { const: 3 } }, "at #/not"],
     [{ type: "object", discriminator: { propertyName: "kind" } }, "discriminator"],
-    [{ type: "number", multipleOf: 0.5 }, "multipleOf"],
+    [{ oneOf: [{}], discriminator: {} }, "propertyName"],
+    [{ type: "number", multipleOf: 0 }, "multipleOf"],
+    [{ type: "number", multipleOf: "1" }, "multipleOf"],
+    [{ type: "number", multipleOf: 0.12345 }, "too many digits"],
+    [{ multipleOf: 0.97, allOf: [{ multipleOf: 8.9 }, { multipleOf: 13 }] }, "too many digits"],
+    [{ type: "string", nullable: 1 }, "nullable"],
     [{ type: "string", format: "regex" }, "#/format"],
     [{ type: "string", format: 3 }, "#/format"],
     [{ type: "integer", format: ["int32"] }, "#/format"],
     [{ type: "string", minLength: -1 }, "#/minLength"],
     [{ type: "string", pattern: "(" }, "#/pattern"],
-    [{ type: "string", pattern: "(?=a)b" }, "(?=…)"],
+    [{ type: "string", pattern: "(?<=a)b" }, "(?<=…)"],
+    [{ type: "string", pattern: "^(?:(?!ab).)*$" }, "looks beyond itself"],
     [{ type: "string", pattern: "(a)\\1" }, "\\1"],
     [{ type: "string", pattern: "\\bword\\b" }, "\\b"],
-    [{ type: "string", pattern: "a(b|^c)" }, "^"],
     [{ type: "number", minimum: "3" }, "#/minimum"],
     [{ type: "number", exclusiveMinimum: 1e300 }, "2^53"],
     [{ properties: [] }, "#/properties"],
@@ -358,6 +377,11 @@ describe("a schema", () => {
     false,
     { type: "integer", minimum: 3, maximum: 2 },
     { type: "string", minLength: 3, maxLength: 2 },
+    { type: "string", pattern: "a^b" },
+    { type: "string", pattern: "^(?!a)a" },
+    { type: "integer", multipleOf: 7, minimum: 15, maximum: 20 },
+    { type: "number", multipleOf: 0.25, exclusiveMinimum: -0.5, exclusiveMaximum: -0.25 },
+    { const: 3, multipleOf: 2 },
     { enum: [] },
     { not: {} },
     { type: "null", not: { type: "null" } },
@@ -394,6 +418,53 @@ describe("a schema", () => {
     } catch (error) {
       expect(error).toBeInstanceOf(RequestError);
     }
+  });
+
+  it("may say that a value is nullable, beside a type", () => {
+    const walked = (schema: object) =>
+      new Set(
+        Array.from({ length: 40 }, (_, seed) => walk(bytes, { type: "json_schema", schema: { ...schema } }, seed)),
+      );
+    expect(walked({ type: "boolean", nullable: true })).toEqual(new Set(["true", "false", "null"]));
+    expect(walked({ type: "boolean", nullable: false })).toEqual(new Set(["true", "false"]));
+    expect(walked({ type: "string", nullable: true, enum: [null, "a"] })).toEqual(new Set(['"a"', "null"]));
+    expect(walked({ nullable: true, allOf: [{ type: "boolean" }] })).toEqual(new Set(["true", "false"]));
+  });
+
+  it("may have bounds as draft 4 says them", () => {
+    const schema = { type: "integer", minimum: 0, exclusiveMinimum: true, maximum: 2, exclusiveMaximum: false };
+    const seen = Array.from({ length: 20 }, (_, seed) => walk(bytes, { type: "json_schema", schema }, seed));
+    expect(new Set(seen)).toEqual(new Set(["1", "2"]));
+  });
+
+  it("has the names of a discriminator where alternatives have none of their own", () => {
+    const cat = {
+      type: "object",
+      properties: { kind: { type: "string" }, lives: { enum: [7, 9] } },
+      required: ["lives"],
+    };
+    const dog = {
+      type: "object",
+      properties: { kind: { type: "string" }, tail: { type: "boolean" } },
+      required: ["tail"],
+    };
+    const fox = { type: "object", properties: { kind: { const: "reynard" } }, required: ["kind"] };
+    const walked = (keyword: "oneOf" | "anyOf", mapping?: object) =>
+      new Set(
+        Array.from({ length: 60 }, (_, seed) => {
+          const [a, b, c] = ["Cat", "Dog", "Fox"].map((name) => ({ $ref: `#/$defs/${name}` }));
+          const schema = {
+            ...{ [keyword]: [a, b, c], discriminator: { propertyName: "kind", ...(mapping && { mapping }) } },
+            $defs: { Cat: cat, Dog: dog, Fox: fox },
+          };
+          const { kind, ...rest } = JSON.parse(walk(bytes, { type: "json_schema", schema }, seed));
+          return `${kind} ${Object.keys(rest)}`;
+        }),
+      );
+    expect(walked("oneOf")).toEqual(new Set(["Cat lives", "Dog tail", "reynard "]));
+    expect(walked("anyOf", { cat: "#/$defs/Cat", kitten: "Cat" })).toEqual(
+      new Set(["cat lives", "kitten lives", "Dog tail", "reynard "]),
+    );
   });
 
   it("writes its properties in its order", () => {

@@ -16,7 +16,7 @@ const grammars = new Map(Object.values(tokenizers).map((t) => [t, new Grammars(t
 export const grammarsOf = (tokenizer: Tokenizer): Grammars => grammars.get(tokenizer)!;
 
 /** What brings a reply to its end, when it has become long. */
-const CLOSING = ['"', "}", "]", ")", "0", "e", ""];
+const CLOSING = ['"', "}", "]", ")", ".", "0", "e", ""];
 
 /** A reply that the constraint allows, the same for the same seed. */
 export function walk(tokenizer: Tokenizer, constraint: Constraint, seed: number): string {
