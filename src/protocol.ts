@@ -44,6 +44,8 @@ export interface ModelInfo {
   readonly kvDtype: string;
   readonly loadMs: number;
   readonly hasTokenizer: boolean;
+  /** False of a model that has learnt from texts alone, and goes on with what it is told. */
+  readonly knowsChats: boolean;
   /** What its vision encoder asks of images; absent where it reads text only. */
   readonly vision?: ImageProcessorConfig | undefined;
 }

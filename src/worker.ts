@@ -11,6 +11,7 @@ import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
 import { type OpenModel, openDraft, openModel } from "./open.ts";
 import { imageProcessorConfig, needTokenizer, Processor } from "./processor.ts";
+import { continuationTemplate } from "./prompt/template.ts";
 import { type Call, flatten, type ModelInfo, type Start, type ToMain, type ToWorker } from "./protocol.ts";
 
 if (!parentPort) throw new Error("worker.js is the engine's thread; expected to be started by load()");
@@ -75,7 +76,7 @@ function serve(model: OpenModel, speculation: "off" | "lookup" | OpenModel): voi
 }
 
 function infoOf(model: OpenModel): ModelInfo {
-  const { path, backend, config, context, weightBytes, kvBytes, kvDtype, loadMs, tokenizer } = model;
+  const { path, backend, checkpoint, config, context, weightBytes, kvBytes, kvDtype, loadMs, tokenizer } = model;
   return {
     path,
     vision: imageProcessorConfig(model),
@@ -84,6 +85,7 @@ function infoOf(model: OpenModel): ModelInfo {
     parameters: countParameters(config),
     shape: modelShape(config),
     hasTokenizer: tokenizer !== undefined,
+    knowsChats: checkpoint.chatTemplate !== continuationTemplate,
     ...{ context, weightBytes, kvBytes, kvDtype, loadMs },
   };
 }

@@ -49,6 +49,10 @@ async function talk(session: Session, options: ChatOptions): Promise<Answer | un
   const sampling = samplingOf(options);
   await checkSees(options, shown);
   await using model = await openModel(options, session, { speculation: speculationOf(options) });
+  if (!model.info.knowsChats)
+    process.stderr.write(
+      `${model.info.path} has seen no chat: it goes on with what you type, ${continuationTokens} tokens at a time (--max-tokens)\n`,
+    );
   const conversation = new Conversation(model, session, { ...options, ...sampling });
   for (const part of shown) await conversation.attach(part);
   if (options.greet) await conversation.turn(greeting, session.signal, greetingTokens);
@@ -88,7 +92,8 @@ class Conversation {
 
   /** Shows the reply; a turn that was stopped or failed leaves no message behind, and one that was refused no image. */
   async turn(text: string, signal: AbortSignal, most?: number): Promise<void> {
-    const { temperature, topP, topK, minP, seed, stop, maxTokens = most } = this.#options;
+    const usual = this.#model.info.knowsChats ? undefined : continuationTokens; // a text has no end as a reply has
+    const { temperature, topP, topK, minP, seed, stop, maxTokens = most ?? usual } = this.#options;
     const content = this.#attached.length > 0 ? [...this.#attached, { type: "text", text } as const] : text;
     const messages: Message[] = [...this.#messages, { role: "user", content }];
     const sampling = { temperature, topP, topK, minP, seed, stop, maxTokens };
@@ -157,6 +162,7 @@ function complain(error: unknown): void {
   if (name !== "Interrupted") console.error(`${name}: ${message}`);
 }
 
+const continuationTokens = 100;
 const greeting = "Hello!";
 const greetingTokens = 128; // of the answer to it
 

@@ -213,12 +213,14 @@ export interface Contents {
   readonly weights: Weights;
   readonly model: Llama4Config;
   readonly tokenizer: Tokenizer;
+  /** Default: Meta's own chat format. */
+  readonly chatTemplate?: string | undefined;
 }
 
 /** A folder in Hugging Face's layout. */
 export async function writeModel(
   folder: string,
-  { backend, weights, model, tokenizer }: Contents,
+  { backend, weights, model, tokenizer, chatTemplate }: Contents,
   dtype: "f32" | "bf16",
 ): Promise<void> {
   const bytes = new Map<Tensor, TensorView>();
@@ -234,7 +236,7 @@ export async function writeModel(
   const json = (value: object) => `${JSON.stringify(value, null, 2)}\n`;
   const files = {
     "config.json": json(configFile(model, torchNames[dtype])),
-    ...promptFiles(model, tokenizer, { defaults: {} }),
+    ...promptFiles(model, tokenizer, { defaults: {}, ...(chatTemplate !== undefined && { chatTemplate }) }),
     ...(model.vision && { "preprocessor_config.json": json(toPreprocessorConfig(model.vision)) }),
   };
   await writeHuggingFace(folder, files, out);
@@ -244,6 +246,7 @@ export interface ReadModel {
   readonly model: Llama4Config;
   readonly weights: Weights;
   readonly tokenizer: Tokenizer | undefined;
+  readonly chatTemplate: string | undefined;
 }
 
 /** A checkpoint's weights, loaded, and its tokenizer. */
@@ -258,14 +261,14 @@ export async function readModel(folder: string, backend: Backend): Promise<ReadM
 
 /** The same of one that is open. */
 export async function loadModel(checkpoint: Checkpoint, backend: Backend): Promise<ReadModel> {
-  const { parameters, vision, config } = checkpoint;
+  const { parameters, vision, config, chatTemplate } = checkpoint;
   const views: TensorView[] = [];
   const tree: Weights<TensorView> = { text: parameters, ...(vision && { vision }) };
   mapWeights(tree, (view) => views.push(view));
   const tensors = await backend.load(views);
   const at = new Map(views.map((view, i) => [view, tensors[i]!]));
   const tokenizer = openTokenizer(checkpoint);
-  return { model: config, weights: mapWeights(tree, (view) => at.get(view)!), tokenizer };
+  return { model: config, weights: mapWeights(tree, (view) => at.get(view)!), tokenizer, chatTemplate };
 }
 
 async function* numbersOf(backend: Backend, x: Tensor): AsyncGenerator<Uint8Array> {

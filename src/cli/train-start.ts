@@ -31,6 +31,8 @@ export interface Started {
   readonly tokenizer: Tokenizer;
   /** The path of the model that it began with. */
   readonly base?: string;
+  /** Of that model. */
+  readonly chatTemplate?: string | undefined;
 }
 
 interface Place {
@@ -77,14 +79,15 @@ async function givenModel(config: TrainConfig, from: string, { at, backend, save
     );
   if (config.context > model.contextLength)
     throw new RequestError(`context is ${config.context}; expected at most the ${model.contextLength} of ${from}`);
-  if (!lora) return { model, weights: await inFloats(base.weights, backend), tokenizer, base: path };
+  const { chatTemplate } = base;
+  if (!lora) return { model, weights: await inFloats(base.weights, backend), tokenizer, base: path, chatTemplate };
   const [missing] = missingSlots(lora.slots, model.layers);
   if (missing) throw new RequestError(`lora.targets: ${from} has no layer with experts for ${missing}; leave it out`);
   const { text } = base.weights;
   const adapters = saved
     ? await readAdapters(saved.path, { backend, model, text, lora })
     : beginAdapters(backend, text, lora, config.seed);
-  return { model, weights: base.weights, adapters, tokenizer, base: path };
+  return { model, weights: base.weights, adapters, tokenizer, base: path, chatTemplate };
 }
 
 /** Weights that can learn. */

@@ -9,6 +9,7 @@ import { openReference } from "../backends/reference/reference.ts";
 import { parseObject } from "../checkpoint/json.ts";
 import type { FileSource } from "../checkpoint/source.ts";
 import { countParameters } from "../model/config.ts";
+import { continuationTemplate } from "../prompt/template.ts";
 import type { TrainingBackend } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { readConfig, type TrainConfig } from "../train/config.ts";
@@ -122,9 +123,9 @@ export async function trained(
     });
     process.stderr.write(`${learnt(trainer.leaves, start)}\nproducts take their factors in ${compute}\n`);
     const seconds = saved?.state.seconds ?? 0;
-    const chats = await haveChats(data);
-    const parts = { trainer, folder, config, backend, compute, samples, chats, seconds, signal };
-    const answer = await loop({ ...parts, ...start });
+    const chatTemplate = templateOf(start, await haveChats(data));
+    const parts = { trainer, folder, config, backend, compute, samples, seconds, signal };
+    const answer = await loop({ ...start, ...parts, chatTemplate });
     return teacher ? { ...answer, json: { ...answer.json, teacher: teacher.counts() } } : answer;
   } finally {
     await saved?.close();
@@ -163,11 +164,15 @@ interface RunParts extends Started {
   readonly backend: TrainingBackend;
   readonly compute: Compute;
   readonly samples: Documents | undefined;
-  /** Whether any document is one: a model of texts alone goes on with a text, and answers nothing. */
-  readonly chats: boolean;
   /** Spent before. */
   readonly seconds: number;
   readonly signal: AbortSignal;
+}
+
+/** How the model is talked to: as the one was that it began with, unless only now there are chats. */
+function templateOf({ base, chatTemplate }: Started, hasChats: boolean): string | undefined {
+  if (base === undefined) return hasChats ? undefined : continuationTemplate;
+  return hasChats && chatTemplate === continuationTemplate ? undefined : chatTemplate;
 }
 
 const mostSamples = 12;
@@ -184,7 +189,7 @@ async function loop({
   compute,
   tokenizer,
   samples,
-  chats,
+  chatTemplate,
   seconds,
   signal,
 }: RunParts): Promise<Answer> {
@@ -201,7 +206,7 @@ async function loop({
     if (!lora || !adapters)
       return trainer.shipping((averaged) => {
         const weights = shipped ? averaged : trainer.weights;
-        return writeModel(path, { backend, weights, model, tokenizer }, shipped ? "bf16" : "f32");
+        return writeModel(path, { backend, weights, model, tokenizer, chatTemplate }, shipped ? "bf16" : "f32");
       });
     return writeAdapter(path, { backend, model, lora, base, adapters: shipped ? trainer.averagedAdapters : adapters });
   };
@@ -266,10 +271,8 @@ async function loop({
       `${out}: ${total.toLocaleString("en")} parameters after ${step.toLocaleString("en")} steps and ${tokens.toLocaleString("en")} tokens`,
       ...losses.map((line) => `  held out: ${line}`),
       `Look at ${join(folder.path, "report.html")}; ${
-        chats || base
-          ? `talk to it: llama4 chat --model ${lora ? `${base} --adapter ${out}` : out}`
-          : `it has seen no chat, and goes on with a text: llama4 generate --raw --bos --model ${out} --prompt "…"`
-      }`,
+        chatTemplate === continuationTemplate ? "it has seen no chat, and goes on with what you type" : "talk to it"
+      }: llama4 chat --model ${lora ? `${base} --adapter ${out}` : out}      }`,
     ].join("\n"),
   };
 }

@@ -18,6 +18,16 @@ import type { Tokenizer } from "./tokenizer.ts";
 const MAX_TEMPLATE = 1 << 20; // characters
 const MAX_STEPS = 1_000_000; // of the interpreter; a message takes some 24 in a template like Llama 4's
 
+/**
+ * Of a model that has learnt from texts alone: what is said is gone on with, turns a paragraph each. Any program that reads
+ * templates then does the same.
+ */
+export const continuationTemplate =
+  "{{ bos_token }}{% for message in messages %}" +
+  "{% if not loop.first and message.role == 'user' %}{{ '\\n\\n' }}{% endif %}" +
+  "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}" +
+  "{% if part.type == 'image' %}<|image|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}";
+
 /** The format of a checkpoint: its template's where it has one, else Meta's. */
 export function chatFormat(tokenizer: Tokenizer, template?: string): ChatFormat {
   return template === undefined ? metaFormat(tokenizer) : templateFormat(tokenizer, template);

@@ -261,8 +261,26 @@ describe("llama4 train", () => {
       const ended = await llama4(["train", ...args]);
       expect(ended.status).toBe(0);
       expect(ended.stdout).toMatch(
-        /held out: documents \d.*\n.*it has seen no chat.*llama4 generate --raw --bos --model/,
+        /held out: documents \d.*\n.*it has seen no chat, and goes on with what you type: llama4 chat --model/,
       );
+      const model = join(at("depth"), "model");
+      const talked = await llama4(["chat", "--model", model, "--max-tokens", "4", "--json"], "the cat\n");
+      expect(talked.stderr).toContain("has seen no chat: it goes on with what you type");
+      const asked = [
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        "the cat",
+        "--max-tokens",
+        "4",
+        "--temperature",
+        "0",
+        "--json",
+      ];
+      const [said, plain] = [objectOf(await llama4(asked)), objectOf(await llama4([...asked, "--raw", "--bos"]))];
+      expect(said["tokens"]).toEqual(plain["tokens"]);
+      expect(JSON.parse(talked.stdout)["promptTokens"]).toBe(plain["promptTokens"]);
       const log = logOf(at("depth"));
       expect(log.filter(({ type }) => type === "samples").at(-1).samples.length).toBe(2); // of 120, every 50th
     },

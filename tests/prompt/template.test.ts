@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { type Message, metaFormat, type PlainPart } from "../../src/prompt/chat-format.ts";
 import { byteLevel } from "../../src/prompt/small-vocabularies.ts";
-import { chatFormat, templateFormat } from "../../src/prompt/template.ts";
+import { chatFormat, continuationTemplate, templateFormat } from "../../src/prompt/template.ts";
 import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
 
 const bytes = byteLevel({ vocabSize: 512 });
@@ -123,6 +123,18 @@ describe("templates that fail", () => {
     ["places an image that nobody gave", "<|image|>"],
   ])("one that %s is a matter of the checkpoint", (_, template) => {
     expect(() => use(template)).toThrow(CheckpointError);
+  });
+
+  test("that of a model that knows no chats is what was said, turns a paragraph each, and nothing else", () => {
+    const format = templateFormat(bytes, continuationTemplate);
+    const { ids, images } = format.encode([
+      { role: "user", content: [{ type: "image" }, { type: "text", text: "Call me" }] },
+      { role: "assistant", content: " Ishmael." },
+      { role: "user", content: "<|eot|> I went" },
+    ]);
+    expect(bytes.decode(Array.from(ids))).toBe("<|begin_of_text|><|image|>Call me Ishmael.\n\n<|eot|> I went");
+    expect(images).toEqual([1]);
+    expect(ids.filter((id) => bytes.isSpecial(id))).toHaveLength(2);
   });
 
   test("one that refuses the messages says so to the caller", () => {
