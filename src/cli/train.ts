@@ -178,21 +178,10 @@ function templateOf({ base, chatTemplate }: Started, hasChats: boolean): string 
 const mostSamples = 12;
 const sampleTokens = 48;
 
-async function loop({
-  trainer,
-  folder,
-  config,
-  model,
-  adapters,
-  base = "",
-  backend,
-  compute,
-  tokenizer,
-  samples,
-  chatTemplate,
-  seconds,
-  signal,
-}: RunParts): Promise<Answer> {
+/** Steps, looks and checkpoints, until the run is through or stopped. */
+async function loop(parts: RunParts): Promise<Answer> {
+  const { trainer, folder, config, model, adapters, base = "", backend, compute } = parts;
+  const { tokenizer, samples, chatTemplate, seconds, signal } = parts;
   const begun = performance.now();
   const spent = () => seconds + (performance.now() - begun) / 1000;
   const { steps } = config.schedule;
@@ -250,29 +239,39 @@ async function loop({
     meter.stop(savedStep);
   }
   if (trainer.progress.step > first || !existsSync(out)) await replacing(out, (path) => write(path, true));
+  return summary(parts, { out, seconds: spent(), heldOut: last });
+}
+
+interface Outcome {
+  readonly out: string;
+  readonly seconds: number;
+  readonly heldOut: Readonly<Record<string, HeldOutLoss>>;
+}
+
+/** What a run came to, and how its model is talked to. */
+function summary(
+  { trainer, folder, model, config, base, compute, chatTemplate }: RunParts,
+  { out, seconds, heldOut }: Outcome,
+): Answer {
   const { total, active } = countParameters(model);
   const { step, tokens } = trainer.progress;
-  const losses = Object.entries(last).map(
-    ([name, { loss, bitsPerByte }]) => `${name} ${loss.toFixed(3)} nats, ${bitsPerByte.toFixed(2)} bits/byte`,
+  const report = join(folder.path, "report.html");
+  const losses = Object.entries(heldOut).map(
+    ([name, { loss, bitsPerByte }]) =>
+      `  held out: ${name} ${loss.toFixed(3)} nats, ${bitsPerByte.toFixed(2)} bits/byte`,
   );
+  const how =
+    chatTemplate === continuationTemplate ? "it has seen no chat, and goes on with what you type" : "talk to it";
+  const named = config.lora ? `${base} --adapter ${out}` : out;
   return {
     json: {
-      out,
-      steps: step,
-      tokens,
-      seconds: spent(),
-      compute,
-      parameters: { total, active },
-      learnt: trainer.leaves.map(({ name }) => name),
-      heldOut: last,
-      report: join(folder.path, "report.html"),
+      ...{ out, steps: step, tokens, seconds, compute, parameters: { total, active } },
+      ...{ learnt: trainer.leaves.map(({ name }) => name), heldOut, report },
     },
     text: [
       `${out}: ${total.toLocaleString("en")} parameters after ${step.toLocaleString("en")} steps and ${tokens.toLocaleString("en")} tokens`,
-      ...losses.map((line) => `  held out: ${line}`),
-      `Look at ${join(folder.path, "report.html")}; ${
-        chatTemplate === continuationTemplate ? "it has seen no chat, and goes on with what you type" : "talk to it"
-      }: llama4 chat --model ${lora ? `${base} --adapter ${out}` : out}      }`,
+      ...losses,
+      `Look at ${report}; ${how}: llama4 chat --model ${named}`,
     ].join("\n"),
   };
 }

@@ -213,6 +213,29 @@ export class Trainer {
     if (counted === 0) throw new TrainingError(`step ${this.#step + 1}: nothing to predict; expected text in the data`);
     this.#balance.fade(biasShareAt(config.schedule, this.#step));
     const softShare = config.teacher ? softShareAt(config.teacher.share, this.#step, config.schedule.steps) : 0;
+    const { loss, divergence, gradients } = await this.#mean(batches, counted, softShare);
+    const rate = config.rate * rateAt(config.schedule, this.#step);
+    // What no image was there for stands still: it has no gradient, and must not decay.
+    const saw = batches.some(({ images, targets }) => images && targets.length > 0);
+    const reached = gradients.map((gradient, i) => (saw || !isVisions(this.#leaves[i]!) ? gradient : undefined));
+    const norm = await this.#optimizer.step(reached, rate);
+    for (const gradient of gradients) free(backend, gradient);
+    const load = this.#balance.loads().map(({ choices }) => sharesOf(choices));
+    this.#balance.update();
+    const tokens = batches.reduce((sum, batch) => sum + batch.tokens.length, 0);
+    this.#step++;
+    this.#tokens += tokens;
+    const tiles = batches.reduce((sum, { images }) => sum + (images?.tiles ?? 0), 0);
+    const taught = this.#b.teacher && { divergence, share: softShare };
+    return {
+      ...{ step: this.#step, phase: index, loss, rate, norm, tokens, counted, tiles, load },
+      ...(taught && { taught }),
+    };
+  }
+
+  /** Loss and gradients of a step's batches: each weighs as much as it has of the tokens that count. */
+  async #mean(batches: readonly Batch[], counted: number, softShare: number) {
+    const { backend } = this.#b;
     let [loss, divergence] = [0, 0];
     let sums: Tensor[] | undefined;
     for (const batch of batches) {
@@ -226,23 +249,7 @@ export class Trainer {
       if (sums) for (const gradient of gradients) free(backend, gradient);
       else sums = gradients;
     }
-    const rate = config.rate * rateAt(config.schedule, this.#step);
-    // What no image was there for stands still: it has no gradient, and must not decay.
-    const saw = batches.some(({ images, targets }) => images && targets.length > 0);
-    const reached = sums!.map((sum, i) => (saw || !isVisions(this.#leaves[i]!) ? sum : undefined));
-    const norm = await this.#optimizer.step(reached, rate);
-    for (const sum of sums!) free(backend, sum);
-    const load = this.#balance.loads().map(({ choices }) => sharesOf(choices));
-    this.#balance.update();
-    const tokens = batches.reduce((sum, batch) => sum + batch.tokens.length, 0);
-    this.#step++;
-    this.#tokens += tokens;
-    const tiles = batches.reduce((sum, { images }) => sum + (images?.tiles ?? 0), 0);
-    const taught = this.#b.teacher && { divergence, share: softShare };
-    return {
-      ...{ step: this.#step, phase: index, loss, rate, norm, tokens, counted, tiles, load },
-      ...(taught && { taught }),
-    };
+    return { loss, divergence, gradients: sums! }; // some token counts
   }
 
   async #backward(batch: Batch, softShare: number) {
