@@ -10,7 +10,7 @@ import { JsonWriter, type Tools } from "./grammar/json.ts";
 import { Masks, type TokenMask } from "./grammar/masks.ts";
 import { pattern } from "./grammar/pattern.ts";
 import { Regexes } from "./grammar/regex.ts";
-import { rawAlphabet } from "./grammar/strings.ts";
+import { anyCharacter, rawAlphabet } from "./grammar/strings.ts";
 import { TokenTrie } from "./grammar/vocabulary.ts";
 
 /** The form that a reply has to have. */
@@ -139,7 +139,7 @@ function bounded<T>(work: () => T): T {
 
 function compiled(constraint: Constraint, regexes: Regexes): Automaton {
   const expressions = new Expressions();
-  const made: Tools = { regexes, expressions, checks: [] };
+  const made: Tools = { regexes, expressions, checks: [], any: anyCharacter(regexes) };
   const start = startOf(constraint, made);
   expressions.measure();
   for (const check of made.checks) check();

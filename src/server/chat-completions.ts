@@ -14,6 +14,7 @@ import {
   inOrderOfCalls,
   jsonObject,
   list,
+  MOST_TOOLS,
   maybe,
   newId,
   samplingFields,
@@ -68,6 +69,7 @@ export const chatFields = {
           strict: maybe(z.boolean()),
         }),
       }),
+      { most: MOST_TOOLS },
     ),
   ),
 };

@@ -12,6 +12,7 @@ import {
   inOrderOfCalls,
   jsonObject,
   list,
+  MOST_TOOLS,
   maybe,
   newId,
   toolOf,
@@ -77,6 +78,7 @@ const conversation = {
         input_schema: jsonObject,
         strict: maybe(z.boolean()),
       }),
+      { most: MOST_TOOLS },
     ),
   ),
   tool_choice: maybe(

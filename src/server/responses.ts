@@ -14,6 +14,7 @@ import {
   inOrderOfCalls,
   jsonObject,
   list,
+  MOST_TOOLS,
   maybe,
   newId,
   seconds,
@@ -65,6 +66,7 @@ const schema = z.object({
         parameters: maybe(jsonObject),
         strict: maybe(z.boolean()),
       }),
+      { most: MOST_TOOLS },
     ),
   ),
   tool_choice: maybe(

@@ -17,6 +17,7 @@ export const wholeNumber = (least: number, most = Number.MAX_SAFE_INTEGER) => z.
 export const jsonObject = z.record(z.string(), z.unknown());
 
 const MOST_ELEMENTS = 100_000;
+export const MOST_TOOLS = 512; // each has a grammar of its own; OpenAI takes 128
 export const MOST_TOKENS = 16_000_000; // of a prompt; models go up to 10,485,760
 
 /**

@@ -355,6 +355,7 @@ describe("POST /v1/chat/completions", () => {
     [{ messages: [{ role: "robot", content: "x" }] }, "messages[0].role", "role"],
     [{ messages: [user([{ type: "audio" }])] }, "messages[0].content[0].type", "type"],
     [{ messages: [user(5)] }, "messages[0].content", "content"],
+    [{ ...hello, tools: Array(513).fill(weather) }, "tools", "<=512"],
     [{ ...hello, temperature: 3 }, "temperature", "<=2"],
     [{ ...hello, temperature: "hot" }, "temperature", "number"],
     [{ ...hello, top_logprobs: 3 }, "top_logprobs", "logprobs: true"],

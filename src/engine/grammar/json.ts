@@ -18,7 +18,7 @@ import {
   type Places,
   SchemaDocument,
 } from "./schema.ts";
-import { anyCharacter, anyWritten, jsonAlphabet, quoted, rawAlphabet } from "./strings.ts";
+import { anyWritten, jsonAlphabet, quoted, rawAlphabet } from "./strings.ts";
 
 /** How literals are written: in a pythonic call Python's words stand beside JSON's. */
 export type Style = "json" | "python";
@@ -29,6 +29,8 @@ export interface Tools {
   readonly expressions: Expressions;
   /** Run once everything is measured. */
   readonly checks: (() => void)[];
+  /** Any character inside a JSON string. */
+  readonly any: Regex;
 }
 
 /** Makes expressions for the values of one schema. */
@@ -45,7 +47,7 @@ export class JsonWriter {
   readonly #any: Regex;
 
   /** `name` is what errors call the schema. */
-  constructor(schema: unknown, name: string, style: Style, { regexes, expressions, checks }: Tools) {
+  constructor(schema: unknown, name: string, style: Style, { regexes, expressions, checks, any }: Tools) {
     this.#checks = checks;
     this.#regexes = regexes;
     this.#expressions = expressions;
@@ -54,7 +56,7 @@ export class JsonWriter {
     this.#document = new SchemaDocument(schema, name, languageTest(regexes));
     const indent = regexes.union(regexes.loop(regexes.text(" "), 0, 32), regexes.loop(regexes.text("\t"), 0, 8));
     this.#blanks = regexes.union(regexes.end, regexes.text(" "), regexes.concat(regexes.text("\n"), indent));
-    this.#any = anyCharacter(regexes);
+    this.#any = any;
   }
 
   /** Forms of the whole; for callers that look into them. */

@@ -45,6 +45,8 @@ export class Regexes {
   readonly #terms = new Map<string, Regex>();
   /** What a plain character of a JSON string is, among others: see `plainRun`. */
   readonly #plain = new Set<Regex>();
+  /** By byte, once it has come up in a text. */
+  readonly #single: Regex[] = [];
   #ranges = 0; // of large classes
 
   constructor() {
@@ -74,7 +76,7 @@ export class Regexes {
       throw new RequestError(
         `the constraint has a text of ${bytes.length.toLocaleString("en")} bytes; expected at most ${MOST_TEXT.toLocaleString("en")}`,
       );
-    return this.concat(...Array.from(bytes, (byte) => this.range(byte, byte)));
+    return this.concat(...Array.from(bytes, (byte) => (this.#single[byte] ??= this.range(byte, byte))));
   }
 
   /** One character of a set, in UTF-8. */
