@@ -19,7 +19,7 @@ struct Acts {
   const int8_t* integers;
   const float *scales, *sums;  // sums: d · Σ q of a block
   const int32_t* minus;        // what weights shifted to unsigned take: −Σ q of a block, or as Format::narrow has it
-  const int16_t* minus16;      // −Σ q of the halves of a block
+  const int32_t* minus16;      // the same of its two halves
   int64_t apart;               // blocks and scales of a row, from one to the next
   int64_t rows_apart;          // blocks and scales of a block, from one row to the next
   int64_t blocks;              // of a row
@@ -32,17 +32,17 @@ struct Quantized {
   int8_t* q;
   float *d, *sd;
   int32_t* minus;
-  int16_t* minus16;
+  int32_t* minus16;
 
   static int64_t side_by_side(int64_t rows) { return kTiles && rows > kFewTokens ? 16 : 1; }
   static int64_t whole(int64_t rows) { return (rows + side_by_side(rows) - 1) / side_by_side(rows) * side_by_side(rows); }
-  static size_t bytes(int64_t rows, int64_t I) { return size_t(whole(rows)) * size_t(I / 32) * 48; }
+  static size_t bytes(int64_t rows, int64_t I) { return size_t(whole(rows)) * size_t(I / 32) * 52; }
   Quantized(void* memory, int64_t n, int64_t I) : I(I), together(side_by_side(n)), q(static_cast<int8_t*>(memory)) {
     const int64_t rows = whole(n), blocks = rows * (I / 32);
     d = reinterpret_cast<float*>(q + rows * I);
     sd = d + blocks;
     minus = reinterpret_cast<int32_t*>(sd + blocks);
-    minus16 = reinterpret_cast<int16_t*>(minus + blocks);
+    minus16 = minus + blocks;
   }
   // How many of n rows from t on can be looked at together: where there are tiles, they share one.
   int64_t neighbours(int64_t t, int64_t n) const { return together > 1 && n > 16 - t % 16 ? 16 - t % 16 : n; }

@@ -47,21 +47,24 @@ struct Format {
   static constexpr int steps = Type == kQ6_K ? 4 : 8;  // of four elements, in a run
   static constexpr int runs = block / (4 * steps);
   static constexpr bool minima = Type == kQ4_K || Type == kQ5_K;
-  // The weight is u − 2^shift; none for types with minima.
-  static constexpr int shift = Type == kQ8_0 ? 7 : Type == kQ4_0 ? 3 : Type == kQ6_K ? 5 : -1;
 #if defined(__AVX512VNNI__) || !defined(__AVX2__)
   static constexpr bool is_signed = false, narrow = false;
 #else
-  // Pairs of products must fit 16 bits: q8_0 is multiplied by its magnitude with the sign moved to x, and whole runs
-  // of 4-bit integers are added in 16 bits: the first and the second pair of each four apart, and so is −Σ q in `minus`.
-  static constexpr bool is_signed = Type == kQ8_0, narrow = Type == kQ4_0 || Type == kQ4_K;
+  // Pairs of products must fit 16 bits: q8_0 is multiplied by its magnitude with the sign moved to x. Of the others whole
+  // runs are added in 16 bits, the first and the second pair of each four apart, and so is −Σ q in `minus`: both factors
+  // have their signs in the end, and with 127 for x the most is 16 · 16 or 8 · 32 times that.
+  static constexpr bool is_signed = Type == kQ8_0, narrow = Type != kQ8_0;
 #endif
+  // What is summed is u − 2^shift: the weight, but for types with minima, from which the rest is taken.
+  static constexpr int shift = Type == kQ8_0 ? 7 : Type == kQ4_0 ? 3 : Type == kQ6_K ? 5 : Type == kQ5_K && narrow ? 4 : -1;
 };
 
 // W rows of a packed group.
 template <int Type>
 struct Packed : Format<Type> {
   using F = Format<Type>;
+  // Runs that share bytes. AVX2 needs their shifts to be constants; with AVX-512 code that is as long as that was slower.
+  static constexpr int shared = Type == kQ6_K ? 8 : F::minima ? 2 : 1, unrolled = W == 8 ? shared : 1;
   int lane;                           // of the first row in its group
   const uint8_t *headers, *integers;  // of that row in block 0
   const uint8_t *at, *ahead;          // the integers of the block that began, and of the one to ask for
@@ -103,6 +106,9 @@ struct Packed : Format<Type> {
         scales[k + 4] = d * floats(((c >> (8 * k)) & 15) | (((a >> (8 * k + 6)) & 3) << 4));
         mins[k + 4] = dmin * floats(((c >> (8 * k + 4)) & 15) | (((m >> (8 * k + 6)) & 3) << 4));
       }
+      if constexpr (F::shift >= 0)
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) mins[k] -= splat(1 << F::shift) * scales[k];
     } else {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++)
@@ -122,26 +128,37 @@ struct Packed : Format<Type> {
 
   uvec word(int i) const { return words(at + 4 * kGroup * i); }
 
-  uvec step(int run, int j) const {
+  // Of run `base` + `r`, where r < unrolled and base is a multiple of it.
+  uvec step(int base, int r, int j) const {
+    const int of = unrolled > 1 ? r : base % shared, from = base + r - of;
     if constexpr (Type == kQ8_0) return F::is_signed ? word(j) ^ 0x80808080 : word(j);
     else if constexpr (Type == kQ4_0) return (word(j & 3) >> (j & 4)) & 0x0f0f0f0f;
-    else if constexpr (Type == kQ4_K) return (word(8 * (run >> 1) + j) >> (4 * (run & 1))) & 0x0f0f0f0f;
+    else if constexpr (Type == kQ4_K) return (word(4 * from + j) >> (4 * of)) & 0x0f0f0f0f;
     else if constexpr (Type == kQ5_K)
-      return ((word(8 + 8 * (run >> 1) + j) >> (4 * (run & 1))) & 0x0f0f0f0f) | (((word(j) >> run) & 0x01010101) << 4);
-    else {  // 128 elements are four runs of 32 that share bytes
-      const int n = run >> 3, quarter = (run >> 1) & 3, half = 4 * (run & 1) + j;
-      const uvec low = word(16 * n + 8 * (quarter & 1) + half) >> (4 * (quarter >> 1));
-      return (low & 0x0f0f0f0f) | (((word(32 + 8 * n + half) >> (2 * quarter)) & 0x03030303) << 4);
+      return ((word(8 + 4 * from + j) >> (4 * of)) & 0x0f0f0f0f) | (((word(j) >> (from + of)) & 0x01010101) << 4);
+    else {
+      const int quarter = of >> 1, half = 4 * (of & 1) + j;
+      const uvec low = word(2 * from + 8 * (quarter & 1) + half) >> (4 * (quarter >> 1));
+      return (low & 0x0f0f0f0f) | (((word(32 + from + half) >> (2 * quarter)) & 0x03030303) << 4);
     }
   }
   vec scale(int run) const { return scales[run]; }
   vec min(int run) const { return mins[run]; }
 };
 
+// Calls f(base, r) for every run of a block, with r known to the compiler.
+template <typename Weights, typename F>
+inline void each_run(const F& f) {
+  for (int base = 0; base < Weights::runs; base += Weights::unrolled)
+#pragma GCC unroll 8
+    for (int r = 0; r < Weights::unrolled; r++) f(base, r);
+}
+
 // The same of a chunk that was taken apart.
 template <int Type>
 struct Unpacked : Format<Type> {
   using F = Format<Type>;
+  static constexpr int unrolled = 1;
   uint8_t* integers;  // [run][step][4 W]
   float *scales, *mins;  // [run][W]
   int64_t first;  // run of the block
@@ -158,7 +175,7 @@ struct Unpacked : Format<Type> {
   void ask(int) {
     for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
   }
-  uvec step(int run, int j) const { return words(integers + ((first + run) * F::steps + j) * 4 * W); }
+  uvec step(int base, int r, int j) const { return words(integers + ((first + base + r) * F::steps + j) * 4 * W); }
   vec scale(int run) const { return load(scales + (first + run) * W); }
   vec min(int run) const { return load(mins + (first + run) * W); }
 
@@ -178,20 +195,21 @@ struct Unpacked : Format<Type> {
   void fill(Packed<Type>& w, int64_t block, int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++) {
       w.begin(block + b);
-      for (int run = 0; run < F::runs; run++) {
+      each_run<Packed<Type>>([&](int base, int r) __attribute__((always_inline)) {
+        const int run = base + r;
         const int64_t at = b * F::runs + run;
         w.ask(run);
         store(scales + at * W, w.scale(run));
         if (F::minima) store(mins + at * W, w.min(run));
 #pragma GCC unroll 8
         for (int j = 0; j < F::steps; j++) {
-          uvec u = w.step(run, j);
+          uvec u = w.step(base, r, j);
 #if defined(__AMX_TILE__)
           if (F::shift >= 0) u = (uvec)_mm512_sub_epi8((__m512i)u, _mm512_set1_epi8(char(1 << (F::shift & 31))));  // signed
 #endif
           memcpy(integers + (at * F::steps + j) * 4 * W, &u, sizeof u);
         }
-      }
+      });
     }
   }
 };
@@ -203,12 +221,12 @@ template <typename F>
 inline ivec start(const Acts& x, int64_t n, int64_t at) {
   if constexpr (F::shift < 0 || F::is_signed) return ivec{};
   constexpr int shift = F::shift & 31;
-  const int64_t block = n * x.blocks + at / 32;
+  const int32_t minus = F::steps == 8 ? x.minus[n * x.blocks + at / 32] : x.minus16[2 * n * x.blocks + at / 16];
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
-  if constexpr (F::narrow) return (ivec)_mm256_slli_epi16((__m256i)(ivec{} + x.minus[block]), shift);
-#endif
-  const int32_t minus = F::steps == 8 ? x.minus[block] : int32_t(x.minus16[n * 2 * x.blocks + at / 16]);
+  return (ivec)_mm256_slli_epi16((__m256i)(ivec{} + minus), shift);
+#else
   return (ivec{} + minus) << shift;
+#endif
 }
 
 template <typename F>
@@ -260,7 +278,8 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh,
   for (int64_t b = 0; b < blocks; b++) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) w[v].begin(b);
-    for (int run = 0; run < Weights::runs; run++) {
+    each_run<Weights>([&](int base, int r) __attribute__((always_inline)) {
+      const int run = base + r;
       const int64_t at = first + b * Weights::block + run * 4 * Weights::steps, block = at / 32 * apart;
       const int8_t* q[N];  // of this run alone: pointers that went along with it would not find registers
       for (int n = 0; n < N; n++) {
@@ -279,7 +298,7 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh,
       for (int j = 0; j < Weights::steps; j++) {
         uvec u[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) u[v] = w[v].step(run, j);
+        for (int v = 0; v < V; v++) u[v] = w[v].step(base, r, j);
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
           const ivec four = broadcast(q[n] + 4 * j);
@@ -297,7 +316,7 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh,
           if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(sd[n * x.rows_apart]);
         }
       }
-    }
+    });
   }
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++)
@@ -535,15 +554,15 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
     return;
   }
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-  int32_t halves[2];
-  int32_t minus;
+  int32_t sums[2], minus[2];  // of the halves
 #if defined(__AVX512F__)
   for (int half = 0; half < 2; half++) {
     const __m512i whole = _mm512_cvtps_epi32(_mm512_loadu_ps(x + 16 * half) * splat(inverse));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * half), _mm512_cvtsepi32_epi8(whole));
-    halves[half] = _mm512_reduce_add_epi32(whole);
+    sums[half] = _mm512_reduce_add_epi32(whole);
+    minus[half] = -sums[half];
   }
-  minus = -(halves[0] + halves[1]);
+  to.minus[at] = minus[0] + minus[1];
 #elif defined(__AVX2__)
   __m256i whole[4];
   for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(load(x + 8 * i) * splat(inverse));
@@ -551,13 +570,15 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
   const __m256i bytes = _mm256_permutevar8x32_epi32(fours, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-  __m128i both[2] = {_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)};  // of a half, first and second pairs
-  for (__m128i& half : both) {
-    half = _mm_add_epi16(half, _mm_shuffle_epi32(half, 0x4e));
-    half = _mm_add_epi16(half, _mm_shuffle_epi32(half, 0xb1));
-    halves[&half - both] = _mm_cvtsi128_si32(_mm_madd_epi16(half, _mm_set1_epi16(1)));
+  __m128i apart[2] = {_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)};  // Σ of first and of second pairs
+  for (int half = 0; half < 2; half++) {
+    apart[half] = _mm_add_epi16(apart[half], _mm_shuffle_epi32(apart[half], 0x4e));
+    apart[half] = _mm_add_epi16(apart[half], _mm_shuffle_epi32(apart[half], 0xb1));
+    sums[half] = _mm_cvtsi128_si32(_mm_madd_epi16(apart[half], _mm_set1_epi16(1)));
+    apart[half] = _mm_sub_epi16(_mm_setzero_si128(), apart[half]);
+    minus[half] = _mm_cvtsi128_si32(apart[half]);
   }
-  minus = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_add_epi16(both[0], both[1])));
+  to.minus[at] = _mm_cvtsi128_si32(_mm_add_epi16(apart[0], apart[1]));
 #else
   const vec magic = splat(12582912.0f);  // rounds to the nearest whole number, ties to even
   for (int half = 0; half < 2; half++) {
@@ -567,16 +588,16 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
       total += whole;
       for (int j = 0; j < W; j++) q[i + j] = int8_t(whole[j]);
     }
-    halves[half] = 0;
-    for (int j = 0; j < W; j++) halves[half] += total[j];
+    sums[half] = 0;
+    for (int j = 0; j < W; j++) sums[half] += total[j];
+    minus[half] = -sums[half];
   }
-  minus = -(halves[0] + halves[1]);
+  to.minus[at] = minus[0] + minus[1];
 #endif
   to.d[scales_at] = scale * factor;
-  to.sd[scales_at] = scale * factor * float(halves[0] + halves[1]);
-  to.minus[at] = minus;
-  to.minus16[2 * at] = int16_t(-halves[0]);
-  to.minus16[2 * at + 1] = int16_t(-halves[1]);
+  to.sd[scales_at] = scale * factor * float(sums[0] + sums[1]);
+  to.minus16[2 * at] = minus[0];
+  to.minus16[2 * at + 1] = minus[1];
 }
 
 }  // namespace
