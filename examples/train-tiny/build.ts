@@ -23,7 +23,7 @@ import {
 } from "./pictures.ts";
 import { readCountries, readProse } from "./prose.ts";
 import { story } from "./stories.ts";
-import { ask as askInWords, type Knowledge, needle, recall, type Turn } from "./text-chats.ts";
+import { ask as askInWords, copy, type Knowledge, lookup, needle, recall, type Turn } from "./text-chats.ts";
 import { definition, readSenses, type Sense, senseText } from "./words.ts";
 
 const args = process.argv.slice(2);
@@ -200,6 +200,21 @@ for (const [name, count] of [
   const [d, writer] = [new Draw(name), new Writer(name)];
   for (let i = 0; i < count; i++)
     await writer.write(chat(needle(d, { words: short }, 1 + Math.floor((13 * Math.min(i, count / 2)) / (count / 2)))));
+  await writer.close();
+}
+
+// Finding is learnt on the shortest texts first, where what is to be found is one of few; then on long ones.
+const frequent = { words: words.slice(0, 1200).filter(({ word }) => /^[a-z]{2,8}$/.test(word)) };
+for (const [name, count, turn] of [
+  ["copy.short", 40_000, (d: Draw) => copy(d, frequent, 8)],
+  ["copy.long", 40_000, (d: Draw) => copy(d, frequent, 32)],
+  ["copy.val", 200, (d: Draw) => copy(d, frequent, 32)],
+  ["lookup.short", 40_000, (d: Draw) => lookup(d, frequent, 4)],
+  ["lookup.long", 40_000, (d: Draw) => lookup(d, { words: short }, 26)],
+  ["lookup.val", 200, (d: Draw) => lookup(d, { words: short }, 26)],
+] as const) {
+  const [d, writer] = [new Draw(name), new Writer(name)];
+  for (let i = 0; i < count; i++) await writer.write(chat(turn(d)));
   await writer.close();
 }
 

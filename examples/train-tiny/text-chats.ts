@@ -183,14 +183,25 @@ export function needle(d: Draw, k: Pick<Knowledge, "words">, mostLines: number):
     lines.splice(d.whole(0, lines.length), 0, `The ${thing} is ${number}.`);
     return { question: `${lines.join("\n")}\nWhat is the ${thing}?`, answer: `${number}` };
   }
-  const pairs = d
-    .several(k.words, d.whole(2, Math.max(2, Math.min(12, 2 * mostLines))))
-    .map(({ word }) => [word, d.whole(10, 999)] as const);
+  return lookup(d, k, Math.max(2, Math.min(12, 2 * mostLines)));
+}
+
+/** Words with numbers, and a word to find the number of. */
+export function lookup(d: Draw, k: Pick<Knowledge, "words">, mostPairs: number): Turn {
+  const pairs = d.several(k.words, d.whole(2, mostPairs)).map(({ word }) => [word, d.whole(10, 999)] as const);
   const [key, value] = d.of(pairs);
   return {
     question: `${pairs.map(([word, number]) => `${word}: ${number}`).join("\n")}\nWhich number belongs to "${key}"?`,
     answer: `${value}`,
   };
+}
+
+/** A list to say again: every token of the answer stands in the question, behind the one before it. */
+export function copy(d: Draw, k: Pick<Knowledge, "words">, mostItems: number): Turn {
+  const word = () => d.of(k.words).word;
+  const item = d.of([word, () => `${d.whole(10, 9999)}`, () => (d.chance(0.5) ? word() : `${d.whole(10, 999)}`)]);
+  const list = Array.from({ length: d.whole(3, mostItems) }, item).join(d.of([" ", " ", "\n", ", "]));
+  return { question: `${d.of(["Repeat: ", "Say again: ", "Copy: ", "Once more:\n"])}${list}`, answer: list };
 }
 
 /** Facts, then the same facts again in another order, as statements or as questions: a text that is half known. */
