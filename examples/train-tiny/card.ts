@@ -55,7 +55,7 @@ const forTheEnd = [
 const llama4 = join(import.meta.dirname, "../../dist/cli/main.js");
 
 /** Questions of each file, and prompts of each length. */
-const limits = { compared: "120", forTheEnd: "200", needles: "20" };
+const limits = { compared: "120", forTheEnd: "200", needles: "40" };
 
 function evaluate(...args: string[]) {
   console.error(`llama4 eval ${args.join(" ")}`);

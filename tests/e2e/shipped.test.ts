@@ -79,4 +79,28 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
     ] as const)
       expect(await says(await drawn(shape, "#2d69d7", "#fafaf8"), "What shape is this?")).toBe(name);
   });
+
+  it("finds a number among the lines of a text, longer than those it learnt from too", async () => {
+    const things = ["bread", "a bridge", "a cloud", "coal", "a drum", "a fence", "glass", "a hammer", "ice", "a jar"];
+    const uses = [
+      "is made by people",
+      "is kept in a dry place",
+      "was known long ago",
+      "is sold by weight",
+      "is of many kinds",
+    ];
+    const lines = (n: number) =>
+      Array.from({ length: n }, (_, i) => {
+        const line = `${things[(7 * i) % 10]} ${uses[(3 * i + Math.floor(i / 10)) % 5]} and may be large or small`;
+        return `${line[0]!.toUpperCase()}${line.slice(1)}.`;
+      });
+    let found = 0;
+    for (const [i, count] of [20, 20, 20, 70, 70, 70].entries()) {
+      const [thing, number] = [["password", "code", "pin"][i % 3], 123 + 131 * i];
+      const text = lines(count);
+      text.splice(Math.round((count * (i % 3)) / 2), 0, `The ${thing} is ${number}.`);
+      if ((await says(`${text.join("\n")}\nWhat is the ${thing}?`)) === `${number}`) found++;
+    }
+    expect(found).toBeGreaterThanOrEqual(5);
+  });
 });
