@@ -100,7 +100,7 @@ const RANDOM = "llama4_random_seed";
 /** Whether a model is one that `init` has made. */
 export function isRandom(path: string): boolean {
   const file = join(path, "config.json");
-  return isFile(file) && RANDOM in parseObject(readFileSync(file, "utf8"), file);
+  return existsSync(file) && RANDOM in parseObject(readFileSync(file, "utf8"), file);
 }
 
 export const torchNames = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;

@@ -20,8 +20,10 @@ afterAll(() => {
   place.remove();
 });
 
-async function serve(...args: string[]) {
-  const child = spawn(process.execPath, [main, "serve", "--model", model, "--port", "0", "--json", ...args]);
+const serve = (...args: string[]) => serveModel(model, ...args);
+
+async function serveModel(path: string, ...args: string[]) {
+  const child = spawn(process.execPath, [main, "serve", "--model", path, "--port", "0", "--json", ...args]);
   started.push(child);
   const ended = new Promise<number | null>((resolve) => child.on("exit", resolve));
   const errors = text(child.stderr);
@@ -59,6 +61,15 @@ describe("llama4 serve", () => {
     expect(url).toMatch(/^http:\/\/127\.0\.0\.1:\d+$/);
     const body = await (await ask(url, { max_tokens: 3 })).json();
     expect(body).toMatchObject({ model: "tiny", usage: { completion_tokens: expect.any(Number) } });
+    child.kill("SIGTERM");
+    expect(await ended).toBe(0);
+  });
+
+  it("serves a .gguf file", async () => {
+    const file = place.at("tiny.gguf");
+    expect((await llama4(["convert", model, file, "--allow-lossy"])).status).toBe(0);
+    const { child, ended, url } = await serveModel(file);
+    expect((await (await ask(url, { max_tokens: 3 })).json()).usage.completion_tokens).toBe(3);
     child.kill("SIGTERM");
     expect(await ended).toBe(0);
   });
