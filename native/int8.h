@@ -13,16 +13,17 @@ namespace LLAMA4_ISA {
 // Up to so many rows meet each word of the weights on its way from memory; more go by tiles, where there are any.
 constexpr int64_t kFewTokens = kTiles || W == 16 ? 6 : 4;
 
-// Neighbouring rows: x[i] ≈ d(i) · q(i), each off by at most d / 2. Where those of the next row lie, of which every one
-// has a pointer less: there are more rows than registers for pointers.
+// Neighbouring rows: x[i] ≈ d(i) · q(i), each off by at most d / 2. One pointer of each kind and strides, instead of
+// pointers for every row: for those there are no registers.
 struct Acts {
   const int8_t* integers;
   const float *scales, *sums;  // sums: d · Σ q of a block
-  const int32_t* minus;        // what weights shifted to unsigned take: −Σ q of a block, or as Format::narrow has it
-  const int32_t* minus16;      // the same of its two halves
-  int64_t apart;               // blocks and scales of a row, from one to the next
-  int64_t rows_apart;          // blocks and scales of a block, from one row to the next
-  int64_t blocks;              // of a row
+  // −Σ q of a block and of each of its halves, which weights shifted to unsigned take. AVX2 adds in 16 bits: there both
+  // halves of a word are such a sum, low of elements 0 and 1 of each four, high of 2 and 3.
+  const int32_t *minus, *minus_halves;
+  int64_t apart;       // blocks and scales of a row, from one to the next
+  int64_t rows_apart;  // blocks and scales of a block, from one row to the next
+  int64_t blocks;      // of a row
 };
 
 // Rows of activations, quantized, in blocks of 32 integers. For tiles, the same blocks of 16 neighbouring rows lie side by
@@ -31,8 +32,7 @@ struct Quantized {
   int64_t I, together;
   int8_t* q;
   float *d, *sd;
-  int32_t* minus;
-  int32_t* minus16;
+  int32_t *minus, *minus_halves;
 
   static int64_t side_by_side(int64_t rows) { return kTiles && rows > kFewTokens ? 16 : 1; }
   static int64_t whole(int64_t rows) { return (rows + side_by_side(rows) - 1) / side_by_side(rows) * side_by_side(rows); }
@@ -42,13 +42,13 @@ struct Quantized {
     d = reinterpret_cast<float*>(q + rows * I);
     sd = d + blocks;
     minus = reinterpret_cast<int32_t*>(sd + blocks);
-    minus16 = minus + blocks;
+    minus_halves = minus + blocks;
   }
   // How many of n rows from t on can be looked at together: where there are tiles, they share one.
   int64_t neighbours(int64_t t, int64_t n) const { return together > 1 && n > 16 - t % 16 ? 16 - t % 16 : n; }
   Acts rows(int64_t t) const {
     const int64_t blocks = I / 32, b = t * blocks, i = at(t, 0);
-    return {q + 32 * i, d + i, sd + i, minus + b, minus16 + 2 * b, together, together > 1 ? 1 : blocks, blocks};
+    return {q + 32 * i, d + i, sd + i, minus + b, minus_halves + 2 * b, together, together > 1 ? 1 : blocks, blocks};
   }
   // Which block of q, and scale of d and sd, is block b of row t.
   int64_t at(int64_t t, int64_t b) const { return (t / together * (I / 32) + b) * together + t % together; }

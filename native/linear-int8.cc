@@ -221,7 +221,7 @@ template <typename F>
 inline ivec start(const Acts& x, int64_t n, int64_t at) {
   if constexpr (F::shift < 0 || F::is_signed) return ivec{};
   constexpr int shift = F::shift & 31;
-  const int32_t minus = F::steps == 8 ? x.minus[n * x.blocks + at / 32] : x.minus16[2 * n * x.blocks + at / 16];
+  const int32_t minus = F::steps == 8 ? x.minus[n * x.blocks + at / 32] : x.minus_halves[2 * n * x.blocks + at / 16];
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
   return (ivec)_mm256_slli_epi16((__m256i)(ivec{} + minus), shift);
 #else
@@ -550,7 +550,7 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
   if (scale != scale) {
     memset(q, 0, 32);
     to.d[scales_at] = to.sd[scales_at] = scale;
-    to.minus[at] = to.minus16[2 * at] = to.minus16[2 * at + 1] = 0;
+    to.minus[at] = to.minus_halves[2 * at] = to.minus_halves[2 * at + 1] = 0;
     return;
   }
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
@@ -596,8 +596,8 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
 #endif
   to.d[scales_at] = scale * factor;
   to.sd[scales_at] = scale * factor * float(sums[0] + sums[1]);
-  to.minus16[2 * at] = minus[0];
-  to.minus16[2 * at + 1] = minus[1];
+  to.minus_halves[2 * at] = minus[0];
+  to.minus_halves[2 * at + 1] = minus[1];
 }
 
 }  // namespace
@@ -615,7 +615,7 @@ void Quantized::copy(int64_t t, const Quantized& x, int64_t row) const {
     sd[to] = x.sd[from];
   }
   memcpy(minus + t * blocks, x.minus + row * blocks, size_t(blocks) * sizeof *minus);
-  memcpy(minus16 + 2 * t * blocks, x.minus16 + 2 * row * blocks, size_t(2 * blocks) * sizeof *minus16);
+  memcpy(minus_halves + 2 * t * blocks, x.minus_halves + 2 * row * blocks, size_t(2 * blocks) * sizeof *minus_halves);
 }
 
 // x [rows, I], quantized by all threads.

@@ -212,6 +212,37 @@ onEachIsa(
       }
     });
 
+    it.each([
+      ["q4_0", 18, [0], []],
+      ["q4_k", 144, [0], [2, 3]],
+      ["q5_k", 176, [0], [2, 3]],
+      ["q6_k", 210, [208], []],
+    ] as const)("%s: the least and the most of all integers keep their sums", async (dtype, size, ones, zeros) => {
+      // All integers alike or by turns, with rows of x at both ends of what is rounded, each against each.
+      for (const fill of [0x00, 0xff, 0x0f, 0xf0, 0x55, 0xaa]) {
+        const [I, O] = [512, 17];
+        const blocks = new Uint8Array((size * O * I) / (dtype === "q4_0" ? 32 : 256)).fill(fill);
+        for (let at = 0; at < blocks.length; at += size) {
+          if (dtype === "q6_k") blocks.fill(5, at + 192, at + 208); // scales
+          if (dtype === "q4_k" || dtype === "q5_k") blocks.fill(0x3f, at + 4, at + 16);
+          for (const i of ones) new DataView(blocks.buffer).setUint16(at + i, f32ToF16(1), true);
+          for (const i of zeros) blocks[at + i] = i === 2 ? 0x00 : 0x38; // dmin: 0.5
+        }
+        const view = viewOf(dtype, [O, I], blocks);
+        const [[w], [exact]] = (await Promise.all([rounded.load([view]), reference.load([view])])) as [
+          [Tensor],
+          [Tensor],
+        ];
+        const signs = [() => 1, () => -1, (i: number) => 1 - 2 * (i % 2), (i: number) => 1 - 2 * ((i >> 1) % 2)];
+        const x = Float32Array.from({ length: 17 * I }, (_, i) => signs[Math.floor(i / I) % 4]!(i));
+        for (const T of [1, 4, 5, 17]) {
+          const some = x.subarray(0, T * I);
+          const y = await rounded.read(linear(rounded.from(some, [T, I]), w));
+          expect(difference(y, await reference.read(linear(reference.from(some, [T, I]), exact)))).toBeLessThan(1e-5);
+        }
+      }
+    });
+
     it("zero rows stay zero, extreme weights do not overflow", async () => {
       const blocks = new Uint8Array(34 * 4).fill(0x80); // every q = -128
       for (let b = 0; b < 4; b++) new DataView(blocks.buffer).setUint16(34 * b, f32ToF16(1), true);
