@@ -261,10 +261,9 @@ export class Engine {
     this.#held = new Promise((resolve) => {
       release = resolve;
     });
-    await before;
     return new Promise<Held>((resolve, reject) => {
       const failed = (error: unknown) => {
-        release();
+        void before.then(release);
         reject(error);
       };
       const computed = (logits: Float32Array | Float64Array) => {
@@ -276,11 +275,16 @@ export class Engine {
         return true;
       };
       const job: Job = new Job(this.#sequences++, tokens, { images: placed }, { failed, computed });
-      try {
-        this.#submit(job, signal);
-      } catch (error) {
-        failed(error);
-      }
+      const leave = () => failed(signal?.reason); // its turn has not come
+      signal?.addEventListener("abort", leave);
+      void before.then(() => {
+        signal?.removeEventListener("abort", leave);
+        try {
+          this.#submit(job, signal);
+        } catch (error) {
+          failed(error);
+        }
+      });
     });
   }
 
@@ -389,8 +393,8 @@ export class Engine {
   #isWaiting(): boolean {
     const isOver = [...this.#waiting, ...this.#running].some((job) => job.isOver);
     if (isOver || this.#running.some((job) => job.position < job.length)) return true;
-    const [next] = this.#waiting;
-    if (next?.from === undefined) return false;
+    const next = this.#waiting.find(({ from }) => from !== undefined);
+    if (next === undefined) return false;
     const what = `the prompt of ${next.length} tokens and what follows it`;
     this.#cancel(
       next,
@@ -444,7 +448,8 @@ export class Engine {
     const batch = this.#running.filter(isReply);
     const room = this.#options.stepTokens - batch.length;
     for (const job of batch) job.guesses = undefined;
-    if (!this.#speculation || batch.length === 0 || batch.length < this.#running.length || room < 0) return undefined;
+    const computed = this.#running.filter((job) => job.position < job.length); // a prompt that is held is not
+    if (!this.#speculation || batch.length === 0 || batch.length < computed.length || room < 0) return undefined;
     if (batch.some((job) => job.length - job.position > 1)) return undefined;
     try {
       const guesses = await this.#speculation.propose(batch, room);

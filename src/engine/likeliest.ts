@@ -42,7 +42,7 @@ export async function likeliest(
   { vocabSize: V, k, images, signal }: LikeliestOptions,
 ): Promise<Ranked[]> {
   checkContinuations(continuations, V);
-  if (!(Number.isInteger(k) && k >= 0)) throw new RequestError(`k is ${k}; expected how many are wanted`);
+  if (!(Number.isInteger(k) && k >= 1)) throw new RequestError(`k is ${k}; expected how many are wanted, from 1`);
   const held = await engine.hold(prompt, { images, signal });
 
   /** The branches, or whole candidates, of which the logits behind a branch tell the next token's probability. */

@@ -96,8 +96,13 @@ export function schedule<R extends Schedulable>(
 ): Segment[] {
   const { waiting, running } = queues;
   const computed = () => running.filter((r) => !isDone(r)).length;
-  while (waiting.length > 0 && computed() < budget.sequences && admit(waiting[0]!, running, cache))
-    running.push(waiting.shift()!);
+  while (waiting.length > 0 && computed() < budget.sequences) {
+    // What goes on from a held prompt comes first: it alone can end the hold, for which the others may be waiting.
+    const next = waiting.find((r) => isHeld(r.from, running)) ?? waiting[0]!;
+    if (!admit(next, running, cache)) break;
+    waiting.splice(waiting.indexOf(next), 1);
+    running.push(next);
+  }
 
   for (;;) {
     const segments = plan(running, budget);
@@ -121,13 +126,16 @@ export function schedule<R extends Schedulable>(
   }
 }
 
+const isHeld = (sequence: number | undefined, running: readonly Running[]) =>
+  sequence !== undefined && running.some((r) => r.sequence === sequence && isDone(r));
+
 const isDone = ({ position, length }: Running) => position === length;
 
 /** Opens the sequence if it and all that run fit to their known lengths, with a block more for each that runs. */
 function admit(r: Schedulable, running: readonly Running[], cache: KVCache): boolean {
   if (r.refusedAt === cache.releases) return false; // a million tokens are not looked up again in every step
   if (r.from === undefined) r.position = cache.open(r.sequence, r.wantsAll ? [] : r.tokens, r.images?.placed);
-  else if (running.some((x) => x.sequence === r.from && isDone(x))) r.position = cache.fork(r.sequence, r.from);
+  else if (isHeld(r.from, running)) r.position = cache.fork(r.sequence, r.from);
   else return false;
   const grown = running.map((x) => [x.sequence, x.length + (isDone(x) ? 0 : cache.sizes.blockSize)] as const);
   if (cache.fits([...grown, [r.sequence, r.length]])) return true;

@@ -51,6 +51,26 @@ describe("the likeliest continuations", () => {
     expect([running, waiting, cache.global!.used, cache.local!.used]).toEqual([0, 0, 0, 0]);
   });
 
+  it("do not wait for one who has to wait for them, nor for one who is gone", async () => {
+    const engine = open({ context: 48, localTokens: 16, stepTokens: 8, sequences: 3 });
+    const held = await engine.hold(prompt(24));
+    const long = (async () => {
+      let said = 0;
+      for await (const _ of engine.generate({ tokens: prompt(40, 1), maxTokens: 2, sampling: { temperature: 0 } })) said++;
+      return said;
+    })();
+    let rows = 0;
+    for await (const _ of engine.logits([1, 2], { last: true, from: held })) rows++;
+    expect(rows).toBe(1);
+    const abort = new AbortController();
+    const gone = engine.hold(prompt(8), { signal: abort.signal });
+    abort.abort(new Error("left"));
+    await expect(gone).rejects.toThrow("left");
+    held.close();
+    expect(await long).toBe(2);
+    (await engine.hold(prompt(8))).close();
+  });
+
   it("compute the prompt once, and once what many begin with", async () => {
     const engine = open({ context: 512 });
     const alike = Array.from({ length: 30 }, (_, i) => [7, i, 3]);
