@@ -54,6 +54,7 @@ class Texts {
   readonly #regexes: Regexes;
   readonly #alphabet: Alphabet;
   readonly #any: Regex;
+  #writtenOut = 0;
 
   constructor(what: string, regexes: Regexes, alphabet: Alphabet, any: Regex) {
     this.#what = what;
@@ -100,9 +101,10 @@ class Texts {
   #repeat({ part, least, most }: Extract<Node, { type: "repeat" }>, rest: Tail): Tail {
     const isEmpty = part.type === "start" || part.type === "end" || part.type === "ahead"; // and sees the same each time
     const times = isEmpty ? 1 : most;
-    if (times > MOST_WRITTEN_OUT)
+    this.#writtenOut += times;
+    if (times > MOST_WRITTEN_OUT || this.#writtenOut > MOST_WRITTEN_OUT_IN_ALL)
       throw new RequestError(
-        `${this.#what}: what repeats and looks beyond itself (^, $, (?=…), (?!…)) is not supported; expected it outside of what repeats, or at most ${MOST_WRITTEN_OUT} times`,
+        `${this.#what}: what repeats and looks beyond itself (^, $, (?=…), (?!…)) is not supported; expected it outside of what repeats, or at most ${MOST_WRITTEN_OUT} times and ${MOST_WRITTEN_OUT_IN_ALL} in all`,
       );
     let tail = rest;
     for (let i = times; i > 0; i--) {
@@ -136,11 +138,17 @@ function once(tail: Tail): Tail {
   return (isStart) => (known[Number(isStart)] ??= tail(isStart));
 }
 
-/** Whether it is about more than its own text. */
+const known = new WeakMap<Node, boolean>();
+
+/** Whether it is about more than its own text. Asked of a node once: repeats in repeats ask twice about what is in them. */
 function looks(node: Node): boolean {
-  if (node.type === "sequence" || node.type === "choice") return node.parts.some(looks);
-  if (node.type === "repeat") return looks(node.part) && !looksInside(node.part);
-  return node.type !== "characters";
+  const before = known.get(node);
+  if (before !== undefined) return before;
+  let found = node.type !== "characters";
+  if (node.type === "sequence" || node.type === "choice") found = node.parts.some(looks);
+  if (node.type === "repeat") found = looks(node.part) && !looksInside(node.part);
+  known.set(node, found);
+  return found;
 }
 
 /** Whether all that it looks at is inside of it: what looks ahead, not farther than what follows is long at least. */
@@ -173,6 +181,7 @@ function lengths(node: Node): readonly [number, number] {
 
 const MOST_COUNT = 10_000;
 const MOST_WRITTEN_OUT = 64; // repetitions of what looks beyond itself
+const MOST_WRITTEN_OUT_IN_ALL = 1000; // those in repetitions count each time
 const MOST_LENGTH = 10_000;
 const MOST_NESTED = 100;
 const MOST_PROPERTIES = 16; // each takes some hundred terms, and the first time its tables
