@@ -169,10 +169,14 @@ interface RunParts extends Started {
   readonly signal: AbortSignal;
 }
 
-/** How the model is talked to: as the one was that it began with, unless only now there are chats. */
-function templateOf({ base, chatTemplate }: Started, hasChats: boolean): string | undefined {
-  if (base === undefined) return hasChats ? undefined : continuationTemplate;
-  return hasChats && chatTemplate === continuationTemplate ? undefined : chatTemplate;
+/** How the model is talked to: with chats in Llama 4's format, which they were learnt in; else as the one that it began with. */
+function templateOf({ base, adapters, chatTemplate }: Started, hasChats: boolean): string | undefined {
+  if (hasChats && adapters && chatTemplate === continuationTemplate)
+    throw new RequestError(
+      `lora: ${base} has seen no chat, and an adapter cannot say that it has; expected texts to learn from, or no "lora"`,
+    );
+  if (hasChats) return undefined;
+  return base === undefined ? continuationTemplate : chatTemplate;
 }
 
 const mostSamples = 12;
@@ -328,10 +332,10 @@ function heldApart(
   return [learnt, held];
 }
 
-/** Whether a chat is among the first documents of a source. */
+/** Whether a chat is among the documents. */
 async function haveChats(data: ReadonlyMap<string, Documents>): Promise<boolean> {
   for (const documents of data.values())
-    for (let i = 0; i < Math.min(100, documents.length); i++) {
+    for (let i = 0; i < documents.length; i++) {
       const record = await documents.record(i);
       if (typeof record === "object" && record !== null && "messages" in record) return true;
     }
