@@ -257,9 +257,9 @@ ${table(experts)}
 
 ## How it was trained
 
-\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, \`config.json\`, seed ${JSON.parse(readFileSync(join(import.meta.dirname, "config.json"), "utf8")).seed}.
+\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, and what each run was told, with its seed.
 ${history}${steps.length.toLocaleString("en")} steps,
-${million(sum("tokens"))} tokens with ${sum("tiles").toLocaleString("en")} pictures, in ${minutes} minutes on two cores of a shared machine
+${million(sum("tokens"))} tokens with ${sum("tiles").toLocaleString("en")} pictures, in ${minutes} minutes on a shared machine
 (${Math.round(sum("tokens") / sum("seconds")).toLocaleString("en")} tokens a second). AdamW in float32; the weights that ship are a moving average, rounded to bfloat16.
 
 ![The loss over the run](loss.svg)
