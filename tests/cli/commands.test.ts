@@ -194,7 +194,7 @@ describe("llama4 generate", () => {
     [["--prompt", "x", "--max-tiles", "65"], "RequestError", "Expected a whole number from 1 to 64", 2],
     [["--prompt", "x", "--bos"], "RequestError", "--raw", 2],
     [["--prompt", "x", "--colour"], "RequestError", "unknown option", 2],
-    [["--prompt", "x", "--regex", "(?=a)"], "RequestError", "(?=…) in the pattern", 2],
+    [["--prompt", "x", "--regex", "(?<=a)b"], "RequestError", "(?<=…) in the pattern", 2],
     [["--prompt", "x", "--regex", "a", "--json-schema", "{}"], "RequestError", "expected one of them", 2],
     [["--prompt", "x", "--json-schema", "{type}"], "RequestError", "is no JSON", 2],
     [
