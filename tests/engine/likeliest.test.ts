@@ -56,7 +56,8 @@ describe("the likeliest continuations", () => {
     const held = await engine.hold(prompt(24));
     const long = (async () => {
       let said = 0;
-      for await (const _ of engine.generate({ tokens: prompt(40, 1), maxTokens: 2, sampling: { temperature: 0 } })) said++;
+      for await (const _ of engine.generate({ tokens: prompt(40, 1), maxTokens: 2, sampling: { temperature: 0 } }))
+        said++;
       return said;
     })();
     let rows = 0;
