@@ -13,45 +13,39 @@ namespace LLAMA4_ISA {
 // Up to so many rows meet each word of the weights on its way from memory; more go by tiles, where there are any.
 constexpr int64_t kFewTokens = kTiles || W == 16 ? 6 : 4;
 
-// Neighbouring rows: x[i] ≈ d(i) · q(i), each off by at most d / 2. One pointer of each kind and strides, instead of
-// pointers for every row: for those there are no registers.
-struct Acts {
-  const int8_t* integers;
-  const float *scales, *sums;  // sums: d · Σ q of a block
-  // −Σ q of a block and of each of its halves, which weights shifted to unsigned take. AVX2 adds in 16 bits: there both
+// 32 elements of a row: x[i] ≈ d · q[i], off by at most d / 2. All that a product wants of them is one line of the cache, so
+// that one pointer serves.
+struct alignas(64) ActBlock {
+  int8_t q[32];
+  float d, sd;  // sd: d · Σ q
+  // −Σ q of the block and of each of its halves, which weights shifted to unsigned take. AVX2 adds in 16 bits: there both
   // halves of a word are such a sum, low of elements 0 and 1 of each four, high of 2 and 3.
-  const int32_t *minus, *minus_halves;
-  int64_t apart;       // blocks and scales of a row, from one to the next
-  int64_t rows_apart;  // blocks and scales of a block, from one row to the next
-  int64_t blocks;      // of a row
+  int32_t minus, minus_halves[2];
 };
 
-// Rows of activations, quantized, in blocks of 32 integers. For tiles, the same blocks of 16 neighbouring rows lie side by
-// side, a tile of A, and so do their scales.
+// Neighbouring rows, from the first one's block 0 on.
+struct Acts {
+  const ActBlock* blocks;
+  int64_t apart;       // blocks of a row, from one to the next
+  int64_t rows_apart;  // the same blocks of two rows
+};
+
+// Rows of activations, quantized. For tiles, the same blocks of 16 neighbouring rows lie side by side.
 struct Quantized {
   int64_t I, together;
-  int8_t* q;
-  float *d, *sd;
-  int32_t *minus, *minus_halves;
+  int64_t width;  // blocks from a row to the next: an odd number, since powers of two would share few sets of a cache
+  ActBlock* blocks;
 
   static int64_t side_by_side(int64_t rows) { return kTiles && rows > kFewTokens ? 16 : 1; }
   static int64_t whole(int64_t rows) { return (rows + side_by_side(rows) - 1) / side_by_side(rows) * side_by_side(rows); }
-  static size_t bytes(int64_t rows, int64_t I) { return size_t(whole(rows)) * size_t(I / 32) * 52; }
-  Quantized(void* memory, int64_t n, int64_t I) : I(I), together(side_by_side(n)), q(static_cast<int8_t*>(memory)) {
-    const int64_t rows = whole(n), blocks = rows * (I / 32);
-    d = reinterpret_cast<float*>(q + rows * I);
-    sd = d + blocks;
-    minus = reinterpret_cast<int32_t*>(sd + blocks);
-    minus_halves = minus + blocks;
-  }
+  static size_t bytes(int64_t rows, int64_t I) { return size_t(whole(rows)) * size_t(I / 32 | 1) * sizeof(ActBlock); }
+  Quantized(void* memory, int64_t n, int64_t I)
+      : I(I), together(side_by_side(n)), width(I / 32 | 1), blocks(static_cast<ActBlock*>(memory)) {}
   // How many of n rows from t on can be looked at together: where there are tiles, they share one.
   int64_t neighbours(int64_t t, int64_t n) const { return together > 1 && n > 16 - t % 16 ? 16 - t % 16 : n; }
-  Acts rows(int64_t t) const {
-    const int64_t blocks = I / 32, b = t * blocks, i = at(t, 0);
-    return {q + 32 * i, d + i, sd + i, minus + b, minus_halves + 2 * b, together, together > 1 ? 1 : blocks, blocks};
-  }
-  // Which block of q, and scale of d and sd, is block b of row t.
-  int64_t at(int64_t t, int64_t b) const { return (t / together * (I / 32) + b) * together + t % together; }
+  Acts rows(int64_t t) const { return {at(t, 0), together, together > 1 ? 1 : width}; }
+  // Block b of row t.
+  ActBlock* at(int64_t t, int64_t b) const { return blocks + (t / together * width + b) * together + t % together; }
   // Elements [first, first + n) of row t, whole blocks, from `scale` · x.
   void set(int64_t t, int64_t first, const float* x, int64_t n, float scale = 1) const;
   // Row t is that row of x.

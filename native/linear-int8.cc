@@ -6,8 +6,9 @@
 // neither on the other tokens nor on the threads: bit for bit the same for one token and for many.
 //
 // A panel is 64 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
-// for many they are taken apart once, a chunk of columns at a time, into the first-level cache. Where there are tiles,
-// these multiply whole runs of 16 tokens: the integers are the same, and so is what follows from them.
+// for many a chunk of columns at a time stays in the first-level cache, and where taking it apart is work, that is done
+// once. Where there are tiles, these multiply whole runs of 16 tokens: the integers are the same, and so is what follows
+// from them.
 
 #include "int8.h"
 
@@ -23,7 +24,7 @@ constexpr int kPanel = 4 * kGroup;     // rows
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
-constexpr int64_t kChunk = 512;        // columns taken apart at a time: 16 KiB
+constexpr int64_t kChunk = 512;        // columns at a time: taken apart, two registers of rows by them fill 16 KiB
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for, about
 
@@ -65,6 +66,8 @@ struct Packed : Format<Type> {
   using F = Format<Type>;
   // Runs that share bytes. AVX2 needs their shifts to be constants; with AVX-512 code that is as long as that was slower.
   static constexpr int shared = Type == kQ6_K ? 8 : F::minima ? 2 : 1, unrolled = W == 8 ? shared : 1;
+  // A scale for each 32 and AVX-512: taking integers apart again for every few tokens costs less than to keep them apart.
+  static constexpr bool in_place = W == kGroup && F::runs == 1;
   int lane;                           // of the first row in its group
   const uint8_t *headers, *integers;  // of that row in block 0
   const uint8_t *at, *ahead;          // the integers of the block that began, and of the one to ask for
@@ -161,6 +164,7 @@ struct Unpacked : Format<Type> {
   static constexpr int unrolled = 1;
   uint8_t* integers;  // [run][step][4 W]
   float *scales, *mins;  // [run][W]
+  int64_t held;   // the first block that is there
   int64_t first;  // run of the block
   const uint8_t *coming, *end;  // the integers that are taken apart next, asked for while these are multiplied:
   int64_t each;                 // so many lines a run
@@ -171,7 +175,7 @@ struct Unpacked : Format<Type> {
     scales = reinterpret_cast<float*>(memory + kChunk * W);
     mins = scales + kChunk / (4 * F::steps) * W;
   }
-  void begin(int64_t b) { first = b * F::runs; }
+  void begin(int64_t b) { first = (b - held) * F::runs; }
   void ask(int) {
     for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
   }
@@ -193,6 +197,7 @@ struct Unpacked : Format<Type> {
   }
 
   void fill(Packed<Type>& w, int64_t block, int64_t blocks) {
+    held = block;
     for (int64_t b = 0; b < blocks; b++) {
       w.begin(block + b);
       each_run<Packed<Type>>([&](int base, int r) __attribute__((always_inline)) {
@@ -216,16 +221,29 @@ struct Unpacked : Format<Type> {
 
 // --- a run's integer sums: W rows by one token ---
 
-// What a run's sum begins with: −2^shift · Σ q, which makes up for the shift.
+// Four bytes in every lane.
+inline ivec broadcast(const void* p) {
+  int32_t four;
+  memcpy(&four, p, 4);
+#if defined(__AVX512F__)
+  return (ivec)_mm512_set1_epi32(four);
+#elif defined(__AVX2__)
+  return (ivec)_mm256_set1_epi32(four);
+#else
+  return ivec{} + four;
+#endif
+}
+
+// What a run's sum begins with: −2^shift · Σ q of the block, or of that half of it, which makes up for the shift.
 template <typename F>
-inline ivec start(const Acts& x, int64_t n, int64_t at) {
+inline ivec start(const ActBlock& x, int half) {
   if constexpr (F::shift < 0 || F::is_signed) return ivec{};
   constexpr int shift = F::shift & 31;
-  const int32_t minus = F::steps == 8 ? x.minus[n * x.blocks + at / 32] : x.minus_halves[2 * n * x.blocks + at / 16];
+  const ivec minus = broadcast(F::steps == 8 ? &x.minus : x.minus_halves + half);
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
-  return (ivec)_mm256_slli_epi16((__m256i)(ivec{} + minus), shift);
+  return (ivec)_mm256_slli_epi16((__m256i)minus, shift);
 #else
-  return (ivec{} + minus) << shift;
+  return minus << shift;
 #endif
 }
 
@@ -253,47 +271,35 @@ inline ivec finish(ivec sum) {
   return sum;
 }
 
-inline ivec broadcast(const int8_t* p) {
-  int32_t four;
-  memcpy(&four, p, 4);
-#if defined(__AVX512F__)
-  return (ivec)_mm512_set1_epi32(four);
-#elif defined(__AVX2__)
-  return (ivec)_mm256_set1_epi32(four);
-#else
-  return ivec{} + four;
-#endif
-}
-
-// y[n][v] (kPanel floats from token to token) of V registers of rows by N tokens over blocks [0, blocks) of w, which
-// are x's from element `first` on; added to what is there unless `fresh`.
+// y[n][v] (kPanel floats from token to token) of V registers of rows by N tokens over blocks [from, to) of both; added to
+// what is there unless `fresh`.
 template <typename Weights, int V, int N>
-void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh, float* y) {
-  const int64_t apart = kTiles ? x.apart : 1;
+void micro(Weights* w, int64_t from, int64_t to, const Acts& acts, bool fresh, float* y) {
+  const int64_t apart = kTiles ? acts.apart : 1;
   vec acc[V][N];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++)
 #pragma GCC unroll 6
     for (int n = 0; n < N; n++) acc[v][n] = fresh ? vec{} : load(y + n * kPanel + v * W);
-  for (int64_t b = 0; b < blocks; b++) {
+  for (int64_t b = from; b < to; b++) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) w[v].begin(b);
     each_run<Weights>([&](int base, int r) __attribute__((always_inline)) {
       const int run = base + r;
-      const int64_t at = first + b * Weights::block + run * 4 * Weights::steps, block = at / 32 * apart;
-      const int8_t* q[N];  // of this run alone: pointers that went along with it would not find registers
+      const int64_t at = b * Weights::block + run * 4 * Weights::steps;
+      const ActBlock* x[N];  // of this run alone: pointers that went along with it would not find registers
       for (int n = 0; n < N; n++) {
-        q[n] = x.integers + block * 32 + at % 32 + n * 32 * x.rows_apart;
-        asm("" : "+r"(q[n]));
+        x[n] = acts.blocks + at / 32 * apart + n * acts.rows_apart;
+        asm("" : "+r"(x[n]));
       }
-      const float *d = x.scales + block, *sd = x.sums + block;
+      const int half = Weights::steps == 8 ? 0 : int(at / 16 % 2);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) w[v].ask(run);
       ivec sum[V][N];
 #pragma GCC unroll 6
       for (int n = 0; n < N; n++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(x, n, at);
+        for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(*x[n], half);
 #pragma GCC unroll 8
       for (int j = 0; j < Weights::steps; j++) {
         uvec u[V];
@@ -301,7 +307,7 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh,
         for (int v = 0; v < V; v++) u[v] = w[v].step(base, r, j);
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
-          const ivec four = broadcast(q[n] + 4 * j);
+          const ivec four = broadcast(x[n]->q + 16 * half + 4 * j);
 #pragma GCC unroll 4
           for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
         }
@@ -312,8 +318,8 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh,
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++) {
           const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n]), vec);
-          acc[v][n] += whole * (scale * splat(d[n * x.rows_apart]));
-          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(sd[n * x.rows_apart]);
+          acc[v][n] += whole * (scale * splat(x[n]->d));
+          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x[n]->sd);
         }
       }
     });
@@ -325,15 +331,15 @@ void micro(Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh,
 }
 
 template <typename Weights>
-inline void micro(int N, Weights* w, int64_t blocks, int64_t first, const Acts& x, bool fresh, float* y) {
+inline void micro(int N, Weights* w, int64_t from, int64_t to, const Acts& x, bool fresh, float* y) {
   switch (N) {
-    case 1: return micro<Weights, kVectors, 1>(w, blocks, first, x, fresh, y);
-    case 2: return micro<Weights, kVectors, 2>(w, blocks, first, x, fresh, y);
-    case 3: return micro<Weights, kVectors, 3>(w, blocks, first, x, fresh, y);
-    case 4: return micro<Weights, kVectors, 4>(w, blocks, first, x, fresh, y);
+    case 1: return micro<Weights, kVectors, 1>(w, from, to, x, fresh, y);
+    case 2: return micro<Weights, kVectors, 2>(w, from, to, x, fresh, y);
+    case 3: return micro<Weights, kVectors, 3>(w, from, to, x, fresh, y);
+    case 4: return micro<Weights, kVectors, 4>(w, from, to, x, fresh, y);
 #if defined(__AVX512F__)
-    case 5: return micro<Weights, kVectors, 5>(w, blocks, first, x, fresh, y);
-    case 6: return micro<Weights, kVectors, 6>(w, blocks, first, x, fresh, y);
+    case 5: return micro<Weights, kVectors, 5>(w, from, to, x, fresh, y);
+    case 6: return micro<Weights, kVectors, 6>(w, from, to, x, fresh, y);
 #endif
   }
 }
@@ -365,15 +371,15 @@ void multiply_tokens(const Unpacked<Type>& w, int64_t runs, int64_t first, const
                      bool fresh, float* y) {
   using F = Format<Type>;
   constexpr int64_t per_block = 32 / (4 * F::steps);  // runs of a block of x
-  const int64_t at = x.at(token, first / 32);
-  const int8_t* q = x.q + 32 * (at - token % 16);
+  const ActBlock* at = x.at(token, first / 32);
+  const int8_t* q = at[-(token % 16)].q;
   vec acc[N];
 #pragma GCC unroll 16
   for (int i = 0; i < N; i++) acc[i] = fresh || i >= n ? vec{} : load(y + i * kPanel);
   alignas(64) ivec whole[4][16 + N];  // rows that another tile has are computed from whatever is there
   const auto start = [&](int64_t run, auto tile) __attribute__((always_inline)) {
     constexpr int G = decltype(tile)::value, A = 4 + G % 2, B = 6 + G % 2;
-    load_tile<A>(q + run / per_block * 16 * 32 + run % per_block * 4 * F::steps, 32);
+    load_tile<A>(q + run / per_block * 16 * int64_t(sizeof *at) + run % per_block * 4 * F::steps, sizeof *at);
     load_tile<B>(w.integers + run * F::steps * 4 * W, 4 * W);
     zero_tile<G>();
     multiply_int8_tiles<G, A, B>();
@@ -391,12 +397,12 @@ void multiply_tokens(const Unpacked<Type>& w, int64_t runs, int64_t first, const
     for (int64_t run = four; run < runs && run < four + 4; run++) {
       const vec scale = load(w.scales + run * W), min = F::minima ? load(w.mins + run * W) : vec{};
       const ivec* row = whole[run - four] + token % 16;
-      const float *d = x.d + at + run / per_block * 16, *sd = x.sd + at + run / per_block * 16;
-      asm("" : "+r"(row), "+r"(d), "+r"(sd));  // and what follows at fixed places from them
+      const ActBlock* block = at + run / per_block * 16;
+      asm("" : "+r"(row), "+r"(block));  // and what follows at fixed places from them
 #pragma GCC unroll 16
       for (int i = 0; i < N; i++) {
-        acc[i] += __builtin_convertvector(row[i], vec) * (scale * splat(d[i]));
-        if (F::minima) acc[i] -= min * splat(sd[i]);
+        acc[i] += __builtin_convertvector(row[i], vec) * (scale * splat(block[i].d));
+        if (F::minima) acc[i] -= min * splat(block[i].sd);
       }
     }
   }
@@ -447,7 +453,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
     for (int64_t v = 0; v < registers; v += kStreams) {
       Packed<Type> packed[kStreams];
       open_rows(w, groups, blocks, v, next, packed);
-      micro<Packed<Type>, kStreams, 1>(packed, blocks, 0, acts, true, sums + v * W);
+      micro<Packed<Type>, kStreams, 1>(packed, 0, blocks, acts, true, sums + v * W);
     }
     return;
   }
@@ -455,17 +461,21 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   for (int64_t v = 0; v < registers; v += kVectors) {
     Packed<Type> packed[kVectors];
     open_rows(w, groups, blocks, v, next, packed);
-    const auto tokens = [&](auto* weights, int64_t count, int64_t element, bool fresh) {
+    const auto tokens = [&](auto* weights, int64_t from, int64_t to) {
       for (int64_t part = 0; part < parts; part++) {
         const int64_t end = (part + 1) * T / parts;
         for (int64_t t = part * T / parts, N; t < end; t += N) {
           N = x.neighbours(first + t, end - t);
-          micro(int(N), weights, count, element, x.rows(first + t), fresh, sums + t * kPanel + v * W);
+          micro(int(N), weights, from, to, x.rows(first + t), from == 0, sums + t * kPanel + v * W);
         }
       }
     };
     if (parts == 1) {
-      tokens(packed, blocks, 0, true);
+      tokens(packed, 0, blocks);
+      continue;
+    }
+    if constexpr (Packed<Type>::in_place) {
+      for (int64_t b = 0; b < blocks; b += chunk) tokens(packed, b, blocks - b < chunk ? blocks : b + chunk);
       continue;
     }
     Unpacked<Type> unpacked[kVectors];
@@ -476,7 +486,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
         unpacked[i].fill(packed[i], b, count);
         unpacked[i].expect(packed[i], b + count, count, blocks, parts);
       }
-      tokens(unpacked, count, b * block, b == 0);
+      tokens(unpacked, b, b + count);
     }
   }
 }
@@ -537,9 +547,7 @@ void each_panel(Pool& pool, const P* products, int64_t count, const Width& width
 }
 
 // An infinity or NaN makes the whole block NaN, so that it is seen in the end.
-inline void quantize_block(const float* x, float factor, const Quantized& to, int64_t t, int64_t b) {
-  int8_t* q = to.q + 32 * to.at(t, b);
-  const int64_t at = t * (to.I / 32) + b, scales_at = to.at(t, b);
+inline void quantize_block(const float* x, float factor, ActBlock& to) {
   vec most{}, zero{};
   for (int i = 0; i < 32; i += W) {
     const vec v = load(x + i);
@@ -548,9 +556,9 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
   }
   const float scale = largest(most) / 127.0f + sum(zero);
   if (scale != scale) {
-    memset(q, 0, 32);
-    to.d[scales_at] = to.sd[scales_at] = scale;
-    to.minus[at] = to.minus_halves[2 * at] = to.minus_halves[2 * at + 1] = 0;
+    memset(to.q, 0, 32);
+    to.d = to.sd = scale;
+    to.minus = to.minus_halves[0] = to.minus_halves[1] = 0;
     return;
   }
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
@@ -558,17 +566,17 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
 #if defined(__AVX512F__)
   for (int half = 0; half < 2; half++) {
     const __m512i whole = _mm512_cvtps_epi32(_mm512_loadu_ps(x + 16 * half) * splat(inverse));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * half), _mm512_cvtsepi32_epi8(whole));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to.q + 16 * half), _mm512_cvtsepi32_epi8(whole));
     sums[half] = _mm512_reduce_add_epi32(whole);
     minus[half] = -sums[half];
   }
-  to.minus[at] = minus[0] + minus[1];
+  to.minus = minus[0] + minus[1];
 #elif defined(__AVX2__)
   __m256i whole[4];
   for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(load(x + 8 * i) * splat(inverse));
   const __m256i fours = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
   const __m256i bytes = _mm256_permutevar8x32_epi32(fours, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.q), bytes);
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
   __m128i apart[2] = {_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)};  // Σ of first and of second pairs
   for (int half = 0; half < 2; half++) {
@@ -578,7 +586,7 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
     apart[half] = _mm_sub_epi16(_mm_setzero_si128(), apart[half]);
     minus[half] = _mm_cvtsi128_si32(apart[half]);
   }
-  to.minus[at] = _mm_cvtsi128_si32(_mm_add_epi16(apart[0], apart[1]));
+  to.minus = _mm_cvtsi128_si32(_mm_add_epi16(apart[0], apart[1]));
 #else
   const vec magic = splat(12582912.0f);  // rounds to the nearest whole number, ties to even
   for (int half = 0; half < 2; half++) {
@@ -586,36 +594,28 @@ inline void quantize_block(const float* x, float factor, const Quantized& to, in
     for (int i = 16 * half; i < 16 * half + 16; i += W) {
       const ivec whole = __builtin_convertvector((load(x + i) * splat(inverse) + magic) - magic, ivec);
       total += whole;
-      for (int j = 0; j < W; j++) q[i + j] = int8_t(whole[j]);
+      for (int j = 0; j < W; j++) to.q[i + j] = int8_t(whole[j]);
     }
     sums[half] = 0;
     for (int j = 0; j < W; j++) sums[half] += total[j];
     minus[half] = -sums[half];
   }
-  to.minus[at] = minus[0] + minus[1];
+  to.minus = minus[0] + minus[1];
 #endif
-  to.d[scales_at] = scale * factor;
-  to.sd[scales_at] = scale * factor * float(sums[0] + sums[1]);
-  to.minus_halves[2 * at] = minus[0];
-  to.minus_halves[2 * at + 1] = minus[1];
+  to.d = scale * factor;
+  to.sd = scale * factor * float(sums[0] + sums[1]);
+  to.minus_halves[0] = minus[0];
+  to.minus_halves[1] = minus[1];
 }
 
 }  // namespace
 
 void Quantized::set(int64_t t, int64_t first, const float* x, int64_t n, float scale) const {
-  for (int64_t b = 0; b < n / 32; b++) quantize_block(x + 32 * b, scale, *this, t, first / 32 + b);
+  for (int64_t b = 0; b < n / 32; b++) quantize_block(x + 32 * b, scale, *at(t, first / 32 + b));
 }
 
 void Quantized::copy(int64_t t, const Quantized& x, int64_t row) const {
-  const int64_t blocks = I / 32;
-  for (int64_t b = 0; b < blocks; b++) {
-    const int64_t to = at(t, b), from = x.at(row, b);
-    memcpy(q + 32 * to, x.q + 32 * from, 32);
-    d[to] = x.d[from];
-    sd[to] = x.sd[from];
-  }
-  memcpy(minus + t * blocks, x.minus + row * blocks, size_t(blocks) * sizeof *minus);
-  memcpy(minus_halves + 2 * t * blocks, x.minus_halves + 2 * row * blocks, size_t(2 * blocks) * sizeof *minus_halves);
+  for (int64_t b = 0; b < I / 32; b++) *at(t, b) = *x.at(row, b);
 }
 
 // x [rows, I], quantized by all threads.
