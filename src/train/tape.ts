@@ -1,13 +1,10 @@
-// The tape: a backend that computes on another one and remembers how to go back, so that training runs the same model
-// code as inference. Reverse-mode differentiation (Linnainmaa 1970); recomputation after Chen et al. 2016, arXiv:1604.06174.
-//
-// Every operation becomes a node: its value, how it is run, and how a gradient by it becomes gradients by its inputs.
-// Values that the way back does not need die with the scope that made them; the others die as it passes them. All of
-// them are counted, because the garbage collector does not see how large they are.
+// The tape: a backend that computes on another one and records how to go back, so that training runs the same model code
+// as inference. Here are the operations with their ways back; how a pass is kept and walked is in graph.ts.
 
 import type { Backend, Expert, ExpertBank, KVPool, LoadOptions, Routes, Span } from "../tensor/backend.ts";
 import type { Backward, RouterLoss } from "../tensor/backward.ts";
 import { elementCount, type Shape, type Tensor, type TensorView } from "../tensor/tensor.ts";
+import { Graph, type Node, type Operation, type Value, value } from "./graph.ts";
 
 export interface TapeOptions {
   /** Keeps only what scopes (the model's layers) return, and computes what is inside them again on the way back. */
@@ -23,34 +20,6 @@ export interface Router {
   routed(logits: Tensor, routes: Routes, lossOf: (logits: Tensor, loss: RouterLoss) => Tensor): void;
 }
 
-/** A tensor of the wrapped backend. */
-interface Value {
-  readonly tensor: Tensor;
-  /** What the tensor shares with its reshapes: its memory is freed when nobody holds any of them. */
-  readonly buffer: { holders: number };
-}
-
-interface Node {
-  value: Value | undefined;
-  /** Of the loss, by this node. */
-  gradient: Value | undefined;
-  /** Does anything watched go in? */
-  readonly differentiable: boolean;
-  /** The way back reads the value. */
-  needed: boolean;
-  /** A scope returned it. */
-  returned: boolean;
-  /** The way back has passed it. */
-  passed: boolean;
-  /** What the operation left for its way back, beside its result. */
-  aside?: Value | undefined;
-  /** Absent for what was put in. */
-  readonly run?: () => Value;
-  readonly back?: (dy: Value) => void;
-  /** Of a frozen weight: what products by it have beside them. */
-  readonly lowRank?: LowRank;
-}
-
 /** `scale · b·a` beside a matrix `[O, I]`: a `[r, I]`, b `[O, r]`; stacks `[E, …]` beside one of experts. */
 export interface LowRank<W = Tensor> {
   readonly a: W;
@@ -58,29 +27,16 @@ export interface LowRank<W = Tensor> {
   readonly scale: number;
 }
 
-interface Operation {
-  readonly inputs: readonly Node[];
-  readonly run: (node: Node) => Tensor | Value;
-  /** What `back` reads the values of; `false` for nothing. */
-  readonly needs?: readonly (Node | false)[];
-  /** `back` reads the result's own value. */
-  readonly needsResult?: boolean;
-  /** Gives gradients to the inputs. */
-  readonly back: (dy: Value, node: Node) => void;
-}
-
 /** Wraps a backend that has a way back. One forward pass, then `gradients`, at a time. */
 export class Tape implements Backend {
   readonly name: string;
   readonly #inner: Backend;
   readonly #backward: Backward;
-  readonly #recompute: boolean;
+  readonly #graph: Graph;
   readonly #router: Router | undefined;
   readonly #leaves = new WeakMap<Tensor, Tensor>(); // watched
   readonly #constants = new WeakMap<Tensor, Tensor>();
-  readonly #reached = new Set<Node>(); // leaves that have a gradient
-  #nodes: Node[] = []; // in the order of the forward pass
-  #scope: Node[] = [];
+  readonly #changes = new WeakMap<Node, LowRank>(); // of frozen weights
 
   constructor(backend: Backend, { recompute = false, router }: TapeOptions = {}) {
     if (!backend.backward)
@@ -88,7 +44,7 @@ export class Tape implements Backend {
     this.name = `tape of ${backend.name}`;
     this.#inner = backend;
     this.#backward = backend.backward;
-    this.#recompute = recompute;
+    this.#graph = new Graph(backend, backend.backward, recompute);
     this.#router = router;
   }
 
@@ -109,24 +65,25 @@ export class Tape implements Backend {
    * nothing of the weight's size is made, there or on the way back.
    */
   changed(weight: Tensor, { a, b, scale }: LowRank): Tensor {
-    const lowRank = { a: this.watch(a), b: this.watch(b), scale };
-    return this.#tensor({ ...this.#put(weight, Number.POSITIVE_INFINITY, false), lowRank });
+    const leaf = this.#graph.leaf(weight, false);
+    this.#changes.set(leaf, { a: this.watch(a), b: this.watch(b), scale });
+    return this.#tensor(leaf);
   }
 
   /** A scalar that `compute` makes of x's value on the wrapped backend, with its gradient by x, which the tape then owns. */
   async scalar(x: Tensor, compute: (value: Tensor) => Promise<{ value: number; gradient: Tensor }>): Promise<Tensor> {
     const a = node(x);
-    const { value: number, gradient } = await this.#inner.scope(() => compute(this.#value(a)));
-    const scalar = this.#record({
+    const { value: number, gradient } = await this.#inner.scope(() => compute(this.#graph.value(a)));
+    const scalar = this.#graph.record({
       inputs: [a],
       run: () => this.#inner.from(Float64Array.of(number), []),
       back: ({ tensor: dy }) => {
         const ones = gradient.shape.map(() => 1);
-        this.#offer(a, () => this.#inner.mul(gradient, this.#inner.reshape(dy, ones)));
+        this.#graph.offer(a, () => this.#inner.mul(gradient, this.#inner.reshape(dy, ones)));
       },
     });
-    node(scalar).aside = held(value(gradient)); // freed when the way back has passed
-    return scalar;
+    this.#graph.keepAside(scalar, gradient);
+    return this.#tensor(scalar);
   }
 
   /**
@@ -142,14 +99,10 @@ export class Tape implements Backend {
       );
     if (end.passed) throw new RangeError("gradients: the loss was walked back before; compute it anew");
     try {
-      if (end.differentiable) this.#give(end, value(this.#inner.from(Float64Array.of(1), loss.shape)));
-      for (const node of this.#nodes.reverse()) {
-        if (node.gradient) node.back?.(node.gradient);
-        this.#pass(node, node === end);
-      }
+      this.#graph.walkBack(end);
       const results = new Map<Tensor, Tensor>();
       return mapTensors(watched, (x) => {
-        const known = results.get(x) ?? this.#result(x);
+        const known = results.get(x) ?? this.#gradientBy(x);
         results.set(x, known);
         return known;
       });
@@ -160,136 +113,38 @@ export class Tape implements Backend {
 
   /** Forgets what was recorded since the last `gradients`. What is watched stays watched. */
   clear(): void {
-    for (const node of this.#nodes) this.#pass(node, node.passed);
-    for (const leaf of this.#reached) {
-      this.#drop(leaf.gradient);
-      leaf.gradient = undefined;
-    }
-    this.#reached.clear();
-    this.#nodes = [];
-    this.#scope = [];
+    this.#graph.clear();
   }
 
-  // --- nodes ---
-
-  #tensor(node: Node): Tensor {
-    const { shape, dtype } = node.value!.tensor; // only made while there is one
-    return { shape, dtype, backend: this, data: node };
-  }
-
-  #put(tensor: Tensor, holders: number, differentiable: boolean): Node {
-    const flags = { needed: true, returned: false, passed: false };
-    return { value: { tensor, buffer: { holders } }, gradient: undefined, differentiable, ...flags };
+  #gradientBy(x: Tensor): Tensor {
+    const leaf = node(x);
+    if (x.backend !== this || leaf.run || !leaf.differentiable)
+      throw new RangeError(`gradients: a tensor [${x.shape.join(", ")}] is not watched by this tape`);
+    return this.#graph.takeGradient(leaf);
   }
 
   #leaf(x: Tensor, known: WeakMap<Tensor, Tensor>, differentiable: boolean): Tensor {
     if (x.backend === this) return x;
     if (x.backend !== this.#inner)
       throw new RangeError(`${this.name}: a tensor of ${x.backend.name}; expected one of ${this.#inner.name}`);
-    const leaf = known.get(x) ?? this.#tensor(this.#put(x, Number.POSITIVE_INFINITY, differentiable));
+    const leaf = known.get(x) ?? this.#tensor(this.#graph.leaf(x, differentiable));
     known.set(x, leaf);
     return leaf;
   }
 
-  #constant(tensor: Tensor): Tensor {
-    const node = this.#put(tensor, 1, false);
-    this.#nodes.push(node);
-    return this.#tensor(node);
+  #tensor(node: Node): Tensor {
+    const { shape, dtype } = node.value!.tensor; // only made while there is one
+    return { shape, dtype, backend: this, data: node };
   }
 
-  #record({ inputs, run, needs = [], needsResult = false, back }: Operation): Tensor {
-    const differentiable = inputs.some((input) => input.differentiable);
-    const node: Node = {
-      value: undefined,
-      gradient: undefined,
-      differentiable,
-      needed: differentiable && needsResult,
-      returned: false,
-      passed: false,
-      run: () => {
-        const result = run(node);
-        return "buffer" in result ? result : value(result);
-      },
-      ...(differentiable && { back: (dy: Value) => back(dy, node) }),
-    };
-    this.#value(node);
-    if (differentiable) for (const input of needs) if (input) input.needed = true;
-    this.#nodes.push(node);
-    this.#scope.push(node);
-    return this.#tensor(node);
-  }
-
-  /** The node's value, computed again where it was dropped. */
-  #value(node: Node): Tensor {
-    if (!node.value) {
-      if (node.passed || !node.run)
-        throw new Error("a tensor of a tape was used after `gradients` went past it; read it before");
-      node.value = held(node.run());
-    }
-    return node.value.tensor;
-  }
-
-  #drop(dropped: Value | undefined): void {
-    if (dropped && --dropped.buffer.holders === 0) this.#backward.free(dropped.tensor);
-  }
-
-  #forget(node: Node): void {
-    this.#drop(node.value);
-    node.value = undefined;
-  }
-
-  #pass(node: Node, keepValue: boolean): void {
-    node.passed = true;
-    this.#drop(node.gradient);
-    this.#drop(node.aside);
-    node.gradient = node.aside = undefined;
-    if (!keepValue) this.#forget(node);
-  }
-
-  /** Adds to the gradient by a node. */
-  #give(node: Node, more: Value): void {
-    held(more);
-    if (!node.differentiable) {
-      this.#drop(more);
-      return;
-    }
-    if (!node.run) this.#reached.add(node);
-    const before = node.gradient;
-    if (!before) {
-      node.gradient = more;
-      return;
-    }
-    node.gradient = held(value(this.#inner.add(before.tensor, more.tensor)));
-    this.#drop(before);
-    this.#drop(more);
-  }
-
-  /** The same, where the gradient is only computed if somebody wants it. */
-  #offer(node: Node | undefined, make: () => Tensor): void {
-    if (node?.differentiable) this.#give(node, value(make()));
-  }
-
-  /** The gradient by a leaf, in memory of its own. */
-  #result(x: Tensor): Tensor {
-    const leaf = node(x);
-    if (x.backend !== this || leaf.run || !leaf.differentiable)
-      throw new RangeError(`gradients: a tensor [${x.shape.join(", ")}] is not watched by this tape`);
-    const { gradient } = leaf;
-    leaf.gradient = undefined;
-    if (!gradient) return this.#zeros(x.shape);
-    if (gradient.buffer.holders === 1) return gradient.tensor;
-    this.#drop(gradient);
-    return this.#inner.add(gradient.tensor, this.#zeros(x.shape));
-  }
-
-  #zeros(shape: Shape): Tensor {
-    return this.#inner.from(new Float32Array(elementCount(shape)), shape);
+  #record(operation: Operation): Tensor {
+    return this.#tensor(this.#graph.record(operation));
   }
 
   // --- the backend ---
 
   from(data: Float32Array | Float64Array | Int32Array, shape: Shape): Tensor {
-    return this.#constant(this.#inner.from(data, shape));
+    return this.#tensor(this.#graph.constant(this.#inner.from(data, shape)));
   }
 
   async load(views: readonly TensorView[], options?: LoadOptions): Promise<Tensor[]> {
@@ -301,34 +156,11 @@ export class Tape implements Backend {
   }
 
   async scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T> {
-    const around = this.#scope;
-    const own: Node[] = [];
-    this.#scope = own;
-    try {
-      const result = await body();
-      const returned = new Set(nodesIn(result));
-      for (const node of own) {
-        if (!returned.has(node)) this.#settle(node);
-        else {
-          node.returned = true;
-          around.push(node);
-        }
-      }
-      if (spent && !returned.has(node(spent))) this.#settle(node(spent));
-      return result;
-    } finally {
-      this.#scope = around;
-    }
-  }
-
-  /** The forward pass is done with it. */
-  #settle(node: Node): void {
-    const stays = this.#recompute ? node.returned : node.needed;
-    if (node.run && !stays) this.#forget(node);
+    return this.#graph.scope(body, nodesIn, spent && node(spent));
   }
 
   async read(x: Tensor, into?: Float32Array): Promise<Float32Array | Float64Array> {
-    return this.#inner.read(this.#value(node(x)), into);
+    return this.#inner.read(this.#graph.value(node(x)), into);
   }
 
   close(): void {
@@ -345,18 +177,19 @@ export class Tape implements Backend {
     const [a, m, bias] = [node(x), node(w), b && node(b)];
     const y = this.#record({
       inputs: bias ? [a, m, bias] : [a, m],
-      run: () => this.#inner.linear(this.#value(a), this.#value(m), bias && this.#value(bias), exact),
+      run: (x, w, b) => this.#inner.linear(x, w, b, exact),
       needs: [m.differentiable && a, a.differentiable && m],
       back: ({ tensor: dy }) => {
-        this.#offer(a, () => this.#backward.linearInput(dy, this.#value(m), undefined, exact));
-        this.#offer(m, () => this.#backward.linearWeight(dy, this.#value(a), undefined, exact));
-        this.#offer(bias, () => {
+        this.#graph.offer(a, () => this.#backward.linearInput(dy, this.#graph.value(m), undefined, exact));
+        this.#graph.offer(m, () => this.#backward.linearWeight(dy, this.#graph.value(a), undefined, exact));
+        this.#graph.offer(bias, () => {
           const [, O] = dy.shape as [number, number];
           return this.#inner.reshape(this.#backward.sumTo(dy, [1, O]), [O]);
         });
       },
     });
-    return m.lowRank ? this.#beside(y, m.lowRank, x, (x, w) => this.linear(x, w)) : y;
+    const change = this.#changes.get(m);
+    return change ? this.#beside(y, change, x, (x, w) => this.linear(x, w)) : y;
   }
 
   /** `y + scale · b·(a·x)` */
@@ -369,10 +202,10 @@ export class Tape implements Backend {
     const [p, q] = [node(a), node(b)];
     return this.#record({
       inputs: [p, q],
-      run: () => this.#inner.add(this.#value(p), this.#value(q)),
+      run: (x, y) => this.#inner.add(x, y),
       back: (dy) => {
-        this.#give(p, dy);
-        this.#give(q, dy);
+        this.#graph.give(p, dy);
+        this.#graph.give(q, dy);
       },
     });
   }
@@ -381,12 +214,12 @@ export class Tape implements Backend {
     const [p, q] = [node(a), node(b)];
     return this.#record({
       inputs: [p, q],
-      run: () => this.#inner.mul(this.#value(p), this.#value(q)),
+      run: (x, y) => this.#inner.mul(x, y),
       needs: [p.differentiable && q, q.differentiable && p],
       back: ({ tensor: dy }) => {
-        this.#offer(p, () => this.#inner.mul(dy, this.#value(q)));
-        this.#offer(q, () => {
-          const product = this.#inner.mul(dy, this.#value(p));
+        this.#graph.offer(p, () => this.#inner.mul(dy, this.#graph.value(q)));
+        this.#graph.offer(q, () => {
+          const product = this.#inner.mul(dy, this.#graph.value(p));
           if (product.shape.join() === b.shape.join()) return product;
           const sums = this.#backward.sumTo(product, b.shape);
           this.#backward.free(product);
@@ -400,12 +233,12 @@ export class Tape implements Backend {
     const [a, weight] = [node(x), w && node(w)];
     return this.#record({
       inputs: weight ? [a, weight] : [a],
-      run: () => this.#inner.rmsNorm(this.#value(a), weight && this.#value(weight), eps),
+      run: (x, w?: Tensor) => this.#inner.rmsNorm(x, w ?? null, eps),
       needs: [a, weight ?? false],
       back: ({ tensor: dy }) => {
-        const d = this.#backward.rmsNormBackward(this.#value(a), weight && this.#value(weight), eps, dy);
-        this.#give(a, value(d.x));
-        if (weight && d.w) this.#give(weight, value(d.w));
+        const d = this.#backward.rmsNormBackward(this.#graph.value(a), weight && this.#graph.value(weight), eps, dy);
+        this.#graph.give(a, value(d.x));
+        if (weight && d.w) this.#graph.give(weight, value(d.w));
       },
     });
   }
@@ -414,13 +247,13 @@ export class Tape implements Backend {
     const [a, weight, bias] = [node(x), node(w), node(b)];
     return this.#record({
       inputs: [a, weight, bias],
-      run: () => this.#inner.layerNorm(this.#value(a), this.#value(weight), this.#value(bias), eps),
+      run: (x, w, b) => this.#inner.layerNorm(x, w, b, eps),
       needs: [a, weight],
       back: ({ tensor: dy }) => {
-        const d = this.#backward.layerNormBackward(this.#value(a), this.#value(weight), eps, dy);
-        this.#give(a, value(d.x));
-        this.#give(weight, value(d.w));
-        this.#give(bias, value(d.b));
+        const d = this.#backward.layerNormBackward(this.#graph.value(a), this.#graph.value(weight), eps, dy);
+        this.#graph.give(a, value(d.x));
+        this.#graph.give(weight, value(d.w));
+        this.#graph.give(bias, value(d.b));
       },
     });
   }
@@ -429,12 +262,12 @@ export class Tape implements Backend {
     const [g, u] = [node(gate), node(up)];
     return this.#record({
       inputs: [g, u],
-      run: () => this.#inner.swiglu(this.#value(g), this.#value(u)),
+      run: (gate, up) => this.#inner.swiglu(gate, up),
       needs: [g, u],
       back: ({ tensor: dy }) => {
-        const d = this.#backward.swigluBackward(this.#value(g), this.#value(u), dy);
-        this.#give(g, value(d.gate));
-        this.#give(u, value(d.up));
+        const d = this.#backward.swigluBackward(this.#graph.value(g), this.#graph.value(u), dy);
+        this.#graph.give(g, value(d.gate));
+        this.#graph.give(u, value(d.up));
       },
     });
   }
@@ -443,9 +276,9 @@ export class Tape implements Backend {
     const a = node(x);
     return this.#record({
       inputs: [a],
-      run: () => this.#inner.gelu(this.#value(a)),
+      run: (x) => this.#inner.gelu(x),
       needs: [a],
-      back: ({ tensor: dy }) => this.#offer(a, () => this.#backward.geluBackward(this.#value(a), dy)),
+      back: ({ tensor: dy }) => this.#graph.offer(a, () => this.#backward.geluBackward(this.#graph.value(a), dy)),
     });
   }
 
@@ -461,13 +294,13 @@ export class Tape implements Backend {
     const [a, turns] = [node(x), node(rotations)];
     if (turns.differentiable) throw new RangeError("rope: the rotations are watched; expected a constant");
     return this.#record({
-      inputs: [a],
-      run: () => this.#inner.rope(this.#value(a), this.#value(turns)),
+      inputs: [a, turns],
+      run: (x, rotations) => this.#inner.rope(x, rotations),
       needs: [turns],
       back: ({ tensor: dy }) =>
-        this.#offer(a, () => {
+        this.#graph.offer(a, () => {
           const sign = this.#inner.from(Float32Array.of(1, -1), [1, 1, 2]); // the transpose of a rotation turns back
-          const turnsBack = this.#inner.mul(this.#value(turns), sign);
+          const turnsBack = this.#inner.mul(this.#graph.value(turns), sign);
           const dx = this.#inner.rope(dy, turnsBack);
           this.#backward.free(turnsBack);
           this.#backward.free(sign);
@@ -481,28 +314,34 @@ export class Tape implements Backend {
     if (span.cache) throw new RangeError("attend: a tape has no KV cache: training computes whole sequences");
     return this.#record({
       inputs: [qs, ks, vs],
-      run: (node) => {
-        const { y, lse } = this.#backward.attend(this.#value(qs), this.#value(ks), this.#value(vs), span);
-        this.#drop(node.aside);
-        node.aside = held(value(lse));
-        return y;
+      run: (q, k, v) => {
+        const { y, lse } = this.#backward.attend(q, k, v, span);
+        return { tensor: y, aside: lse };
       },
       needs: [qs, ks, vs],
       needsResult: true,
       back: ({ tensor: dy }, node) => {
-        const y = this.#value(node); // and with it what is aside
+        const y = this.#graph.value(node); // and with it what is aside
         const lse = node.aside!.tensor;
-        const d = this.#backward.attendBackward(this.#value(qs), this.#value(ks), this.#value(vs), y, lse, dy, span);
-        this.#give(qs, value(d.q));
-        this.#give(ks, value(d.k));
-        this.#give(vs, value(d.v));
+        const d = this.#backward.attendBackward(
+          this.#graph.value(qs),
+          this.#graph.value(ks),
+          this.#graph.value(vs),
+          y,
+          lse,
+          dy,
+          span,
+        );
+        this.#graph.give(qs, value(d.q));
+        this.#graph.give(ks, value(d.k));
+        this.#graph.give(vs, value(d.v));
       },
     });
   }
 
   route(logits: Tensor, topK: number): Routes {
     const a = node(logits);
-    const experts = this.#choose(this.#value(a), topK);
+    const experts = this.#choose(this.#graph.value(a), topK);
     const routes = { topK, experts, scores: this.#scores(a, { topK, experts }) };
     this.#router?.routed(logits, routes, (x, loss) => this.#routerLoss(node(x), loss));
     return routes;
@@ -526,20 +365,20 @@ export class Tape implements Backend {
   #scores(logits: Node, choice: Pick<Routes, "topK" | "experts">): Tensor {
     return this.#record({
       inputs: [logits],
-      run: () => this.#backward.scores(this.#value(logits), choice),
+      run: (logits) => this.#backward.scores(logits, choice),
       needs: [logits],
       back: ({ tensor: dy }) =>
-        this.#offer(logits, () => this.#backward.scoresBackward(this.#value(logits), choice, dy)),
+        this.#graph.offer(logits, () => this.#backward.scoresBackward(this.#graph.value(logits), choice, dy)),
     });
   }
 
   #routerLoss(logits: Node, loss: RouterLoss): Tensor {
     const scalar = this.#record({
       inputs: [logits],
-      run: () => this.#backward.routerLoss(this.#value(logits), loss),
+      run: (logits) => this.#backward.routerLoss(logits, loss),
       needs: [logits],
       back: ({ tensor: dy }) =>
-        this.#offer(logits, () => this.#backward.routerLossBackward(this.#value(logits), loss, dy)),
+        this.#graph.offer(logits, () => this.#backward.routerLossBackward(this.#graph.value(logits), loss, dy)),
     });
     node(scalar).returned = node(scalar).needed = true; // it leaves its layer beside the result
     return scalar;
@@ -575,29 +414,27 @@ export class Tape implements Backend {
     const [a, m] = [node(x), node(bank)];
     const y = this.#record({
       inputs: [a, m],
-      run: () => this.#backward.groupedLinear(this.#value(a), this.#value(m), starts),
+      run: (x, bank) => this.#backward.groupedLinear(x, bank, starts),
       needs: [m.differentiable && a, a.differentiable && m],
       back: ({ tensor: dy }) => {
-        this.#offer(a, () => this.#backward.linearInput(dy, this.#value(m), starts));
-        this.#offer(m, () => this.#backward.linearWeight(dy, this.#value(a), starts));
+        this.#graph.offer(a, () => this.#backward.linearInput(dy, this.#graph.value(m), starts));
+        this.#graph.offer(m, () => this.#backward.linearWeight(dy, this.#graph.value(a), starts));
       },
     });
-    return m.lowRank ? this.#beside(y, m.lowRank, x, (x, w) => this.#groupedLinear(x, w, starts)) : y;
+    const change = this.#changes.get(m);
+    return change ? this.#beside(y, change, x, (x, w) => this.#groupedLinear(x, w, starts)) : y;
   }
 
   reshape(x: Tensor, shape: Shape): Tensor {
     const a = node(x);
-    const reshaped = ({ tensor, buffer }: Value, shape: Shape) => ({
-      tensor: this.#inner.reshape(tensor, shape),
+    const reshaped = ({ tensor, buffer }: Value, to: Shape): Value => ({
+      tensor: this.#inner.reshape(tensor, to),
       buffer,
     });
     return this.#record({
       inputs: [a],
-      run: () => {
-        this.#value(a);
-        return reshaped(a.value!, shape); // it was just computed
-      },
-      back: (dy) => this.#give(a, reshaped(dy, x.shape)),
+      run: () => reshaped(a.value!, shape), // an operation's inputs are there when it runs
+      back: (dy) => this.#graph.give(a, reshaped(dy, x.shape)),
     });
   }
 
@@ -605,9 +442,9 @@ export class Tape implements Backend {
     const a = node(x);
     return this.#record({
       inputs: [a],
-      run: () => this.#inner.permute(this.#value(a), order),
+      run: (x) => this.#inner.permute(x, order),
       back: ({ tensor: dy }) =>
-        this.#offer(a, () =>
+        this.#graph.offer(a, () =>
           this.#inner.permute(
             dy,
             order.map((_, axis) => order.indexOf(axis)),
@@ -620,8 +457,8 @@ export class Tape implements Backend {
     const a = node(x);
     return this.#record({
       inputs: [a],
-      run: () => this.#inner.rows(this.#value(a), at),
-      back: ({ tensor: dy }) => this.#offer(a, () => this.#backward.scatterRows(dy, at, x.shape[0]!)),
+      run: (x) => this.#inner.rows(x, at),
+      back: ({ tensor: dy }) => this.#graph.offer(a, () => this.#backward.scatterRows(dy, at, x.shape[0]!)),
     });
   }
 
@@ -629,16 +466,16 @@ export class Tape implements Backend {
     const [a, fresh] = [node(x), node(replacement)];
     return this.#record({
       inputs: [a, fresh],
-      run: () => this.#inner.splice(this.#value(a), this.#value(fresh), at),
+      run: (x, replacement) => this.#inner.splice(x, replacement, at),
       back: ({ tensor: dy }) => {
         const erased = (from: Tensor, rows: Int32Array) => {
-          const zeros = this.#zeros([rows.length, ...from.shape.slice(1)]);
+          const zeros = this.#graph.zeros([rows.length, ...from.shape.slice(1)]);
           const rest = this.#inner.splice(from, zeros, rows);
           this.#backward.free(zeros);
           return rest;
         };
-        this.#offer(a, () => erased(dy, at));
-        this.#offer(fresh, () => {
+        this.#graph.offer(a, () => erased(dy, at));
+        this.#graph.offer(fresh, () => {
           const mine = this.#inner.rows(dy, at);
           const overwritten = at.map((row, i) => (at.lastIndexOf(row) === i ? -1 : i)).filter((i) => i >= 0);
           if (overwritten.length === 0) return mine;
@@ -654,24 +491,16 @@ export class Tape implements Backend {
     const a = node(logits);
     return this.#record({
       inputs: [a],
-      run: () => this.#inner.crossEntropy(this.#value(a), targets),
+      run: (logits) => this.#inner.crossEntropy(logits, targets),
       needs: [a],
-      back: ({ tensor: dy }) => this.#offer(a, () => this.#backward.crossEntropyBackward(this.#value(a), targets, dy)),
+      back: ({ tensor: dy }) =>
+        this.#graph.offer(a, () => this.#backward.crossEntropyBackward(this.#graph.value(a), targets, dy)),
     });
   }
 }
 
 function node(x: Tensor): Node {
   return x.data as Node; // the free functions dispatch on the tensor's backend: only the tape made it
-}
-
-function value(tensor: Tensor): Value {
-  return { tensor, buffer: { holders: 0 } };
-}
-
-function held(value: Value): Value {
-  value.buffer.holders++;
-  return value;
 }
 
 /**
