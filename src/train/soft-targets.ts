@@ -115,59 +115,32 @@ export async function distilledLoss(
   return { loss, hard, divergence };
 }
 
-async function lossAndGradient(
-  z: Tensor,
-  targets: Int32Array,
-  { k, ids, probabilities, rest }: SoftTargets,
-  share: number,
-) {
+/** In nats a row, and the gradient by z `[n, V]`, in memory of the backend. */
+async function lossAndGradient(z: Tensor, targets: Int32Array, teacher: SoftTargets, share: number) {
   const { backend } = z;
   const [n, V] = z.shape as [number, number];
-  const width = k + 1; // the target's column beside the teacher's
-  const columns = new Int32Array(n * width);
+  const { k } = teacher;
+  const width = k + 1;
+  const columns = new Int32Array(n * width); // the teacher's, then the target's
   for (let t = 0; t < n; t++) {
-    columns.set(ids.subarray(t * k, (t + 1) * k), t * width);
+    columns.set(teacher.ids.subarray(t * k, (t + 1) * k), t * width);
     columns[t * width + k] = targets[t]!;
   }
   const { at: q, pivot, pivots, dense } = await probabilitiesAt(backend, z, columns, width);
   const places = columns.map((id, i) => Math.floor(i / width) * V + id);
-  const zs = await backend.read(rows(reshape(z, [n * V, 1]), places));
-  const total = { hard: 0, soft: 0, divergence: 0 };
+  const logits = await backend.read(rows(reshape(z, [n * V, 1]), places));
+  const sums = { hard: 0, soft: 0, divergence: 0 };
   const scales = new Float64Array(n); // of q in columns that nobody names
   const slopes = new Float64Array(n * (width + 1)); // of the others: [n, k + 1], then the pivots'
   for (let t = 0; t < n; t++) {
-    let best = t * width; // where the softmax is largest its logarithm is most exact
-    for (let i = best; i < (t + 1) * width; i++) if (zs[i]! > zs[best]!) best = i;
-    const lse = zs[best]! - Math.log(Math.max(leastQ, q[best]!));
-    const named = ids.subarray(t * k, (t + 1) * k);
-    const target = t * width + k;
-    const own = named.indexOf(targets[t]!);
-    let mass = rest[t]!; // 1, but for rounding
-    for (let i = t * k; i < (t + 1) * k; i++) mass += probabilities[i]!;
-    const others = rest[t]! / mass;
-    let seen = 0;
-    let [soft, entropy] = [0, 0];
-    for (let i = 0; i < k; i++) {
-      const p = probabilities[t * k + i]! / mass;
-      seen += q[t * width + i]!;
-      soft -= p > 0 ? p * (zs[t * width + i]! - lse) : 0;
-      entropy -= p > 0 ? p * Math.log(p) : 0;
-      slopes[t * width + i] = q[t * width + i]! - share * p - (i === own ? 1 - share : 0);
-    }
-    const left = Math.max(leastRest, 1 - seen);
-    if (others > 0) {
-      soft -= others * Math.log(left);
-      entropy -= others * Math.log(others);
-    }
-    scales[t] = 1 - (share * others) / left;
-    slopes[target] = own < 0 ? scales[t]! * q[target]! - (1 - share) : slopes[t * width + own]!;
-    const isNamed = pivots[t] === targets[t] || named.includes(pivots[t]!); // only where k is the vocabulary
-    slopes[n * width + t] = isNamed
-      ? slopes[t * width + columns.subarray(t * width).indexOf(pivots[t]!)]!
-      : scales[t]! * pivot[t]!;
-    total.hard += lse - zs[target]!;
-    total.soft += soft;
-    total.divergence += soft - entropy;
+    const [from, to] = [t * width, (t + 1) * width];
+    const ids = columns.subarray(from, to);
+    const row = rowLoss({ ids, z: logits.slice(from, to), q: q.slice(from, to) }, outcomesOf(teacher, t), share);
+    scales[t] = row.scale;
+    slopes.set(row.slopes, from);
+    const named = ids.indexOf(pivots[t]!); // -1, but where k is the vocabulary
+    slopes[n * width + t] = named < 0 ? row.scale * pivot[t]! : row.slopes[named]!;
+    for (const key of ["hard", "soft", "divergence"] as const) sums[key] += row[key];
   }
   const per = (x: Float64Array) => x.map((value) => value / n);
   const scaled = backend.mul(dense, backend.from(per(scales), [n, 1])); // [n, V]
@@ -176,9 +149,53 @@ async function lossAndGradient(
   const gradient = splice(reshape(scaled, [n * V, 1]), backend.from(per(slopes), [all.length, 1]), all);
   backend.backward!.free(scaled);
   return {
-    ...{ hard: total.hard / n, soft: total.soft / n, divergence: total.divergence / n },
+    ...{ hard: sums.hard / n, soft: sums.soft / n, divergence: sums.divergence / n },
     gradient: reshape(gradient, [n, V]),
   };
+}
+
+/** What a teacher says of one row: probabilities of its k tokens and of the rest, which sum to 1. */
+interface Outcomes {
+  readonly p: Float64Array; // [k]
+  readonly rest: number;
+}
+
+function outcomesOf({ k, probabilities, rest }: SoftTargets, t: number): Outcomes {
+  const p = probabilities.subarray(t * k, (t + 1) * k);
+  const mass = p.reduce((sum, value) => sum + value, rest[t]!); // 1, but for rounding
+  return { p: p.map((value) => value / mass), rest: rest[t]! / mass };
+}
+
+/** A student's row at the teacher's k tokens and, last, at the one that came. */
+interface StudentRow {
+  readonly ids: Int32Array; // [k + 1]
+  readonly z: ArrayLike<number>; // [k + 1], logits
+  readonly q: ArrayLike<number>; // [k + 1], probabilities
+}
+
+/** A row's losses, and what they are by its logits: `slopes` `[k + 1]` at its ids, `scale · q` everywhere else. */
+function rowLoss({ ids, z, q }: StudentRow, { p, rest }: Outcomes, share: number) {
+  const k = p.length;
+  let best = 0; // where the softmax is largest its logarithm is most exact
+  for (let i = 1; i <= k; i++) if (z[i]! > z[best]!) best = i;
+  const lse = z[best]! - Math.log(Math.max(leastQ, q[best]!));
+  const came = ids.indexOf(ids[k]!); // k where the teacher does not name it
+  const slopes = new Float64Array(k + 1);
+  let [soft, entropy, seen] = [0, 0, 0];
+  for (let i = 0; i < k; i++) {
+    seen += q[i]!;
+    soft -= p[i]! > 0 ? p[i]! * (z[i]! - lse) : 0;
+    entropy -= p[i]! > 0 ? p[i]! * Math.log(p[i]!) : 0;
+    slopes[i] = q[i]! - share * p[i]! - (i === came ? 1 - share : 0);
+  }
+  const left = Math.max(leastRest, 1 - seen); // the student's own rest
+  if (rest > 0) {
+    soft -= rest * Math.log(left);
+    entropy -= rest * Math.log(rest);
+  }
+  const scale = 1 - (share * rest) / left;
+  slopes[k] = came === k ? scale * q[k]! - (1 - share) : slopes[came]!;
+  return { hard: lse - z[k]!, soft, divergence: soft - entropy, slopes, scale };
 }
 
 // ---- as bytes ----
