@@ -184,47 +184,14 @@ const sampleTokens = 48;
 
 /** Steps, looks and checkpoints, until the run is through or stopped. */
 async function loop(parts: RunParts): Promise<Answer> {
-  const { trainer, folder, config, model, adapters, base = "", backend, compute } = parts;
-  const { tokenizer, samples, chatTemplate, seconds, signal } = parts;
-  const begun = performance.now();
-  const spent = () => seconds + (performance.now() - begun) / 1000;
+  const { trainer, folder, config, signal } = parts;
   const { steps } = config.schedule;
-  const meter = new Meter(model, backend, steps, trainer.progress.step);
-  let savedAt = performance.now();
+  const begun = performance.now();
+  const spent = () => parts.seconds + (performance.now() - begun) / 1000;
   const first = trainer.progress.step;
-  let savedStep = first;
-  let last: Record<string, HeldOutLoss> = {};
-  const { lora } = config;
-  const write = (path: string, shipped: boolean) => {
-    if (!lora || !adapters)
-      return trainer.shipping((averaged) => {
-        const weights = shipped ? averaged : trainer.weights;
-        return writeModel(path, { backend, weights, model, tokenizer, chatTemplate }, shipped ? "bf16" : "f32");
-      });
-    return writeAdapter(path, { backend, model, lora, base, adapters: shipped ? trainer.averagedAdapters : adapters });
-  };
-  const out = join(folder.path, lora ? "adapter" : "model");
-  let isStale = first < steps && existsSync(out); // of a run that was shorter
-  const save = async () => {
-    trainer.refuseDiverged(); // it would push out the checkpoints that are good
-    await folder.save(
-      { progress: trainer.progress, seconds: spent(), config, compute },
-      { backend, moments: trainer.moments(), write: (path) => write(path, false) },
-      config.checkpoint.keep,
-    );
-    savedAt = performance.now();
-    savedStep = trainer.progress.step;
-    if (isStale && savedStep > first) await rm(out, { recursive: true, force: true });
-    isStale &&= savedStep === first;
-  };
-  const look = async () => {
-    last = await trainer.evaluate();
-    folder.log({ type: "heldOut", step: trainer.progress.step, losses: last, seconds: spent() });
-    const shown = await trainer.samples(mostSamples, sampleTokens);
-    if (shown.length > 0) folder.log({ type: "samples", step: trainer.progress.step, samples: shown });
-    meter.heldOut(last, shown);
-    await folder.write("report.html", reportPage(folder.entries(), config, model, await picturesOf(shown, samples)));
-  };
+  const meter = new Meter(parts.model, parts.backend, steps, first);
+  const checkpoints = new Checkpoints(parts, spent);
+  let heldOut: Record<string, HeldOutLoss> = {};
   try {
     while (trainer.progress.step < steps) {
       const start = performance.now();
@@ -233,17 +200,88 @@ async function loop(parts: RunParts): Promise<Answer> {
       folder.log(entry);
       meter.step(entry);
       const isLast = report.step === steps;
-      if (isLast || report.step % config.evaluate.every === 0) await look();
-      const due = performance.now() - savedAt >= config.checkpoint.minutes * 60_000;
-      if (isLast || due || signal.aborted) await save();
+      if (isLast || report.step % config.evaluate.every === 0) heldOut = await look(parts, meter, spent);
+      if (isLast || checkpoints.isDue || signal.aborted) await checkpoints.save();
       if (signal.aborted) throw signal.reason;
       await new Promise((resolve) => setImmediate(resolve)); // Ctrl-C is heard here
     }
   } finally {
-    meter.stop(savedStep);
+    meter.stop(checkpoints.step);
   }
-  if (trainer.progress.step > first || !existsSync(out)) await replacing(out, (path) => write(path, true));
-  return summary(parts, { out, seconds: spent(), heldOut: last });
+  const out = outOf(parts);
+  if (trainer.progress.step > first || !existsSync(out))
+    await replacing(out, (path) => writeLearnt(parts, path, "shipped"));
+  return summary(parts, { out, seconds: spent(), heldOut });
+}
+
+/** What has been learnt so far: losses on what is held out, samples, the report with both. */
+async function look(parts: RunParts, meter: Meter, spent: () => number): Promise<Record<string, HeldOutLoss>> {
+  const { trainer, folder, config, model, samples } = parts;
+  const { step } = trainer.progress;
+  const losses = await trainer.evaluate();
+  folder.log({ type: "heldOut", step, losses, seconds: spent() });
+  const shown = await trainer.samples(mostSamples, sampleTokens);
+  if (shown.length > 0) folder.log({ type: "samples", step, samples: shown });
+  meter.heldOut(losses, shown);
+  await folder.write("report.html", reportPage(folder.entries(), config, model, await picturesOf(shown, samples)));
+  return losses;
+}
+
+/** The checkpoints of a run, from which it can go on. */
+class Checkpoints {
+  readonly #parts: RunParts;
+  readonly #spent: () => number;
+  readonly #first: number;
+  /** A model stands there already, of a run that was shorter: it goes when this one has a checkpoint beyond it. */
+  #isStale: boolean;
+  #savedAt = performance.now();
+  /** Of the last one. */
+  step: number;
+
+  constructor(parts: RunParts, spent: () => number) {
+    this.#parts = parts;
+    this.#spent = spent;
+    this.#first = this.step = parts.trainer.progress.step;
+    this.#isStale = this.#first < parts.config.schedule.steps && existsSync(outOf(parts));
+  }
+
+  get isDue(): boolean {
+    return performance.now() - this.#savedAt >= this.#parts.config.checkpoint.minutes * 60_000;
+  }
+
+  async save(): Promise<void> {
+    const { trainer, folder, config, backend, compute } = this.#parts;
+    trainer.refuseDiverged(); // it would push out the checkpoints that are good
+    await folder.save(
+      { progress: trainer.progress, seconds: this.#spent(), config, compute },
+      { backend, moments: trainer.moments(), write: (path) => writeLearnt(this.#parts, path, "exact") },
+      config.checkpoint.keep,
+    );
+    this.#savedAt = performance.now();
+    this.step = trainer.progress.step;
+    if (this.#isStale && this.step > this.#first) {
+      await rm(outOf(this.#parts), { recursive: true, force: true });
+      this.#isStale = false;
+    }
+  }
+}
+
+/** Where what has been learnt is written at the end. */
+const outOf = ({ folder, config }: RunParts) => join(folder.path, config.lora ? "adapter" : "model");
+
+/** Writes the model, or the adapters: as they are, to go on from, or as they ship, averaged and a model in bf16. */
+async function writeLearnt(parts: RunParts, path: string, form: "exact" | "shipped"): Promise<void> {
+  const { trainer, config, model, adapters, base = "", backend, tokenizer, chatTemplate } = parts;
+  const isShipped = form === "shipped";
+  const { lora } = config;
+  if (lora && adapters) {
+    const learnt = isShipped ? trainer.averagedAdapters : adapters;
+    return writeAdapter(path, { backend, model, lora, base, adapters: learnt });
+  }
+  return trainer.shipping((averaged) => {
+    const weights = isShipped ? averaged : trainer.weights;
+    return writeModel(path, { backend, weights, model, tokenizer, chatTemplate }, isShipped ? "bf16" : "f32");
+  });
 }
 
 interface Outcome {
