@@ -1,5 +1,6 @@
 // `llama4 bench`: how fast a model runs, beside what this machine can do at most, measured in the same run.
 
+import { setMaxListeners } from "node:events";
 import type { Command } from "commander";
 import type { Ceilings, NativeBackend } from "../backends/native/backend.ts";
 import { Engine } from "../engine/engine.ts";
@@ -119,6 +120,7 @@ async function run(
   const engine = new Engine({ ...options, localTokens: context, sharePrefixes: false });
   const bar = progress("measuring");
   const samples: Sample[] = [];
+  setMaxListeners(0, signal); // every sequence listens: Node takes more than ten for a leak
   try {
     for (let i = 0; i <= runs; i++) {
       const start = performance.now();
