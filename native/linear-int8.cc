@@ -15,6 +15,8 @@
 #include <atomic>
 #include <type_traits>
 
+#include "memory.h"
+
 namespace llama4 {
 namespace LLAMA4_ISA {
 
@@ -34,8 +36,11 @@ inline uvec words(const uint8_t* p) {
   return v;
 }
 
-// Asks for a line of the weights in the second-level cache: more misses can be under way there than in the first.
-inline void ask_for(const uint8_t* line) { __builtin_prefetch(line, 0, 2); }
+// Asks for a line of the weights.
+inline void ask_for(const uint8_t* line) {
+  if (asks_first_level) __builtin_prefetch(line, 0, 3);
+  else __builtin_prefetch(line, 0, 2);
+}
 
 inline vec floats(uvec v) { return __builtin_convertvector((ivec)v, vec); }
 

@@ -6,7 +6,23 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace llama4 {
+
+static bool is_zen5() {
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx) return false;
+  return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) >= 0x1a;  // family
+#else
+  return false;
+#endif
+}
+
+const bool asks_first_level = is_zen5();
 
 namespace {
 constexpr size_t kHugePage = size_t(2) << 20;
