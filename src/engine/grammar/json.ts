@@ -44,6 +44,8 @@ export class JsonWriter {
   readonly #rules = new Map<string, Expression>();
   /** A line break with what indents the next line, or a blank, or nothing. */
   readonly #blanks: Regex;
+  /** A term of its own, with the blanks behind it: masks of all grammars share it. */
+  readonly #comma: Expression;
   readonly #any: Regex;
 
   /** `name` is what errors call the schema. */
@@ -56,6 +58,7 @@ export class JsonWriter {
     this.#document = new SchemaDocument(schema, name, languageTest(regexes));
     const indent = regexes.union(regexes.loop(regexes.text(" "), 0, 32), regexes.loop(regexes.text("\t"), 0, 8));
     this.#blanks = regexes.union(regexes.end, regexes.text(" "), regexes.concat(regexes.text("\n"), indent));
+    this.#comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
     this.#any = any;
   }
 
@@ -155,24 +158,22 @@ export class JsonWriter {
   }
 
   #array({ prefix, items, least, most, unique }: ArrayForm): Expression {
-    const [regexes, expressions] = [this.#regexes, this.#expressions];
-    const comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
+    const expressions = this.#expressions;
     if (unique !== undefined && Math.min(most, items === false ? prefix.length : most) > 1)
-      return this.#enclosed(
-        "[",
-        this.#distinct(this.#finite(prefix, items, unique), comma, least, most),
-        "]",
-        least === 0,
-      );
+      return this.#enclosed("[", this.#distinct(this.#finite(prefix, items, unique), least, most), "]", least === 0);
     const nothing = expressions.sequence();
     const behind = (i: number): Expression => {
       const ways = i >= least ? [nothing] : [];
       const item = prefix[i] ?? items;
       if (i >= most || item === false) return expressions.choice(...ways);
-      const next = i === 0 ? this.value(item) : expressions.sequence(comma, this.value(item));
+      const next = i === 0 ? this.value(item) : expressions.sequence(this.#comma, this.value(item));
       if (i < prefix.length) return expressions.choice(...ways, expressions.sequence(next, behind(i + 1)));
       if (i > 0) return expressions.repeat(next, Math.max(0, least - i), most - i);
-      const more = expressions.repeat(expressions.sequence(comma, this.value(item)), Math.max(0, least - 1), most - 1);
+      const more = expressions.repeat(
+        expressions.sequence(this.#comma, this.value(item)),
+        Math.max(0, least - 1),
+        most - 1,
+      );
       return expressions.choice(...ways, expressions.sequence(next, more));
     };
     return this.#enclosed("[", behind(0), "]", least === 0);
@@ -198,10 +199,10 @@ export class JsonWriter {
   }
 
   /** Some of the values, each at most once: in any order where they are few, else in theirs. */
-  #distinct(values: readonly Json[], comma: Expression, least: number, most: number): Expression {
+  #distinct(values: readonly Json[], least: number, most: number): Expression {
     const expressions = this.#expressions;
     const items = values.map((value) => expressions.regex(this.#literal(value)));
-    const behindComma = items.map((item) => expressions.sequence(comma, item));
+    const behindComma = items.map((item) => expressions.sequence(this.#comma, item));
     const item = (i: number, written: number) => (written > 0 ? behindComma : items)[i]!;
     return items.length <= MOST_PERMUTED
       ? this.#permuted(items.length, item, least, most)
@@ -375,10 +376,10 @@ export class JsonWriter {
 
   /** A property, behind another or not. */
   #member(name: Regex, places: Places, isBehind: boolean): Expression {
-    const regexes = this.#regexes;
-    const before = isBehind ? regexes.concat(regexes.text(","), this.#blanks) : regexes.end;
+    const [regexes, expressions] = [this.#regexes, this.#expressions];
     const colon = regexes.concat(regexes.text(":"), regexes.optional(regexes.text(" ")));
-    return this.#expressions.sequence(this.#expressions.regex(regexes.concat(before, name, colon)), this.value(places));
+    const member = expressions.sequence(expressions.regex(regexes.concat(name, colon)), this.value(places));
+    return isBehind ? expressions.sequence(this.#comma, member) : member;
   }
 
   #enclosed(open: string, content: Expression, close: string, mayBeEmpty: boolean): Expression {
