@@ -82,7 +82,8 @@ function idsOf(bits: Uint32Array, count: number, flip: 0 | -1 = 0): Int32Array {
 /** What a term allows, whatever follows it. */
 interface Local {
   readonly mask: TokenMask;
-  readonly exits: Exits;
+  /** Undefined where nothing follows, so that nobody asks. */
+  readonly exits: Exits | undefined;
 }
 
 /** Nodes of the trie at which a term may have ended and tokens go on. */
@@ -93,6 +94,8 @@ interface Exits {
 }
 
 const MANY_EXITS = 4096;
+/** Where tokens of fewer bytes alone are the same for many counts, too many are left. */
+const FEW_BYTES = 8;
 
 /** Where a number stands in an ascending list, or would. */
 function placeOf(list: Int32Array, value: number): number {
@@ -111,7 +114,8 @@ function within(list: Int32Array, from: number, to: number, into: number[]): voi
   for (let i = placeOf(list, from); i < list.length && list[i]! < to; i++) into.push(list[i]!);
 }
 
-const goesOn = ({ nodes, subtrees }: Exits): boolean => nodes.length + subtrees.length > 0;
+const goesOn = (exits: Exits | undefined): exits is Exits =>
+  exits !== undefined && exits.nodes.length + exits.subtrees.length > 0;
 
 interface Kept {
   readonly value: TokenMask | Local;
@@ -163,9 +167,8 @@ export class Masks {
   }
 
   #compute(state: State, automaton: Automaton, regexes: Regexes): TokenMask {
-    const locals = state.threads.map(({ term, rest }) => ({ ...this.#local(term, regexes), rest }));
-    if (locals.length === 1 && !state.isFinal && (!goesOn(locals[0]!.exits) || !locals[0]!.rest))
-      return locals[0]!.mask;
+    const locals = state.threads.map(({ term, rest }) => ({ ...this.#local(term, regexes, rest !== undefined), rest }));
+    if (locals.length === 1 && !state.isFinal && !goesOn(locals[0]!.exits)) return locals[0]!.mask;
     const bits = this.#empty();
     for (const { mask, exits, rest } of locals) {
       mask.addTo(bits);
@@ -176,30 +179,36 @@ export class Masks {
   }
 
   // No token reaches a count that is farther away than its bytes, so that all such counts are one.
-  #local(given: Regex, regexes: Regexes): Local {
+  #local(given: Regex, regexes: Regexes, wantsExits: boolean): Local {
     const term = regexes.near(given, this.#trie.longest);
+    const shape = this.#shapes.of(term);
     return this.#once(
-      this.#shapes.of(term),
+      wantsExits ? shape : -1 - shape,
       undefined,
-      ({ mask, exits }) => mask.byteLength + exits.nodes.byteLength + exits.subtrees.byteLength,
-      () => this.#walk(term, regexes),
+      ({ mask, exits }) => mask.byteLength + (exits ? exits.nodes.byteLength + exits.subtrees.byteLength : 0),
+      () => this.#walk(term, regexes, wantsExits),
     );
   }
 
   /** All tokens from a term on, as far as it goes. */
-  #walk(term: Regex, regexes: Regexes): Local {
-    const { size, bytes, depths, ends, plain, below } = this.#trie;
-    const bits = this.#empty();
-    const nodes: number[] = [];
-    const subtrees: number[] = [];
-    const terms: Regex[] = [term];
-    const loops = new Map<Regex, number>();
+  #walk(term: Regex, regexes: Regexes, wantsExits: boolean): Local {
+    const { size, bytes, depths, reaches, ends, plain, below } = this.#trie;
     const { empty } = regexes;
+    const near = this.#nearer(term, regexes, wantsExits);
+    const bits = this.#empty();
+    if (near) this.#addShort(near, bits);
+    const exits = wantsExits ? { nodes: [] as number[], subtrees: [] as number[] } : undefined;
+    const terms: Regex[] = [term];
     for (let node = 1; node < size; ) {
+      const end = ends[node]!;
+      if (near && reaches[node]! <= near.length) {
+        if (exits) this.#addExits(near.local.exits!, node, end, exits);
+        node = end;
+        continue;
+      }
       const depth = depths[node]!;
       const before = terms[depth - 1]!;
       const here = before.next[bytes[node]!] ?? regexes.next(before, bytes[node]!);
-      const end = ends[node]!;
       if (here === empty) {
         node = end;
         continue;
@@ -209,38 +218,60 @@ export class Masks {
         node = end;
         continue;
       }
-      const classes = here === before ? this.#loopsOf(here, regexes, loops) : loops.get(here);
-      if (classes !== undefined && (below[node]! & ~classes) === 0) {
+      if (here === before) here.loops ??= selfLoops(here, regexes);
+      if (here.loops && (below[node]! & ~here.loops) === 0) {
         this.#allow(node, end, bits);
-        if (here.isNullable) subtrees.push(node);
+        if (here.isNullable) exits?.subtrees.push(node);
         node = end;
         continue;
       }
       if (depth === 1) {
-        const same = this.#walked.find((other) => other.term.next[bytes[node]!] === here);
+        const same = this.#walked.find(
+          ({ term, local }) => (local.exits || !exits) && term.next[bytes[node]!] === here,
+        );
         if (same) {
           this.#repeat(same.local, node, end, bits);
-          within(same.local.exits.nodes, node, end, nodes);
-          within(same.local.exits.subtrees, node, end, subtrees);
+          if (exits) this.#addExits(same.local.exits!, node, end, exits);
           node = end;
           continue;
         }
       }
       this.#allow(node, node + 1, bits);
-      if (here.isNullable && end > node + 1) nodes.push(node);
+      if (here.isNullable && end > node + 1) exits?.nodes.push(node);
       terms[depth] = here;
       node++;
     }
-    const exits = { nodes: Int32Array.from(nodes), subtrees: Int32Array.from(subtrees) };
-    const local = { mask: new TokenMask(bits, this.#trie.vocabSize), exits };
+    const local = {
+      mask: new TokenMask(bits, this.#trie.vocabSize),
+      exits: exits && { nodes: Int32Array.from(exits.nodes), subtrees: Int32Array.from(exits.subtrees) },
+    };
     if (local.mask.bits) this.#walked = [{ term, local }, ...this.#walked.slice(0, 7)];
     return local;
   }
 
-  #loopsOf(term: Regex, regexes: Regexes, known: Map<Regex, number>): number {
-    const classes = known.get(term) ?? selfLoops(term, regexes);
-    known.set(term, classes);
-    return classes;
+  /** What is known, or found out for many terms at once, of tokens that are too short for a term's counts to matter. */
+  #nearer(
+    term: Regex,
+    regexes: Regexes,
+    wantsExits: boolean,
+  ): { readonly local: Local; readonly length: number } | undefined {
+    const length = regexes.countedBytes(term);
+    const near = regexes.near(term, length);
+    return length < FEW_BYTES || near === term ? undefined : { local: this.#local(near, regexes, wantsExits), length };
+  }
+
+  /** What a term allows of the tokens of at most `length` bytes. */
+  #addShort({ local, length }: { readonly local: Local; readonly length: number }, bits: Uint32Array): void {
+    local.mask.addTo(bits);
+    for (const token of this.#trie.longerThan(length)) bits[token >> 5]! &= ~(1 << (token & 31));
+  }
+
+  /** Another term's exits at the nodes from `from` to before `to`, a subtree, where both allow the same. */
+  #addExits({ nodes, subtrees }: Exits, from: number, to: number, into: { nodes: number[]; subtrees: number[] }): void {
+    within(nodes, from, to, into.nodes);
+    const before = subtrees[placeOf(subtrees, from) - 1];
+    if (before !== undefined && this.#trie.ends[before]! >= to) into.subtrees.push(from);
+    else within(subtrees, from, to, into.subtrees);
   }
 
   /** What another term allows below a node of depth 1, behind which both are the same. */

@@ -27,6 +27,8 @@ export interface Regex {
   readonly next: (Regex | undefined)[];
   /** The sets of bytes that its derivatives tell apart, or more than many of them, once they have been asked for. */
   firsts: readonly Uint32Array[] | undefined;
+  /** Classes of bytes that lead back to it (`selfLoops`), once they have been asked for. */
+  loops: number | undefined;
   isAlive: boolean | undefined;
 }
 
@@ -173,11 +175,23 @@ export class Regexes {
 
   /** A term that agrees with this one for the next `length` bytes; the same one for counts that are farther away than that. */
   near(term: Regex, length: number): Regex {
-    if (term.kind !== "concat" || term.parts[0]!.kind !== "loop") return term;
-    const [head, tail] = term.parts as [Regex, Regex];
-    if (head.least <= length + 1 && (head.most <= length + 1 || head.most === Infinity)) return term;
+    const { head, tail } = this.#counted(term);
+    if (!head || (head.least <= length + 1 && (head.most <= length + 1 || head.most === Infinity))) return term;
     const most = head.most > length + 1 ? Infinity : head.most;
     return this.#pair(this.loop(head.parts[0]!, Math.min(head.least, length + 1), most), tail);
+  }
+
+  /** A number of bytes that its counts are farther away than, so that `near` is the same for many counts; 0 where it counts nothing. */
+  countedBytes(term: Regex): number {
+    const { least = 0, most = Infinity } = this.#counted(term).head ?? {};
+    if (least > 1) return 2 ** Math.floor(Math.log2(least - 1));
+    return most < Infinity ? Math.max(0, most - 2) : 0;
+  }
+
+  /** The loop with which a term begins, and what follows it. */
+  #counted(term: Regex): { readonly head: Regex | undefined; readonly tail: Regex } {
+    const [head, tail] = term.kind === "concat" ? (term.parts as [Regex, Regex]) : [term, this.end];
+    return { head: head.kind === "loop" ? head : undefined, tail };
   }
 
   /** What is left once `byte` has been read; `empty` exactly where nothing is. */
@@ -306,7 +320,7 @@ export class Regexes {
       extra = "",
       isDoubtful = false,
       ...more
-    }: Partial<Omit<Regex, "id" | "kind" | "parts" | "next" | "firsts">> & {
+    }: Partial<Omit<Regex, "id" | "kind" | "parts" | "next" | "firsts" | "loops">> & {
       readonly isNullable: boolean;
       readonly extra?: string;
     },
@@ -321,6 +335,7 @@ export class Regexes {
       isDoubtful: isDoubtful || parts.some((part) => part.isDoubtful),
       next: [],
       firsts: undefined,
+      loops: undefined,
       isAlive: undefined,
     };
     this.#terms.set(key, term);

@@ -21,6 +21,8 @@ export class TokenTrie {
   readonly parents: Int32Array;
   /** The nodes of each byte. */
   readonly byByte: readonly Int32Array[];
+  /** How many bytes lead to the deepest node of its subtree. */
+  readonly reaches: Uint16Array;
   /** The first node behind its subtree. */
   readonly ends: Int32Array;
   /** Tokens in the order of their nodes; those of node n are `firsts[n] … firsts[n + 1] − 1`. */
@@ -33,6 +35,10 @@ export class TokenTrie {
   readonly plain: Uint8Array;
   /** Classes of the bytes below a node, `MALFORMED` where not all is UTF-8, or the node stands inside a character. */
   readonly below: Int32Array;
+
+  readonly #longestFirst: Int32Array;
+  /** How many tokens have more bytes, by their number. */
+  readonly #longerThan: Int32Array;
 
   /** Special tokens, and others without bytes, are not in it. */
   constructor(tokenizer: Pick<Tokenizer, "vocabSize" | "tokenBytes" | "isSpecial">) {
@@ -75,11 +81,34 @@ export class TokenTrie {
       }
     }
     this.longest = this.depths.reduce((most, depth) => Math.max(most, depth), 0);
+    const { longestFirst, longerThan } = this.#byLength();
+    this.#longestFirst = longestFirst;
+    this.#longerThan = longerThan;
     this.parents = this.#parents();
+    this.reaches = this.#reaches();
     this.byByte = this.#byByte();
     const missing = this.#missing();
     this.plain = this.#plainCosts(missing);
     this.below = this.#classesBelow(missing);
+  }
+
+  /** The tokens of more than so many bytes, in no order. */
+  longerThan(length: number): Int32Array {
+    return this.#longestFirst.subarray(0, this.#longerThan[length]);
+  }
+
+  /** Counts tokens by their lengths, and puts them in that order. */
+  #byLength(): { longestFirst: Int32Array; longerThan: Int32Array } {
+    const longerThan = new Int32Array(this.longest + 1);
+    for (let node = 1; node < this.size; node++)
+      longerThan[this.depths[node]! - 1]! += this.firsts[node + 1]! - this.firsts[node]!;
+    for (let length = this.longest - 1; length >= 0; length--) longerThan[length]! += longerThan[length + 1]!;
+    const places = longerThan.slice(1);
+    const longestFirst = new Int32Array(this.tokens.length);
+    for (let node = 1; node < this.size; node++)
+      for (let i = this.firsts[node]!; i < this.firsts[node + 1]!; i++)
+        longestFirst[places[this.depths[node]! - 1]!++] = this.tokens[i]!;
+    return { longestFirst, longerThan };
   }
 
   #parents(): Int32Array {
@@ -91,6 +120,15 @@ export class TokenTrie {
       parents[node] = path[depth - 1]!;
     }
     return parents;
+  }
+
+  #reaches(): Uint16Array {
+    const reaches = this.depths.slice();
+    for (let node = this.size - 1; node > 0; node--) {
+      const parent = this.parents[node]!;
+      reaches[parent] = Math.max(reaches[parent]!, reaches[node]!);
+    }
+    return reaches;
   }
 
   #byByte(): Int32Array[] {
