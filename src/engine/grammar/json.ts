@@ -4,9 +4,6 @@
 import { RequestError } from "../../tensor/errors.ts";
 import { ALL } from "./code-points.ts";
 import type { Expression, Expressions } from "./expressions.ts";
-import { isInRange, numbers } from "./numbers.ts";
-import { pattern } from "./pattern.ts";
-import type { Regex, Regexes } from "./regex.ts";
 import {
   type ArrayForm,
   type Form,
@@ -16,8 +13,11 @@ import {
   type Language,
   type ObjectForm,
   type Places,
-  SchemaDocument,
-} from "./schema.ts";
+} from "./forms.ts";
+import { isInRange, numbers } from "./numbers.ts";
+import { pattern } from "./pattern.ts";
+import type { Regex, Regexes } from "./regex.ts";
+import { SchemaDocument } from "./schema.ts";
 import { anyWritten, jsonAlphabet, quoted, rawAlphabet } from "./strings.ts";
 
 /** How literals are written: in a pythonic call Python's words stand beside JSON's. */

@@ -2,65 +2,26 @@
 // of it put together. What is not understood is refused by name: a keyword that is passed over would be a promise broken.
 
 import { RequestError } from "../../tensor/errors.ts";
-import { formats, integers } from "./formats.ts";
+import { formats } from "./formats.ts";
 import {
-  type Bound,
-  commonStep,
-  isEmptyRange,
-  isInRange,
-  MOST_STEP,
-  type NumberRange,
-  type Step,
-  stepOf,
-  tighter,
-} from "./numbers.ts";
-
-export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
-
-/** Schemas that a value has to satisfy together, by their places in the document; none is "anything". */
-export type Places = readonly string[];
-
-/** A string's language: what its pattern or its format says, and where that stands. */
-export interface Language {
-  readonly pattern: string;
-  readonly where: string;
-}
-
-export type Form =
-  | { readonly type: "null" }
-  | { readonly type: "boolean" }
-  | ({ readonly type: "number" } & NumberRange)
-  | { readonly type: "string"; readonly least: number; readonly most: number; readonly languages: readonly Language[] }
-  | ArrayForm
-  | ObjectForm
-  | { readonly type: "value"; readonly value: Json };
-
-export interface ArrayForm {
-  readonly type: "array";
-  readonly prefix: readonly Places[];
-  /** Of what follows the prefix; false where nothing may. */
-  readonly items: Places | false;
-  readonly least: number;
-  readonly most: number;
-  /** Where it stands that no item may come twice. */
-  readonly unique: string | undefined;
-}
-
-export interface ObjectForm {
-  readonly type: "object";
-  /** In the order in which they are written. */
-  readonly properties: ReadonlyMap<string, Places | false>;
-  readonly required: ReadonlySet<string>;
-  /** Properties whose names match a pattern and are not listed. */
-  readonly matching: readonly { readonly language: Language; readonly value: Places | false }[];
-  /** Of all others; false where there may be none. */
-  readonly others: Places | false;
-  /** Whether a schema says what the others are; where none does, none are made up beside listed ones. */
-  readonly saysOthers: boolean;
-  readonly names: Places;
-  readonly least: number;
-  readonly most: number;
-}
+  ANYTHING,
+  type ArrayForm,
+  counts,
+  type Form,
+  isEmpty,
+  isObject,
+  isSame,
+  type Json,
+  keyOf,
+  type Language,
+  type ObjectForm,
+  type Places,
+  shown,
+  together,
+  typeOf,
+} from "./forms.ts";
+import { isInRange } from "./numbers.ts";
+import { commonRange, rangeOf, type Wrong } from "./schema-numbers.ts";
 
 type Schema = boolean | Readonly<Record<string, unknown>>;
 
@@ -152,6 +113,10 @@ export class SchemaDocument {
   /** An error about a place. */
   #wrong(place: string, what: string): RequestError {
     return new RequestError(`${this.#name}: at ${place}, ${what}`);
+  }
+
+  #wrongAt(place: string): Wrong {
+    return (keyword, what) => this.#wrong(`${place}/${keyword}`, what);
   }
 
   #formsAt(place: string): readonly Form[] {
@@ -258,7 +223,7 @@ export class SchemaDocument {
       if (type !== "number" && !types.has(type)) continue;
       if (type === "null" || type === "boolean") forms.push({ type });
       if (type === "number" && (types.has("number") || types.has("integer")))
-        forms.push(this.#number(schema, !types.has("number"), place));
+        forms.push({ type: "number", ...rangeOf(schema, !types.has("number"), this.#wrongAt(place)) });
       if (type === "string") forms.push(this.#string(schema, place));
       if (type === "array") forms.push(this.#array(schema, place));
       if (type === "object") forms.push(this.#object(schema, place));
@@ -274,56 +239,6 @@ export class SchemaDocument {
       if (!known.includes(type))
         throw this.#wrong(`${place}/type`, `it is ${shown(type)}; expected ${known.join(", ")}, or a list of them`);
     return new Set([...(list as string[]), ...(nullable === true ? ["null"] : [])]); // as OpenAPI 3.0 says it
-  }
-
-  #number(schema: Readonly<Record<string, unknown>>, isInteger: boolean, place: string): Form {
-    const bound = (keyword: string, isExclusive: boolean): Bound | undefined => {
-      // before draft 6 the exclusive ones were booleans beside the others
-      const given = schema[keyword];
-      const beside = schema[`exclusive${keyword[0]!.toUpperCase()}${keyword.slice(1)}`];
-      const value = isExclusive && typeof given === "boolean" ? undefined : given;
-      if (value === undefined) return undefined;
-      if (beside === true) isExclusive = true;
-      if (typeof value !== "number" || !Number.isFinite(value))
-        throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected a number`);
-      if (isExclusive && Math.abs(value) > Number.MAX_SAFE_INTEGER)
-        throw this.#wrong(
-          `${place}/${keyword}`,
-          `it is ${value}; expected at most 2^53, beyond which neighbours are not told apart`,
-        );
-      return { value, isExclusive };
-    };
-    const [least, most] = integers.get(String(schema["format"])) ?? [];
-    const limit = (value: number | undefined) => (value === undefined ? undefined : { value, isExclusive: false });
-    const whole = isInteger || least !== undefined;
-    return {
-      type: "number",
-      ...this.#stepped(whole, this.#step(schema["multipleOf"], place), undefined, place),
-      min: tighter(tighter(bound("minimum", false), bound("exclusiveMinimum", true), "min"), limit(least), "min"),
-      max: tighter(tighter(bound("maximum", false), bound("exclusiveMaximum", true), "max"), limit(most), "max"),
-    };
-  }
-
-  #step(value: unknown, place: string): Step | undefined {
-    if (value === undefined) return undefined;
-    if (typeof value !== "number" || !(value > 0 && value < Infinity))
-      throw this.#wrong(`${place}/multipleOf`, `it is ${shown(value)}; expected a number above 0`);
-    return stepOf(value) ?? this.#tooFine(place);
-  }
-
-  #tooFine(place: string): never {
-    throw this.#wrong(
-      `${place}/multipleOf`,
-      `it has too many digits; expected at most ${MOST_STEP.toLocaleString("en")} times a power of ten`,
-    );
-  }
-
-  /** Multiples of both steps, and whole numbers or not. */
-  #stepped(isInteger: boolean, a: Step | undefined, b: Step | undefined, place: string) {
-    let step = a && b ? (commonStep(a, b) ?? this.#tooFine(place)) : (a ?? b);
-    if (step && isInteger) step = commonStep(step, WHOLE) ?? this.#tooFine(place);
-    const isWhole = isInteger || step?.places === 0;
-    return { isInteger: isWhole, step: step?.digits === 1 && step.places === 0 ? undefined : step };
   }
 
   #string(schema: Readonly<Record<string, unknown>>, place: string): Form {
@@ -467,12 +382,7 @@ export class SchemaDocument {
   #merged(a: Exclude<Form, { type: "value" }>, b: Exclude<Form, { type: "value" }>, place: string): Form | undefined {
     if (a.type === "null" || a.type === "boolean") return a.type === b.type ? a : undefined;
     if (a.type === "number" && b.type === "number")
-      return {
-        type: "number",
-        ...this.#stepped(a.isInteger || b.isInteger, a.step, b.step, place),
-        min: tighter(a.min, b.min, "min"),
-        max: tighter(a.max, b.max, "max"),
-      };
+      return { type: "number", ...commonRange(a, b, this.#wrongAt(place)) };
     if (a.type === "string" && b.type === "string")
       return { type: "string", ...counts(a, b), languages: [...a.languages, ...b.languages] };
     if (a.type === "array" && b.type === "array") return this.#arrays(a, b);
@@ -593,59 +503,6 @@ export class SchemaDocument {
 // Thrown where what is inside a value depends on what is being found out about the value.
 const UNKNOWN = Symbol("unknown yet");
 
-const WHOLE: Step = { digits: 1, places: 0 };
-
-const ANYTHING: readonly Form[] = [
-  { type: "null" },
-  { type: "boolean" },
-  { type: "number", isInteger: false },
-  { type: "string", least: 0, most: Infinity, languages: [] },
-  { type: "array", prefix: [], items: [], least: 0, most: Infinity, unique: undefined },
-  {
-    ...{ type: "object", properties: new Map(), required: new Set<string>(), matching: [], others: [], names: [] },
-    ...{ saysOthers: false, least: 0, most: Infinity },
-  },
-];
-
-export const keyOf = (places: Places): string => [...new Set(places)].sort().join("\n");
-
-function together(a: Places | false, b: Places | false): Places | false {
-  return a === false || b === false ? false : [...new Set([...a, ...b])];
-}
-
-const counts = (a: { least: number; most: number }, b: { least: number; most: number }) => ({
-  least: Math.max(a.least, b.least),
-  most: Math.min(a.most, b.most),
-});
-
-function isEmpty(form: Form): boolean {
-  if (form.type === "number") return isEmptyRange(form);
-  if (form.type !== "string" && form.type !== "array" && form.type !== "object") return false;
-  if (form.least > form.most) return true;
-  if (form.type === "array") return form.items === false && form.least > form.prefix.length;
-  return form.type === "object" && [...form.required].some((name) => form.properties.get(name) === false);
-}
-
-export function isSame(a: Json, b: Json): boolean {
-  if (Array.isArray(a) && Array.isArray(b)) return a.length === b.length && a.every((x, i) => isSame(x, b[i] as Json));
-  if (!isObject(a) || !isObject(b)) return a === b;
-  const names = Object.keys(a);
-  return (
-    names.length === Object.keys(b).length &&
-    names.every((n) => Object.hasOwn(b, n) && isSame(a[n] as Json, b[n] as Json))
-  );
-}
-
-function typeOf(value: Json): string {
-  if (value === null) return "null";
-  return Array.isArray(value) ? "array" : typeof value;
-}
-
-const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
 const isSchema = (value: unknown): value is Schema => typeof value === "boolean" || isObject(value);
 
 const escaped = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
-
-const shown = (value: unknown): string => (JSON.stringify(value) ?? String(value)).slice(0, 80);
