@@ -33,6 +33,7 @@ const { values: options, positionals } = parseArgs({
     batches: { type: "string", default: "4,16" },
     "batch-prompt": { type: "string", default: "32" },
     samples: { type: "string", default: "Infinity" },
+    without: { type: "string", multiple: true, default: [] },
     json: { type: "string" },
     svg: { type: "string" },
   },
@@ -54,7 +55,9 @@ const settings: Settings = {
   batchPrompt: Number(options["batch-prompt"]),
 };
 const commit = execFileSync("git", ["rev-parse", "--short", "HEAD"], { encoding: "utf8" }).trim();
-const engines = [ours(settings, commit), ...peers(), nodeLlamaCpp(settings)];
+const engines = [ours(settings, commit), ...peers(), nodeLlamaCpp(settings)].filter(
+  ({ name }) => !options.without.includes(name),
+);
 const models = positionals.map((path) => resolve(path));
 const samples: Sample[] = existsSync(record)
   ? readFileSync(record, "utf8")
