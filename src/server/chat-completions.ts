@@ -20,6 +20,7 @@ import {
   samplingFields,
   samplingOf,
   seconds,
+  stop,
   toolOf,
   wholeNumber,
 } from "./wire.ts";
@@ -84,7 +85,7 @@ const schema = z
     max_completion_tokens: maybe(wholeNumber(1)),
     max_tokens: maybe(wholeNumber(1)),
     n: maybe(wholeNumber(1, 128)),
-    stop: maybe(z.union([z.string(), list(z.string(), { most: 16 })])),
+    stop,
     stream: maybe(z.boolean()),
     stream_options: maybe(
       z.object({

@@ -6,7 +6,7 @@ import type { Dialect, Meta } from "./dialect.ts";
 import { openAiError, Refusal } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
 import { type Ask, type Finish, type Reply, type Said, type ToldToken, totalUsage } from "./generation.ts";
-import { list, MOST_TOKENS, maybe, newId, samplingFields, samplingOf, seconds, wholeNumber } from "./wire.ts";
+import { list, MOST_TOKENS, maybe, newId, samplingFields, samplingOf, seconds, stop, wholeNumber } from "./wire.ts";
 
 const token = wholeNumber(0);
 const tokens = list(token, { least: 1, most: MOST_TOKENS });
@@ -20,7 +20,7 @@ const schema = z.object({
   max_tokens: maybe(wholeNumber(0)).describe("0 with `echo` alone: the prompt's log-probabilities and no reply"),
   n: maybe(wholeNumber(1, 128)),
   best_of: maybe(wholeNumber(1)),
-  stop: maybe(z.union([z.string(), list(z.string(), { most: 16 })])),
+  stop,
   stream: maybe(z.boolean()),
   stream_options: maybe(z.object({ include_usage: maybe(z.boolean()) })),
   logprobs: maybe(wholeNumber(0, 20)),

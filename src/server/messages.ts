@@ -15,6 +15,7 @@ import {
   MOST_TOOLS,
   maybe,
   newId,
+  stopStrings,
   toolOf,
   wholeNumber,
 } from "./wire.ts";
@@ -95,7 +96,7 @@ export const countedSchema = z.object(conversation);
 const schema = z.object({
   ...conversation,
   max_tokens: wholeNumber(1),
-  stop_sequences: maybe(list(z.string(), { most: 16 })),
+  stop_sequences: maybe(stopStrings),
   temperature: maybe(z.number().min(0).max(2)),
   top_p: maybe(z.number().min(0).max(1)),
   top_k: maybe(wholeNumber(0)),

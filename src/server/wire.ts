@@ -71,6 +71,10 @@ function take<T extends z.ZodType>(
   return success;
 }
 
+/** Where a reply ends. Each end of its text is compared with their beginnings, so that long ones would hold up everybody. */
+export const stopStrings = list(z.string().min(1).max(1000), { most: 16 });
+export const stop = maybe(z.union([z.string().min(1).max(1000), stopStrings]));
+
 /** How tokens are chosen; the last three are not OpenAI's, but common. */
 export const samplingFields = {
   temperature: maybe(z.number().min(0).max(2)),

@@ -292,6 +292,21 @@ describe("bodies", () => {
     expect(model.asked).toEqual([]);
   });
 
+  it.each([
+    [path, { ...hello, stop: "ab".repeat(501) }],
+    [path, { ...hello, stop: ["a", "ab".repeat(501)] }],
+    [path, { ...hello, stop: Array(17).fill("a") }],
+    ["/v1/completions", { prompt: "a", stop: ["ab".repeat(501)] }],
+    ["/v1/messages", { ...hello, max_tokens: 1, stop_sequences: ["ab".repeat(501)] }],
+  ])("with stop strings that are too long or too many are refused: %s", async (at, body) => {
+    // a reply that had begun 40,000 characters of one kept the engine for seconds when it went on otherwise
+    const { model, handler } = served({ lines: [] });
+    const response = await handler(post(at, body));
+    expect(response.status).toBe(400);
+    expect((await json(response)).error.message).toMatch(/'stop(_sequences)?(\[\d\])?': Too big|array/);
+    expect(model.asked).toEqual([]);
+  });
+
   it("with too many images are refused before they are decoded", async () => {
     const { model, handler } = served({ lines: [] });
     const image = { type: "image_url", image_url: { url: "data:image/png;base64,AAAA" } };
