@@ -55,7 +55,7 @@ export class Grammars {
     const key = JSON.stringify(constraint);
     let grammar = this.#grammars.get(key);
     this.#grammars.delete(key);
-    if (grammar && grammar.regexes.size > MANY_TERMS) {
+    if (grammar?.regexes.isHalfFull) {
       this.#masks!.forget(grammar.regexes); // replies in it live on with what they have
       grammar = undefined;
     }
@@ -108,7 +108,6 @@ const USUAL = '{"name": "a\\n", "n": [-10.5e1, true, false, null], "o": {"a": 1}
 const MOST_GRAMMARS = 64;
 const MOST_WEIGHT = 100_000; // of all grammars that are kept, in terms of some 3 kB
 const CHARACTERS_OF_A_TERM = 1500; // of a constraint's text that weigh as much
-const MANY_TERMS = 50_000; // half of what a grammar may have: the next reply begins with a fresh one
 
 /** A constraint's grammar with what its masks are computed by. */
 export interface Grammar {
@@ -139,7 +138,7 @@ function bounded<T>(work: () => T): T {
 
 function compiled(constraint: Constraint, regexes: Regexes): Automaton {
   const expressions = new Expressions();
-  const made: Tools = { regexes, expressions, checks: [], any: anyCharacter(regexes) };
+  const made: Tools = { regexes, expressions, checks: [], any: anyCharacter(regexes), patterns: new Map() };
   const start = startOf(constraint, made);
   expressions.measure();
   for (const check of made.checks) check();

@@ -31,7 +31,11 @@ export interface Tools {
   readonly checks: (() => void)[];
   /** Any character inside a JSON string. */
   readonly any: Regex;
+  /** Languages of strings that have come up, by their patterns. */
+  readonly patterns: Map<string, Regex>;
 }
+
+const MOST_PATTERNS = 2000; // different ones; a millisecond or so each
 
 /** Makes expressions for the values of one schema. */
 export class JsonWriter {
@@ -47,9 +51,10 @@ export class JsonWriter {
   /** A term of its own, with the blanks behind it: masks of all grammars share it. */
   readonly #comma: Expression;
   readonly #any: Regex;
+  readonly #patterns: Map<string, Regex>;
 
   /** `name` is what errors call the schema. */
-  constructor(schema: unknown, name: string, style: Style, { regexes, expressions, checks, any }: Tools) {
+  constructor(schema: unknown, name: string, style: Style, { regexes, expressions, checks, any, patterns }: Tools) {
     this.#checks = checks;
     this.#regexes = regexes;
     this.#expressions = expressions;
@@ -60,6 +65,7 @@ export class JsonWriter {
     this.#blanks = regexes.union(regexes.end, regexes.text(" "), regexes.concat(regexes.text("\n"), indent));
     this.#comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
     this.#any = any;
+    this.#patterns = patterns;
   }
 
   /** Forms of the whole; for callers that look into them. */
@@ -147,7 +153,13 @@ export class JsonWriter {
   }
 
   #language({ pattern: source, where }: Language): Regex {
-    return pattern(source, where, this.#regexes, { alphabet: jsonAlphabet(this.#regexes), searches: true });
+    const known = this.#patterns.get(source);
+    if (known) return known;
+    if (this.#patterns.size >= MOST_PATTERNS)
+      throw new RequestError(`${where}, there are more than ${MOST_PATTERNS} different patterns; expected fewer`);
+    const language = pattern(source, where, this.#regexes, { alphabet: jsonAlphabet(this.#regexes), searches: true });
+    this.#patterns.set(source, language);
+    return language;
   }
 
   #literal(value: Json): Regex {

@@ -34,6 +34,7 @@ export interface Regex {
 
 /** A term needs some 3 kB, its transitions included: these are 300 MB. */
 const MOST_TERMS = 100_000;
+const MOST_DERIVED = 20_000_000; // derivatives, those of parts of terms among them: some seconds
 const MOST_TRIED = 1_000_000; // derivatives, to find out whether anything is in a language; some seconds
 const MOST_TEXT = 20_000; // bytes
 const MANY_SETS = 64; // of bytes that a term tells apart: then each byte is looked at by itself
@@ -50,6 +51,7 @@ export class Regexes {
   /** By byte, once it has come up in a text. */
   readonly #single: Regex[] = [];
   #ranges = 0; // of large classes
+  #derived = 0;
 
   constructor() {
     this.empty = this.#term("empty", [], { isNullable: false });
@@ -58,6 +60,11 @@ export class Regexes {
 
   get size(): number {
     return this.#terms.size;
+  }
+
+  /** Whether half of what a grammar may take is used: the next reply better begins with a fresh one. */
+  get isHalfFull(): boolean {
+    return this.size > MOST_TERMS / 2 || this.#derived > MOST_DERIVED / 2;
   }
 
   bytes(set: Uint32Array): Regex {
@@ -102,6 +109,9 @@ export class Regexes {
     if (head === this.end) return tail;
     if (tail === this.end) return head;
     if (head.kind === "concat") return this.#pair(head.parts[0]!, this.#pair(head.parts[1]!, tail));
+    const { head: loop, tail: behind } = this.#counted(tail);
+    if (head.kind === "loop" && loop && loop.parts[0] === head.parts[0])
+      return this.#pair(this.loop(head.parts[0]!, head.least + loop.least, head.most + loop.most), behind);
     const isRun = head.kind === "loop" && this.#plain.has(head.parts[0]!) && !tail.isNullable;
     return this.#term("concat", [head, tail], {
       isNullable: head.isNullable && tail.isNullable,
@@ -276,6 +286,7 @@ export class Regexes {
   }
 
   #derive(term: Regex, byte: number): Regex {
+    if (++this.#derived > MOST_DERIVED) throw tooManySteps();
     switch (term.kind) {
       case "empty":
       case "end":
@@ -285,7 +296,9 @@ export class Regexes {
       case "concat": {
         const [head, tail] = term.parts as [Regex, Regex];
         const through = this.#pair(this.#derive(head, byte), tail);
-        return head.isNullable ? this.union(through, this.#derive(tail, byte)) : through;
+        if (!head.isNullable) return through;
+        // in a row of what may be nothing each tail is asked for by all that stand before it: once is enough
+        return this.union(through, tail.isDoubtful ? this.#derive(tail, byte) : this.next(tail, byte));
       }
       case "union":
         return this.union(...term.parts.map((part) => this.#derive(part, byte)));
@@ -346,6 +359,11 @@ export class Regexes {
 const tooManyStates = () =>
   new RequestError(
     "the constraint needs more than 100,000 states; expected simpler patterns: fewer long counts beside each other",
+  );
+
+const tooManySteps = () =>
+  new RequestError(
+    "the constraint's patterns take too long to go through; expected fewer of them at once, or fewer parts that may be anything",
   );
 
 const ZERO = 0x30;
