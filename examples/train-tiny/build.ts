@@ -193,24 +193,27 @@ for (const [name, heldOut, count] of [
 }
 const short = words.filter(({ sense }) => sense.gloss.length < 90);
 // Lines of about 25 tokens: up to 14 of them stay below 512 tokens.
-for (const [name, count] of [
-  ["needle", 40_000],
-  ["needle.val", 400],
+for (const [name, count, anyLength] of [
+  ["needle", 40_000, true],
+  ["needle.val", 400, false],
 ] as const) {
   const [d, writer] = [new Draw(name), new Writer(name)];
   for (let i = 0; i < count; i++)
-    await writer.write(chat(needle(d, { words: short }, 1 + Math.floor((13 * Math.min(i, count / 2)) / (count / 2)))));
+    await writer.write(
+      chat(needle(d, { words: short, anyLength }, 1 + Math.floor((13 * Math.min(i, count / 2)) / (count / 2)))),
+    );
   await writer.close();
 }
 
 // Finding is learnt on the shortest texts first, where what is to be found is one of few; then on long ones.
+const anyLength = true;
 const frequent = { words: words.slice(0, 1200).filter(({ word }) => /^[a-z]{2,8}$/.test(word)) };
 for (const [name, count, turn] of [
-  ["copy.short", 40_000, (d: Draw) => copy(d, frequent, 8)],
-  ["copy.long", 40_000, (d: Draw) => copy(d, frequent, 32)],
+  ["copy.short", 40_000, (d: Draw) => copy(d, { ...frequent, anyLength }, 8)],
+  ["copy.long", 40_000, (d: Draw) => copy(d, { ...frequent, anyLength }, 32)],
   ["copy.val", 200, (d: Draw) => copy(d, frequent, 32)],
-  ["lookup.short", 40_000, (d: Draw) => lookup(d, frequent, 4)],
-  ["lookup.long", 40_000, (d: Draw) => lookup(d, { words: short }, 26)],
+  ["lookup.short", 40_000, (d: Draw) => lookup(d, { ...frequent, anyLength }, 4)],
+  ["lookup.long", 40_000, (d: Draw) => lookup(d, { words: short, anyLength }, 26)],
   ["lookup.val", 200, (d: Draw) => lookup(d, { words: short }, 26)],
 ] as const) {
   const [d, writer] = [new Draw(name), new Writer(name)];
@@ -220,7 +223,7 @@ for (const [name, count, turn] of [
 
 {
   const [d, writer] = [new Draw("recall"), new Writer("recall")];
-  for (let i = 0; i < 40_000; i++) await writer.write({ text: recall(d, { words: short }, d.whole(2, 24)) });
+  for (let i = 0; i < 40_000; i++) await writer.write({ text: recall(d, { words: short, anyLength }, d.whole(2, 24)) });
   await writer.close();
 }
 
@@ -267,23 +270,24 @@ const tasks = {
   ...{ same: ask.same, which: ask.which, clip: ask.clip, translate: ask.translate, flag: ask.flag },
 };
 const shares: Readonly<Record<keyof typeof tasks, number>> = {
-  name: 26,
-  group: 6,
-  ground: 5,
-  shape: 6,
-  count: 13,
-  place: 12,
+  name: 27,
+  group: 5,
+  ground: 8,
+  shape: 5,
+  count: 6,
+  place: 15,
   same: 8,
-  which: 7,
+  which: 10,
   clip: 7,
-  translate: 4,
-  flag: 8,
+  translate: 2,
+  flag: 9,
 };
 
 {
   const [d, writer] = [new Draw("pictures"), new Writer("pictures")];
-  for (let i = 0; i < 100_000; i++) {
-    let left = d.number() * 102;
+  const total = Object.values(shares).reduce((sum, share) => sum + share, 0);
+  for (let i = 0; i < 130_000; i++) {
+    let left = d.number() * total;
     const name = (Object.keys(tasks) as (keyof typeof tasks)[]).find((key) => {
       left -= shares[key];
       return left < 0;

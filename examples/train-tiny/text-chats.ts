@@ -171,59 +171,80 @@ const letters: Ask = (d, k) => {
 
 const things = ["password", "code", "secret number", "magic number", "room number", "pin"];
 
+/** What lists and long texts are made of. */
+export interface Findable extends Pick<Knowledge, "words"> {
+  /**
+   * Numbers of three to seven digits, each length as often, so that where a number ends is read and not guessed. Without
+   * it, as evaluation has asked since the first run: from the range at hand, nine tenths of which have its most digits.
+   */
+  readonly anyLength?: boolean;
+}
+
+function number(d: Draw, { anyLength }: Findable, least: number, most: number): number {
+  if (!anyLength) return d.whole(least, most);
+  const power = 10 ** d.whole(2, 6);
+  return d.whole(power, 10 * power - 1);
+}
+
 /** A line with a number among other lines, as many as `most` allows; asked for at the end. */
-export function needle(d: Draw, k: Pick<Knowledge, "words">, mostLines: number): Turn {
+export function needle(d: Draw, k: Findable, mostLines: number): Turn {
   const filler = () => {
     const { word, sense } = d.of(k.words);
     return definition(sense, word);
   };
   const lines = Array.from({ length: d.whole(1, mostLines) }, filler);
   if (d.chance(0.5)) {
-    const [thing, number] = [d.of(things), d.whole(100, 9999)];
-    lines.splice(d.whole(0, lines.length), 0, `The ${thing} is ${number}.`);
-    return { question: `${lines.join("\n")}\nWhat is the ${thing}?`, answer: `${number}` };
+    const [thing, hidden] = [d.of(things), number(d, k, 100, 9999)];
+    lines.splice(d.whole(0, lines.length), 0, `The ${thing} is ${hidden}.`);
+    return { question: `${lines.join("\n")}\nWhat is the ${thing}?`, answer: `${hidden}` };
   }
   return lookup(d, k, Math.max(2, Math.min(12, 2 * mostLines)));
 }
 
 /** Words with numbers, and a word to find the number of. */
-export function lookup(d: Draw, k: Pick<Knowledge, "words">, mostPairs: number): Turn {
-  const pairs = d.several(k.words, d.whole(2, mostPairs)).map(({ word }) => [word, d.whole(10, 999)] as const);
+export function lookup(d: Draw, k: Findable, mostPairs: number): Turn {
+  const pairs = d.several(k.words, d.whole(2, mostPairs)).map(({ word }) => [word, number(d, k, 10, 999)] as const);
   const [key, value] = d.of(pairs);
   return {
-    question: `${pairs.map(([word, number]) => `${word}: ${number}`).join("\n")}\nWhich number belongs to "${key}"?`,
+    question: `${pairs.map(([word, its]) => `${word}: ${its}`).join("\n")}\nWhich number belongs to "${key}"?`,
     answer: `${value}`,
   };
 }
 
 /** A list to say again: every token of the answer stands in the question, behind the one before it. */
-export function copy(d: Draw, k: Pick<Knowledge, "words">, mostItems: number): Turn {
+export function copy(d: Draw, k: Findable, mostItems: number): Turn {
   const word = () => d.of(k.words).word;
-  const item = d.of([word, () => `${d.whole(10, 9999)}`, () => (d.chance(0.5) ? word() : `${d.whole(10, 999)}`)]);
+  const item = d.of([
+    word,
+    () => `${number(d, k, 10, 9999)}`,
+    () => (d.chance(0.5) ? word() : `${number(d, k, 10, 999)}`),
+  ]);
   const list = Array.from({ length: d.whole(3, mostItems) }, item).join(d.of([" ", " ", "\n", ", "]));
   return { question: `${d.of(["Repeat: ", "Say again: ", "Copy: ", "Once more:\n"])}${list}`, answer: list };
 }
 
 /** Facts, then the same facts again in another order, as statements or as questions: a text that is half known. */
-export function recall(d: Draw, k: Pick<Knowledge, "words">, mostLines: number): string {
+export function recall(d: Draw, k: Findable, mostLines: number): string {
   const shuffled = <T>(list: readonly T[]) => d.several(list, list.length);
   if (d.chance(0.5)) {
-    const pairs = d.several(k.words, d.whole(2, 1 + mostLines)).map(({ word }) => ({ word, number: d.whole(10, 999) }));
-    const told = pairs.map(({ word, number }) => `${word}: ${number}`);
+    const pairs = d
+      .several(k.words, d.whole(2, 1 + mostLines))
+      .map(({ word }) => ({ word, its: number(d, k, 10, 999) }));
+    const told = pairs.map(({ word, its }) => `${word}: ${its}`);
     const asked = d.chance(0.5);
-    const again = shuffled(pairs).map(({ word, number }) =>
-      asked ? `Which number belongs to "${word}"? ${number}` : `${word}: ${number}`,
+    const again = shuffled(pairs).map(({ word, its }) =>
+      asked ? `Which number belongs to "${word}"? ${its}` : `${word}: ${its}`,
     );
     return [...told, ...again.slice(0, asked ? Math.ceil(mostLines / 2) : undefined)].join("\n");
   }
-  const hidden = d.several(things, d.whole(1, 4)).map((thing) => ({ thing, number: d.whole(100, 9999) }));
+  const hidden = d.several(things, d.whole(1, 4)).map((thing) => ({ thing, its: number(d, k, 100, 9999) }));
   const lines = Array.from({ length: d.whole(1, Math.max(1, Math.floor(mostLines / 2))) }, () => {
     const { word, sense } = d.of(k.words);
     return definition(sense, word);
   });
-  for (const { thing, number } of hidden) lines.splice(d.whole(0, lines.length), 0, `The ${thing} is ${number}.`);
-  const again = shuffled(hidden).map(({ thing, number }) =>
-    d.chance(0.5) ? `The ${thing} is ${number}.` : `What is the ${thing}? ${number}`,
+  for (const { thing, its } of hidden) lines.splice(d.whole(0, lines.length), 0, `The ${thing} is ${its}.`);
+  const again = shuffled(hidden).map(({ thing, its }) =>
+    d.chance(0.5) ? `The ${thing} is ${its}.` : `What is the ${thing}? ${its}`,
   );
   return [...lines, ...again].join("\n");
 }
