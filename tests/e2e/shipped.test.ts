@@ -62,11 +62,15 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
 
   it("counts up to five", async () => {
     const places = [[4], [0, 8], [0, 4, 8], [0, 2, 6, 8], [0, 2, 4, 6, 8]];
-    for (const [i, at] of places.entries()) {
-      const dots = at.map((n) => `<circle cx="${8 + 16 * (n % 3)}" cy="${8 + 16 * Math.floor(n / 3)}" r="6.5"/>`);
-      const picture = await drawn(dots.join(""), "#d6282d", "#fafaf8");
-      expect(await says(picture, "How many are there?")).toBe(["One.", "Two.", "Three.", "Four.", "Five."][i]);
-    }
+    const names = ["One.", "Two.", "Three.", "Four.", "Five."];
+    let right = 0;
+    for (const colour of ["#d6282d", "#2d69d7", "#2e9e44"])
+      for (const [i, at] of places.entries()) {
+        const dots = at.map((n) => `<circle cx="${8 + 16 * (n % 3)}" cy="${8 + 16 * Math.floor(n / 3)}" r="6.5"/>`);
+        const picture = await drawn(dots.join(""), colour, "#fafaf8");
+        if ((await says(picture, "How many are there?")) === names[i]) right++;
+      }
+    expect(right).toBeGreaterThanOrEqual(14); // of 15: it takes four red dots for five
   });
 
   it("tells shapes apart", async () => {
@@ -80,8 +84,9 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
       expect(await says(await drawn(shape, "#2d69d7", "#fafaf8"), "What shape is this?")).toBe(name);
   });
 
-  it("finds a number among the lines of a text, longer than those it learnt from too", async () => {
-    const things = ["bread", "a bridge", "a cloud", "coal", "a drum", "a fence", "glass", "a hammer", "ice", "a jar"];
+  /** Of 24 texts of so many lines, those whose number it finds, at depths from the beginning to the end. */
+  async function found(nLines: number): Promise<number> {
+    const kinds = ["bread", "a bridge", "a cloud", "coal", "a drum", "a fence", "glass", "a hammer", "ice", "a jar"];
     const uses = [
       "is made by people",
       "is kept in a dry place",
@@ -89,18 +94,25 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
       "is sold by weight",
       "is of many kinds",
     ];
-    const lines = (n: number) =>
-      Array.from({ length: n }, (_, i) => {
-        const line = `${things[(7 * i) % 10]} ${uses[(3 * i + Math.floor(i / 10)) % 5]} and may be large or small`;
+    const hidden = ["password", "code", "pin", "secret number", "magic number", "room number"];
+    let right = 0;
+    for (let n = 0; n < 24; n++) {
+      const text = Array.from({ length: nLines }, (_, i) => {
+        const line = `${kinds[(7 * i) % 10]} ${uses[(3 * i + Math.floor(i / 10)) % 5]} and may be large or small`;
         return `${line[0]!.toUpperCase()}${line.slice(1)}.`;
       });
-    let found = 0;
-    for (const [i, count] of [20, 20, 20, 70, 70, 70].entries()) {
-      const [thing, number] = [["password", "code", "pin"][i % 3], 123 + 131 * i];
-      const text = lines(count);
-      text.splice(Math.round((count * (i % 3)) / 2), 0, `The ${thing} is ${number}.`);
-      if ((await says(`${text.join("\n")}\nWhat is the ${thing}?`)) === `${number}`) found++;
+      const [thing, number] = [hidden[n % 6], 123 + 131 * n];
+      text.splice(Math.round((nLines * (n % 4)) / 3), 0, `The ${thing} is ${number}.`);
+      if ((await says(`${text.join("\n")}\nWhat is the ${thing}?`)) === `${number}`) right++;
     }
-    expect(found).toBeGreaterThanOrEqual(5);
+    return right;
+  }
+
+  it("finds a number among the lines of a text", async () => {
+    expect(await found(20)).toBeGreaterThanOrEqual(23); // all 24 when it shipped
   });
+
+  it("finds a number in texts longer than those it learnt from", async () => {
+    expect(await found(70)).toBeGreaterThanOrEqual(13); // 17 when it shipped, 18 the model before it
+  }, 60_000);
 });
