@@ -138,7 +138,9 @@ function show(title: string, chosen: typeof taken): void {
   console.log("     ms      %  calls   GB/s  GOP/s");
   const lines = [...new Set(chosen.flatMap((s) => [...s.parts.keys()]))].map((label) => {
     const all = chosen.map((s) => s.parts.get(label) ?? { calls: 0, ms: 0, bytes: 0, macs: 0 });
-    return { label, ms: median(all.map((p) => p.ms)), calls: all[0]!.calls, bytes: all[0]!.bytes, macs: all[0]!.macs };
+    const mean = (of: (part: Part) => number) => all.reduce((sum, part) => sum + of(part), 0) / all.length;
+    const ms = median(all.map((p) => p.ms));
+    return { label, ms, calls: all[0]!.calls, bytes: mean((p) => p.bytes), macs: mean((p) => p.macs) };
   });
   const rest = ms - lines.reduce((sum, line) => sum + line.ms, 0);
   lines.push({ label: "JavaScript, and what lies between operations", ms: rest, calls: 0, bytes: 0, macs: 0 });
@@ -155,7 +157,8 @@ function show(title: string, chosen: typeof taken): void {
 const decodes = taken.filter(({ rows }) => rows === batch);
 show(`Prefill, ${batch} × ${prompt} tokens, the longest step`, [taken.reduce((a, b) => (b.rows > a.rows ? b : a))]);
 show(`Decode, ${batch} sequence${batch === 1 ? "" : "s"}`, decodes);
-const between = (ended - began) / Math.max(1, decodes.length) - median(decodes.map((s) => s.ms));
+const inSteps = decodes.reduce((sum, { ms }) => sum + ms, 0);
+const between = (ended - began - inSteps) / Math.max(1, decodes.length);
 console.log(`\nBetween two decode steps, choosing tokens and handing them on: ${between.toFixed(2)} ms (mean)`);
 if (options.out) writeRecord(options.out, { ceilings, prompt, steps, batch, record, between });
 await engine.close();
