@@ -38,7 +38,10 @@ struct Quantized {
 
   static int64_t side_by_side(int64_t rows) { return kTiles && rows > kFewTokens ? 16 : 1; }
   static int64_t whole(int64_t rows) { return (rows + side_by_side(rows) - 1) / side_by_side(rows) * side_by_side(rows); }
-  static size_t bytes(int64_t rows, int64_t I) { return size_t(whole(rows)) * size_t(I / 32 | 1) * sizeof(ActBlock); }
+  // Tiles look at scales of up to three rows behind the last, and use nothing of them.
+  static size_t bytes(int64_t rows, int64_t I) {
+    return (size_t(whole(rows)) * size_t(I / 32 | 1) + (side_by_side(rows) > 1 ? 3 : 0)) * sizeof(ActBlock);
+  }
   Quantized(void* memory, int64_t n, int64_t I)
       : I(I), together(side_by_side(n)), width(I / 32 | 1), blocks(static_cast<ActBlock*>(memory)) {}
   // How many of n rows from t on can be looked at together: where there are tiles, they share one.

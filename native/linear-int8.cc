@@ -481,17 +481,17 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
     }
     if constexpr (Packed<Type>::in_place) {
       for (int64_t b = 0; b < blocks; b += chunk) tokens(packed, b, blocks - b < chunk ? blocks : b + chunk);
-      continue;
-    }
-    Unpacked<Type> unpacked[kVectors];
-    for (int i = 0; i < kVectors; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
-    for (int64_t b = 0; b < blocks; b += chunk) {
-      const int64_t count = blocks - b < chunk ? blocks - b : chunk;
-      for (int i = 0; i < kVectors; i++) {
-        unpacked[i].fill(packed[i], b, count);
-        unpacked[i].expect(packed[i], b + count, count, blocks, parts);
+    } else {
+      Unpacked<Type> unpacked[kVectors];
+      for (int i = 0; i < kVectors; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
+      for (int64_t b = 0; b < blocks; b += chunk) {
+        const int64_t count = blocks - b < chunk ? blocks - b : chunk;
+        for (int i = 0; i < kVectors; i++) {
+          unpacked[i].fill(packed[i], b, count);
+          unpacked[i].expect(packed[i], b + count, count, blocks, parts);
+        }
+        tokens(unpacked, b, b + count);
       }
-      tokens(unpacked, b, b + count);
     }
   }
 }

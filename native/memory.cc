@@ -12,7 +12,7 @@
 
 namespace llama4 {
 
-static bool is_zen5() {
+static bool is_zen5_or_later() {
 #if defined(__x86_64__)
   unsigned a, b, c, d;
   if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx) return false;
@@ -22,7 +22,7 @@ static bool is_zen5() {
 #endif
 }
 
-const bool asks_first_level = is_zen5();
+const bool asks_first_level = is_zen5_or_later();
 
 namespace {
 constexpr size_t kHugePage = size_t(2) << 20;
