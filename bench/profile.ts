@@ -11,7 +11,7 @@ import { forward as modelForward } from "../src/model/transformer.ts";
 import { openModel } from "../src/open.ts";
 import type { Routes } from "../src/tensor/backend.ts";
 import { elementCount, storedBytes, type Tensor } from "../src/tensor/tensor.ts";
-import { median, writeRecord } from "./samples.ts";
+import { median, spread, writeRecord } from "./samples.ts";
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -133,14 +133,16 @@ console.log(
 
 const record: object[] = [];
 function show(title: string, chosen: typeof taken): void {
-  const ms = median(chosen.map((s) => s.ms));
-  console.log(`\n${title}: ${ms.toFixed(2)} ms (median of ${chosen.length})`);
+  if (chosen.length === 0) throw new Error(`${title}: no such step; expected more --steps`);
+  const all = chosen.map((s) => s.ms);
+  const ms = median(all);
+  console.log(`\n${title}: ${ms.toFixed(2)} ms (median of ${all.length}, ${spread(all)})`);
   console.log("     ms      %  calls   GB/s  GOP/s");
   const lines = [...new Set(chosen.flatMap((s) => [...s.parts.keys()]))].map((label) => {
-    const all = chosen.map((s) => s.parts.get(label) ?? { calls: 0, ms: 0, bytes: 0, macs: 0 });
-    const mean = (of: (part: Part) => number) => all.reduce((sum, part) => sum + of(part), 0) / all.length;
-    const ms = median(all.map((p) => p.ms));
-    return { label, ms, calls: all[0]!.calls, bytes: mean((p) => p.bytes), macs: mean((p) => p.macs) };
+    const parts = chosen.map((s) => s.parts.get(label) ?? { calls: 0, ms: 0, bytes: 0, macs: 0 });
+    const mean = (of: (part: Part) => number) => parts.reduce((sum, part) => sum + of(part), 0) / parts.length;
+    const ms = median(parts.map((p) => p.ms));
+    return { label, ms, calls: parts[0]!.calls, bytes: mean((p) => p.bytes), macs: mean((p) => p.macs) };
   });
   const rest = ms - lines.reduce((sum, line) => sum + line.ms, 0);
   lines.push({ label: "JavaScript, and what lies between operations", ms: rest, calls: 0, bytes: 0, macs: 0 });
@@ -151,7 +153,7 @@ function show(title: string, chosen: typeof taken): void {
         `${rate(line.bytes)} ${rate(2 * line.macs)}  ${line.label}`,
     );
   }
-  record.push({ title, ms, lines });
+  record.push({ title, ms, samples: all, lines });
 }
 
 const decodes = taken.filter(({ rows }) => rows === batch);
@@ -160,6 +162,17 @@ show(`Decode, ${batch} sequence${batch === 1 ? "" : "s"}`, decodes);
 const inSteps = decodes.reduce((sum, { ms }) => sum + ms, 0);
 const between = (ended - began - inSteps) / Math.max(1, decodes.length);
 console.log(`\nBetween two decode steps, choosing tokens and handing them on: ${between.toFixed(2)} ms (mean)`);
-if (options.out) writeRecord(options.out, { ceilings, prompt, steps, batch, record, between });
+if (options.out)
+  writeRecord(options.out, {
+    model: positionals[0],
+    isa: backend.isa,
+    threads: backend.threads,
+    ceilings,
+    prompt,
+    steps,
+    batch,
+    record,
+    between,
+  });
 await engine.close();
 model.close();

@@ -55,9 +55,11 @@ const settings: Settings = {
   batchPrompt: Number(options["batch-prompt"]),
 };
 const commit = execFileSync("git", ["rev-parse", "--short", "HEAD"], { encoding: "utf8" }).trim();
-const engines = [ours(settings, commit), ...peers(), nodeLlamaCpp(settings)].filter(
-  ({ name }) => !options.without.includes(name),
-);
+const known = [ours(settings, commit), ...peers(), nodeLlamaCpp(settings)];
+for (const name of options.without)
+  if (!known.some((engine) => engine.name === name))
+    throw new Error(`--without ${name}: expected one of ${known.map((engine) => engine.name).join(", ")}`);
+const engines = known.filter(({ name }) => !options.without.includes(name));
 const models = positionals.map((path) => resolve(path));
 const samples: Sample[] = existsSync(record)
   ? readFileSync(record, "utf8")
@@ -84,7 +86,9 @@ for (const { model, round, c, engine, command } of plan()) {
 }
 backend.close();
 
-const wanted = samples.filter((s) => models.includes(s.model) && s.threads === settings.threads).sort(inOrder);
+const isWanted = ({ model, threads, engine }: Sample) =>
+  models.includes(model) && threads === settings.threads && !options.without.includes(engine);
+const wanted = samples.filter(isWanted).sort(inOrder);
 if (wanted.length > 0) {
   const report = reportOf(wanted);
   console.log(textOf(report));
