@@ -35,7 +35,7 @@ interface Reading {
   position: number;
   /** Guesses that stand in the cache behind them. */
   guesses: readonly number[];
-  /** There was no room for it. */
+  /** It is not guessed any more: there was no room for it, or its grammar went no further. */
   isOut: boolean;
 }
 
@@ -156,8 +156,13 @@ export class DraftModel implements Guesser<Sampled> {
     }
     const V = config.vocabSize;
     for (const [i, { r }] of sampling.entries()) {
-      r.made.push(r.of.sampler.guess(logits.subarray(i * V, (i + 1) * V), r.made));
-      r.length++;
+      try {
+        r.made.push(r.of.sampler.guess(logits.subarray(i * V, (i + 1) * V), r.made));
+        r.length++;
+      } catch (error) {
+        if (!(error instanceof RequestError)) throw error;
+        this.#giveUp(r.reading); // its grammar is exhausted, nobody else's
+      }
     }
   }
 
@@ -166,9 +171,13 @@ export class DraftModel implements Guesser<Sampled> {
     const { tokens, chunk } = this.#budget;
     const end = Math.min(length, position + tokens, position - (position % chunk) + chunk);
     if (this.#pages.tables.reserve(sequence, end)) return true;
-    this.#pages.tables.close(sequence);
-    reading.isOut = true;
+    this.#giveUp(reading);
     return false;
+  }
+
+  #giveUp(reading: Reading): void {
+    this.#pages.tables.close(reading.sequence);
+    reading.isOut = true;
   }
 }
 

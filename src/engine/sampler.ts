@@ -63,16 +63,19 @@ export class Sampler {
     return of(this.#next(logits));
   }
 
-  /** What the next token would be after the `guessed` ones, if the logits were these; nothing is remembered. */
+  /**
+   * What the next token would be after the `guessed` ones, if the logits were these; nothing is remembered. Throws
+   * RequestError where the grammar needs more states than it may have.
+   */
   guess(logits: Float32Array | Float64Array, guessed: readonly number[]): number {
     const matcher = this.#matcher?.fork();
-    for (const token of guessed) {
-      this.#count(token, 1);
-      matcher?.advance(token);
+    for (const token of guessed) this.#count(token, 1);
+    try {
+      for (const token of guessed) matcher?.advance(token);
+      return this.#choose(logits, matcher);
+    } finally {
+      for (const token of guessed) this.#count(token, -1);
     }
-    const next = this.#choose(logits, matcher);
-    for (const token of guessed) this.#count(token, -1);
-    return next;
   }
 
   #next(logits: Logits): number {

@@ -1,12 +1,14 @@
 // The engine with guesses says what it says without.
 
 import { describe, expect, it } from "vitest";
+import type { Matcher } from "../../src/engine/constraint.ts";
 import { DraftModel } from "../../src/engine/draft-model.ts";
 import type { Engine, EngineOptions, Generated, GenerateRequest } from "../../src/engine/engine.ts";
 import { PromptLookup } from "../../src/engine/prompt-lookup.ts";
 import type { Sampling } from "../../src/engine/sampler.ts";
 import { type Decoding, type Guesser, Speculation, type Wanted } from "../../src/engine/speculation.ts";
 import { forward } from "../../src/model/transformer.ts";
+import { RequestError } from "../../src/tensor/errors.ts";
 import { backend, config, open, parameters, prompt, randomParameters } from "./random-model.ts";
 
 /** An engine that guesses whatever it can: its clock counts steps, so that rows cost nothing. */
@@ -146,6 +148,34 @@ it.each(["follow", "guess"] as const)("a draft that throws in %s ends guessing, 
   expect(warnings).toEqual(["guessing tokens ahead has failed (the draft is broken); going on without it"]);
   await engine.close();
   expect(guesser.closed).toBe(1);
+});
+
+// It was taken for a broken draft model, and nobody's tokens were guessed any more.
+it("a grammar that is exhausted ends the guesses of its reply, and nobody else's", async () => {
+  const warnings: string[] = [];
+  const guesser = new DraftModel(drafts["its own model"], draftOptions) as Guesser<never> as Guesser;
+  const engine = guessing(guesser, { onWarning: (message) => warnings.push(message) });
+  const request = { tokens: prompt(5), maxTokens: 60, sampling: { temperature: 1, presencePenalty: 1, seed: 1 } };
+  // what a sampler calls of one: all may come, but a guess behind another needs a state too many
+  const at = (guessed: number): Matcher =>
+    ({
+      mask: () => {
+        if (guessed === 2) throw new RequestError("the constraint needs more than 100,000 states");
+      },
+      advance: () => {
+        if (guessed >= 0) guessed++;
+      },
+      fork: () => at(0),
+    }) as unknown as Matcher;
+  const [exhausted, other] = await Promise.all([
+    all(engine.generate({ ...request, matcher: at(-1) })),
+    all(engine.generate(request)),
+  ]);
+  const plain = (await all(open().generate(request))).map(({ token }) => token);
+  for (const pieces of [exhausted, other]) expect(pieces.map(({ token }) => token)).toEqual(plain);
+  expect(warnings).toEqual([]);
+  expect(exhausted.at(-1)!.finish!.guessedTokens).toBeLessThan(5);
+  expect(other.at(-1)!.finish!.acceptedTokens).toBeGreaterThan(20);
 });
 
 describe("the steps of a reply", () => {

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import type { Matcher } from "../../src/engine/constraint.ts";
 import { uniform } from "../../src/engine/random.ts";
 import { Sampler, type Sampling } from "../../src/engine/sampler.ts";
 import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
@@ -193,6 +194,21 @@ describe("log-probabilities", () => {
     expect(sample.top.map((t) => t.token)).toEqual(order.slice(0, 2));
     expect(sample.top[1]!.logprob).toBeCloseTo(logits[order[1]!]! - sum, 6);
   });
+});
+
+it("a guess that a grammar does not answer leaves nothing behind", () => {
+  const fork = {
+    mask: () => undefined,
+    advance: () => {
+      throw new RequestError("the constraint needs more than 100,000 states");
+    },
+  };
+  const matcher = { mask: () => undefined, advance: () => {}, fork: () => fork } as unknown as Matcher; // what a sampler calls of one
+  const sampling = { temperature: 1, frequencyPenalty: 2, repetitionPenalty: 1.5, seed: 3 };
+  const asked = new Sampler(sampling, [], V, matcher);
+  expect(() => asked.guess(logits.slice(), [1, 2, 2, 3])).toThrow(RequestError);
+  const plain = new Sampler(sampling, [], V);
+  for (let i = 0; i < 20; i++) expect(asked.sample(logits.slice())).toBe(plain.sample(logits.slice()));
 });
 
 describe("a wrong choice", () => {
