@@ -31,11 +31,32 @@ export interface Tools {
   readonly checks: (() => void)[];
   /** Any character inside a JSON string. */
   readonly any: Regex;
-  /** Languages of strings that have come up, by their patterns. */
+  /** Languages of strings that have come up, by how they are written and their patterns. */
   readonly patterns: Map<string, Regex>;
 }
 
 const MOST_PATTERNS = 2000; // different ones; a millisecond or so each
+
+/** Strings of a language as they stand in JSON, or as they are. */
+function languageOf(
+  { pattern: source, where }: Language,
+  written: "json" | "raw",
+  { regexes, patterns }: Pick<Tools, "regexes" | "patterns">,
+): Regex {
+  const key = `${written} ${source}`;
+  const known = patterns.get(key);
+  if (known) return known;
+  if (patterns.size >= MOST_PATTERNS) {
+    const shown = (n: number) => n.toLocaleString("en");
+    throw new RequestError(
+      `${where}, this is pattern ${shown(MOST_PATTERNS + 1)}; expected at most ${shown(MOST_PATTERNS)} different ones: use the same for several properties, or leave some out and check those values yourself`,
+    );
+  }
+  const alphabet = written === "json" ? jsonAlphabet(regexes) : rawAlphabet(regexes);
+  const language = pattern(source, where, regexes, { alphabet, searches: true });
+  patterns.set(key, language);
+  return language;
+}
 
 /** Makes expressions for the values of one schema. */
 export class JsonWriter {
@@ -51,21 +72,24 @@ export class JsonWriter {
   /** A term of its own, with the blanks behind it: masks of all grammars share it. */
   readonly #comma: Expression;
   readonly #any: Regex;
-  readonly #patterns: Map<string, Regex>;
+  readonly #made: Tools;
 
   /** `name` is what errors call the schema. */
-  constructor(schema: unknown, name: string, style: Style, { regexes, expressions, checks, any, patterns }: Tools) {
+  constructor(schema: unknown, name: string, style: Style, made: Tools) {
+    const { regexes, expressions, checks, any } = made;
+    this.#made = made;
     this.#checks = checks;
     this.#regexes = regexes;
     this.#expressions = expressions;
     this.#style = style;
     this.#name = name;
-    this.#document = new SchemaDocument(schema, name, languageTest(regexes));
+    this.#document = new SchemaDocument(schema, name, (language, text) =>
+      regexes.has(languageOf(language, "raw", made), text),
+    );
     const indent = regexes.union(regexes.loop(regexes.text(" "), 0, 32), regexes.loop(regexes.text("\t"), 0, 8));
     this.#blanks = regexes.union(regexes.end, regexes.text(" "), regexes.concat(regexes.text("\n"), indent));
     this.#comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
     this.#any = any;
-    this.#patterns = patterns;
   }
 
   /** Forms of the whole; for callers that look into them. */
@@ -152,14 +176,8 @@ export class JsonWriter {
     return regexes.and(...bound);
   }
 
-  #language({ pattern: source, where }: Language): Regex {
-    const known = this.#patterns.get(source);
-    if (known) return known;
-    if (this.#patterns.size >= MOST_PATTERNS)
-      throw new RequestError(`${where}, there are more than ${MOST_PATTERNS} different patterns; expected fewer`);
-    const language = pattern(source, where, this.#regexes, { alphabet: jsonAlphabet(this.#regexes), searches: true });
-    this.#patterns.set(source, language);
-    return language;
+  #language(language: Language): Regex {
+    return languageOf(language, "json", this.#made);
   }
 
   #literal(value: Json): Regex {
@@ -423,16 +441,3 @@ const isObjectForm = (form: Form): form is ObjectForm => form.type === "object";
 
 /** As what reads tool calls has them. */
 const isKeyword = (name: string): boolean => /^[\p{L}\p{N}_]+$/u.test(name);
-
-/** Tells whether a text is in a language, in time that grows with the text. */
-function languageTest(regexes: Regexes): (language: Language, text: string) => boolean {
-  const known = new Map<string, Regex>();
-  return ({ pattern: source, where }, text) => {
-    let term = known.get(source);
-    if (!term) {
-      term = pattern(source, where, regexes, { alphabet: rawAlphabet(regexes), searches: true });
-      known.set(source, term);
-    }
-    return regexes.has(term, text);
-  };
-}

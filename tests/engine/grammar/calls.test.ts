@@ -163,3 +163,24 @@ describe("tools", () => {
     );
   });
 });
+
+// Those that values of an enum are tried on were not counted: 20,480 of them were compiled.
+describe("tools with very many patterns", () => {
+  const forms: Record<string, (i: number) => object> = {
+    "of strings": (i) => ({ type: "string", pattern: `^x?${i}$` }),
+    "of listed values": (i) => ({ enum: [`x${i}`], pattern: `^x?${i}$` }),
+  };
+  const begin = (form: (i: number) => object, n: number) => {
+    const tools = Array.from({ length: Math.ceil(n / 40) }, (_, t) => {
+      const properties = Array.from({ length: Math.min(40, n - 40 * t) }, (_, i) => [`p${i}`, form(40 * t + i)]);
+      return { name: `f${t}`, parameters: { type: "object", properties: Object.fromEntries(properties) } };
+    });
+    return grammarsOf(tokenizers["a byte a token"]!).begin({ type: "tool_calls", tools, parallel: false });
+  };
+
+  it.each(Object.entries(forms))("%s are refused once 2,000 have been read", (_, form) => {
+    expect(() => begin(form, 2001)).toThrow(
+      'tool "f50": at #/properties/p0/pattern, this is pattern 2,001; expected at most 2,000 different ones: use the same for several properties, or leave some out and check those values yourself',
+    );
+  });
+});
