@@ -70,7 +70,9 @@ export class Grammars {
       throw new RequestError("a constraint for a model without a token that ends replies; expected one that has it");
     this.#masks ??= this.#read();
     const regexes = new Regexes();
-    return { automaton: automatonOf(constraint, regexes), regexes, masks: this.#masks };
+    const automaton = automatonOf(constraint, regexes);
+    regexes.made();
+    return { automaton, regexes, masks: this.#masks };
   }
 
   /** Forgets the least recently used, until the rest are few and small; the last one stays. */

@@ -1,11 +1,12 @@
 // A random model, held to a form: what it says has that form, however tokens are chosen and guessed.
 
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { type CompletionRequest, complete, type Piece } from "../../src/engine/completion.ts";
 import { type Constraint, Grammars } from "../../src/engine/constraint.ts";
 import { DraftModel } from "../../src/engine/draft-model.ts";
 import type { Engine, EngineOptions } from "../../src/engine/engine.ts";
+import { Regexes } from "../../src/engine/grammar/regex.ts";
 import { PromptLookup } from "../../src/engine/prompt-lookup.ts";
 import { type Decoding, type Guesser, Speculation, type Wanted } from "../../src/engine/speculation.ts";
 import { byteLevel } from "../../src/prompt/small-vocabularies.ts";
@@ -222,5 +223,17 @@ describe("a constraint", () => {
     again.advance(ab[1]!);
     expect(again.mask()!.has(ab[0]!)).toBe(true);
     expect(all.begin({ type: "regex", pattern: "[ab]{9}c" }).mask()!.has(ab[1]!)).toBe(true);
+  });
+
+  // Each of n choices compiled it anew.
+  it("that takes more than half of the states from the beginning is compiled once", () => {
+    const all = new Grammars(tokenizer, tokenizer.stop);
+    const large: Constraint = { type: "json_schema", schema: { enum: [..."abc"].map((c) => c.repeat(19_000)) } };
+    all.begin(bound); // reads the vocabulary
+    const compiled = vi.spyOn(Regexes.prototype, "made");
+    const [one, two] = [all.begin(large), all.begin(large)];
+    expect(compiled.mock.contexts.map((regexes) => (regexes as Regexes).size > 50_000)).toEqual([true]);
+    compiled.mockRestore();
+    expect([...two.mask()!.ids!]).toEqual([...one.mask()!.ids!]);
   });
 });

@@ -52,6 +52,8 @@ export class Regexes {
   readonly #single: Regex[] = [];
   #ranges = 0; // of large classes
   #derived = 0;
+  /** What was used when the grammar was made. */
+  #made = { terms: 0, derived: 0 };
 
   constructor() {
     this.empty = this.#term("empty", [], { isNullable: false });
@@ -62,9 +64,15 @@ export class Regexes {
     return this.#terms.size;
   }
 
-  /** Whether half of what a grammar may take is used: the next reply better begins with a fresh one. */
+  /** The grammar is made: what is used from here on, replies use. */
+  made(): void {
+    this.#made = { terms: this.size, derived: this.#derived };
+  }
+
+  /** Whether replies have used half of what the grammar left them: the next one better begins with a fresh one. */
   get isHalfFull(): boolean {
-    return this.size > MOST_TERMS / 2 || this.#derived > MOST_DERIVED / 2;
+    const { terms, derived } = this.#made;
+    return this.size > (MOST_TERMS + terms) / 2 || this.#derived > (MOST_DERIVED + derived) / 2;
   }
 
   bytes(set: Uint32Array): Regex {
