@@ -204,19 +204,24 @@ export class Matcher {
     return mask;
   }
 
-  /** Goes on with a token that the mask allows. */
+  /** Goes on with a token that the mask allows. Throws RequestError where the grammar needs more states than it may have. */
   advance(token: number): void {
     if (!this.#state) return;
     if (this.#stopTokens.has(token)) {
       this.#state = undefined;
       return;
     }
-    let state: State | null = this.#state;
+    const from = this.#state;
+    this.#state = bounded(() => this.#behind(from, token));
+  }
+
+  #behind(from: State, token: number): State {
+    let state: State | null = from;
     for (const byte of this.#tokenizer.tokenBytes(token)) {
       state = this.#grammar.automaton.next(state, byte);
       if (!state) throw new Error(`token ${token} does not fit the grammar; the mask should have forbidden it`);
     }
-    this.#state = state;
+    return state;
   }
 
   /** The same place, to go on from separately. */

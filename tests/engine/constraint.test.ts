@@ -225,6 +225,14 @@ describe("a constraint", () => {
     expect(all.begin({ type: "regex", pattern: "[ab]{9}c" }).mask()!.has(ab[1]!)).toBe(true);
   });
 
+  // It was an error of the server's.
+  it("whose terms nest too deep to go on with a token is refused", () => {
+    const deep = new Grammars(tokenizer, tokenizer.stop).begin({ type: "regex", pattern: "a?b?".repeat(2500) });
+    expect(() => deep.advance(tokenizer.encode("a")[0]!)).toThrow(
+      new RequestError("the constraint nests too deep, or is too long; expected a simpler one"),
+    );
+  });
+
   // Each of n choices compiled it anew.
   it("that takes more than half of the states from the beginning is compiled once", () => {
     const all = new Grammars(tokenizer, tokenizer.stop);
