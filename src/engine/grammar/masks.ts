@@ -256,8 +256,9 @@ export class Masks {
     wantsExits: boolean,
   ): { readonly local: Local; readonly length: number } | undefined {
     const length = regexes.countedBytes(term);
+    if (length < FEW_BYTES) return undefined;
     const near = regexes.near(term, length);
-    return length < FEW_BYTES || near === term ? undefined : { local: this.#local(near, regexes, wantsExits), length };
+    return near === term ? undefined : { local: this.#local(near, regexes, wantsExits), length };
   }
 
   /** What a term allows of the tokens of at most `length` bytes. */

@@ -1,6 +1,6 @@
 // A mask is what one gets by trying every token, byte by byte.
 
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { automatonOf, type Constraint, type Matcher } from "../../../src/engine/constraint.ts";
 import type { State } from "../../../src/engine/grammar/automaton.ts";
 import { Masks, TokenMask } from "../../../src/engine/grammar/masks.ts";
@@ -92,6 +92,17 @@ describe("masks", () => {
       checkWay(tokenizer, constraint, 1, 12, masksOf(tokenizer));
     },
   );
+
+  it("of few characters are not looked for among those of more, nor terms made for that", () => {
+    const near = vi.spyOn(Regexes.prototype, "near");
+    for (const tokenizer of Object.values(tokenizers))
+      checkWay(tokenizer, constraints["a text of few characters"]!, 1, 60, masksOf(tokenizer));
+    const longest = Object.values(tokenizers).map((tokenizer) => new TokenTrie(tokenizer).longest);
+    const lengths = near.mock.calls.map(([, length]) => length);
+    near.mockRestore();
+    expect(lengths.length).toBeGreaterThan(0);
+    expect(lengths.filter((length) => length < 8 && !longest.includes(length))).toEqual([]);
+  });
 
   it("take no more memory than they may", () => {
     const tokenizer = tokenizers["words"]!;
