@@ -64,6 +64,11 @@ export class Regexes {
     return this.#terms.size;
   }
 
+  /** Derivatives so far, those of parts of terms among them: the work that was done. */
+  get derived(): number {
+    return this.#derived;
+  }
+
   /** The grammar is made: what is used from here on, replies use. */
   made(): void {
     this.#made = { terms: this.size, derived: this.#derived };

@@ -251,3 +251,35 @@ describe("terms", () => {
     ).toBe(regexes.empty);
   });
 });
+
+// x{a,b}x{c,d} is x{a+c,b+d}, and one term, so that many in a row have few states.
+describe("loops of the same in a row", () => {
+  const counts: [number, number][] = [
+    [0, 2],
+    [2, 2],
+    [2, 3],
+    [3, 5],
+    [0, Infinity],
+    [2, Infinity],
+  ];
+  const quantifier = ([least, most]: [number, number]) => `{${least},${most === Infinity ? "" : most}}`;
+  const texts = Array.from({ length: 12 }, (_, n) =>
+    [..."abc"].flatMap((c) => [c.repeat(n), `a${c.repeat(n)}b`]),
+  ).flat();
+  it.each(["a", "[ab]", "a|bb", "a?", "(?:a?|b*)", "ab?", ".*"])("of %s are one", (source) => {
+    for (const first of counts)
+      for (const second of counts) {
+        const regexes = new Regexes();
+        const read = (source: string) =>
+          pattern(source, "here", regexes, { alphabet: rawAlphabet(regexes), searches: false });
+        const part = read(source);
+        const row = regexes.concat(regexes.loop(part, ...first), regexes.loop(part, ...second));
+        expect(row).toBe(regexes.loop(part, first[0] + second[0], first[1] + second[1]));
+        expect(regexes.concat(regexes.loop(part, ...first), regexes.loop(part, ...second), read("c"))).toBe(
+          regexes.concat(row, read("c")),
+        );
+        const judge = new RegExp(`^(?:${source})${quantifier(first)}(?:${source})${quantifier(second)}$`, "v");
+        for (const text of texts) expect(regexes.has(row, text), `${text} in ${judge}`).toBe(judge.test(text));
+      }
+  });
+});
