@@ -48,7 +48,9 @@ function panel(model: string, rows: readonly Row[], engines: readonly string[]):
       const width = full * Math.min(share, 1.1);
       const colour = colours[engines.indexOf(engine) % colours.length];
       parts.push(`<rect x="${labelWidth}" y="${y}" width="${width.toFixed(1)}" height="${bar - 2}" fill="${colour}"/>`);
-      parts.push(`<text x="${(labelWidth + width + 4).toFixed(1)}" y="${y + 10}">${median.toPrecision(3)}</text>`);
+      parts.push(
+        `<text x="${(labelWidth + width + 4).toFixed(1)}" y="${y + 10}">${Number(median.toPrecision(3)).toLocaleString("en-US")}</text>`,
+      );
       y += bar;
     }
     y += gap;
