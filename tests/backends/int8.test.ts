@@ -37,6 +37,13 @@ onEachIsa(
           [3, 512, 33],
           [5, 256, 17],
           [37, 1280, 35],
+          // blocks of 32: an odd number of them in a row, and fewer than any pass takes
+          ...(dtype === "q8_0" || dtype === "q4_0"
+            ? ([
+                [13, 32, 20],
+                [19, 288, 33],
+              ] as const)
+            : []),
         ] as const) {
           const view = viewOf(dtype, [O, I], stored(dtype, [O, I], 43));
           const x = numbers(T * I, 44);
@@ -80,9 +87,10 @@ onEachIsa(
       ["q8_0", "q8_0", 1, 1],
       ["q4_k", "q6_k", 9, 1],
       ["q4_0", "q4_0", 40, 2],
+      ["q4_0", "f16", 40, 1],
       ["q4_k", "f16", 5, 2],
     ] as const)("experts of %s and %s: %i rows, top %i = one feedForward each", async (dtype, downType, T, topK) => {
-      const [D, F, E] = [256, 256, 3];
+      const [D, F, E] = [dtype === "q4_0" ? 288 : 256, 256, 3]; // 288: an odd number of blocks in a row
       const load = (type: DType, shape: Shape, seed: number) => viewOf(type, shape, stored(type, shape, seed));
       const [gate, up, down, ...each] = (await rounded.load([
         load(dtype, [E, F, D], 49),
