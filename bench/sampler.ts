@@ -1,10 +1,12 @@
-// How long does a token take to choose from 202,048 logits?
+// How long does a token take to choose from 202,048 logits, by the kernel and by the loops that stand in for it elsewhere?
 //
-//   node --import ./scripts/ts.mjs bench/sampler.ts [--runs 9] [--out record.json]
+//   npm run build && node --import ./scripts/ts.mjs bench/sampler.ts [--runs 9] [--out record.json]
 
 import { parseArgs } from "node:util";
+import { openNative } from "../src/backends/native/backend.ts";
 import { uniform } from "../src/engine/random.ts";
 import { Sampler, type Sampling } from "../src/engine/sampler.ts";
+import type { Backend } from "../src/tensor/backend.ts";
 import { median, spread, writeRecord } from "./samples.ts";
 
 const { values: options } = parseArgs({ options: { runs: { type: "string", default: "9" }, out: { type: "string" } } });
@@ -33,23 +35,32 @@ const samplings: Record<string, Sampling> = {
   "greedy, 5 logprobs": { temperature: 0, logprobs: 5 },
 };
 
+const native = openNative({ threads: 1 });
 const record = [];
 for (const [kind, values] of Object.entries(logits))
   for (const [name, sampling] of Object.entries(samplings)) {
-    const samples: number[] = [];
-    const scratch = new Float32Array(V);
-    for (let run = -2; run < runs; run++) {
-      const sampler = new Sampler({ ...sampling, seed: run + 2 }, [], V);
-      let ms = 0;
-      for (let t = 0; t < TOKENS; t++) {
-        scratch.set(values);
-        const start = performance.now();
-        sampler.sample(scratch);
-        ms += performance.now() - start;
-      }
-      if (run >= 0) samples.push(ms / TOKENS);
-    }
-    console.log(`${kind.padEnd(22)} ${name.padEnd(38)} ${median(samples).toFixed(2)} ms a token (${spread(samples)})`);
-    record.push({ kind, name, samples });
+    const by = { native: timed(values, sampling, native), loops: timed(values, sampling) };
+    const shown = Object.entries(by).map(([way, ms]) => `${way} ${median(ms).toFixed(2)} (${spread(ms)})`);
+    console.log(`${kind.padEnd(22)} ${name.padEnd(38)} ms a token: ${shown.join(", ")}`);
+    record.push({ kind, name, ...by });
   }
+native.close();
 if (options.out) writeRecord(options.out, { V, tokens: TOKENS, runs, warmUp: 2, record });
+
+/** Milliseconds a token, run by run. */
+function timed(values: Float32Array, sampling: Sampling, backend?: Pick<Backend, "draw">): number[] {
+  const samples: number[] = [];
+  const scratch = new Float32Array(V);
+  for (let run = -2; run < runs; run++) {
+    const sampler = new Sampler({ ...sampling, seed: run + 2 }, [], V, undefined, backend);
+    let ms = 0;
+    for (let t = 0; t < TOKENS; t++) {
+      scratch.set(values);
+      const start = performance.now();
+      sampler.sample(scratch);
+      ms += performance.now() - start;
+    }
+    if (run >= 0) samples.push(ms / TOKENS);
+  }
+  return samples;
+}

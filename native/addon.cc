@@ -166,6 +166,21 @@ class Call {
     return nullptr;
   }
 
+  // A Float32Array of at least one element.
+  struct Floats {
+    const float* data;
+    int64_t length;
+  };
+  Floats float_array() {
+    napi_typedarray_type type;
+    size_t length;
+    void* data;
+    if (napi_get_typedarray_info(env, value(), &type, &length, &data, nullptr, nullptr) != napi_ok ||
+        type != napi_float32_array || length == 0)
+      wrong("a Float32Array with elements");
+    return {static_cast<float*>(data), int64_t(length)};
+  }
+
   struct Ints {
     const int32_t* data;
     int64_t length;
@@ -614,6 +629,21 @@ napi_value cross_entropy(Call& call) {
   return call.undefined();
 }
 
+napi_value draw(Call& call) {
+  Engine& engine = call.engine();
+  const Call::Floats logits = call.float_array();
+  Draw how{};
+  how.scale = float(call.number());
+  how.top_p = call.number();
+  how.min_p = float(call.number());
+  how.u = call.number();
+  if (!(how.scale > 0 && how.top_p >= 0 && how.min_p >= 0 && how.min_p <= 1 && how.u >= 0 && how.u < 1))
+    throw std::range_error("native: draw needs a scale above 0, topP from 0, minP from 0 to 1 and u in [0, 1)");
+  napi_value token;
+  napi_create_int64(call.env, engine.kernels->draw(engine.pool, logits.data, logits.length, how), &token);
+  return token;
+}
+
 // --- the way back: src/tensor/backward.ts ---
 
 // Begins of the groups of N rows.
@@ -942,7 +972,7 @@ napi_value init(napi_env env, napi_value exports) {
       EXPORT("probe", probe), EXPORT("linear", linear), EXPORT("experts", experts), EXPORT("feedForward", feed_forward), EXPORT("threeProducts", three_products), EXPORT("pack", pack), EXPORT("attend", attend),
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),
-      EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy),
+      EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy), EXPORT("draw", draw),
       EXPORT("adamW", adam_w), EXPORT("blend", blend), EXPORT("sumSquares", sum_squares),
       EXPORT("groupedLinear", grouped_linear), EXPORT("linearInput", linear_input), EXPORT("linearWeight", linear_weight),
       EXPORT("rmsNormBackward", rms_norm_backward), EXPORT("layerNormBackward", layer_norm_backward),

@@ -12,7 +12,7 @@ const Kernels kernels = {
     linear_input, linear_weight, rms_norm_backward, layer_norm_backward, swiglu_backward, gelu_backward, attend_backward,
     scores, scores_backward, cross_entropy_backward, router_loss, router_loss_backward, scatter_rows, sum_axes,
     // beside the operations
-    probe, quantize_rows, to_f32_row};
+    draw, probe, quantize_rows, to_f32_row};
 
 }  // namespace LLAMA4_ISA
 }  // namespace llama4

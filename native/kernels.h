@@ -134,6 +134,14 @@ struct RouterLoss {
   double balance, z;
 };
 
+// How a token is drawn from logits; top_p 1 and min_p 0 leave all in.
+struct Draw {
+  float scale;  // of the logits, 1 / temperature; infinite: the likeliest
+  double top_p;
+  float min_p;
+  double u;  // in [0, 1)
+};
+
 struct Peaks {
   double dram_read, int8_ops, f32_flops, bf16_flops;  // bytes or operations a second, all threads
 };
@@ -178,6 +186,8 @@ struct Kernels {
   void (*scatter_rows)(Pool&, const float* x, int64_t width, const int32_t* at, int64_t m, int64_t n, float* y);
   // y over the walk `kept` = Σ over the walk `summed` of x; both have the strides of x.
   void (*sum_axes)(Pool&, const float* x, const Walk& kept, const Walk& summed, float* y);
+  // -1 where a logit is NaN or infinite, or all are -Infinity.
+  int64_t (*draw)(Pool&, const float* logits, int64_t V, const Draw&);
   Peaks (*probe)(Pool&, void* memory, int64_t bytes);
   int64_t (*quantize_rows)(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
   bool (*to_f32_row)(int type, const void* in, float* out, int64_t n);
@@ -222,6 +232,7 @@ void router_loss_backward(Pool&, const float* logits, const RouterLoss&, const f
                              float* dx);
 void scatter_rows(Pool&, const float* x, int64_t width, const int32_t* at, int64_t m, int64_t n, float* y);
 void sum_axes(Pool&, const float* x, const Walk& kept, const Walk& summed, float* y);
+int64_t draw(Pool&, const float* logits, int64_t V, const Draw&);
 Peaks probe(Pool&, void* memory, int64_t bytes);
 int64_t quantize_rows(int type, const float* x, uint8_t* out, int64_t rows, int64_t columns);
 bool to_f32_row(int type, const void* in, float* out, int64_t n);

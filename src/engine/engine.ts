@@ -178,11 +178,11 @@ export class Engine {
   generate(request: GenerateRequest): AsyncIterableIterator<Generated> {
     const { sampling = {}, stopTokens = new Set(), maxTokens = this.context + 1, onToken, signal } = request;
     const { matcher, routes: wantsRoutes } = request;
-    const { vocabSize } = this.#options.config;
+    const { backend, config } = this.#options;
     const tokens = this.#checkPrompt(request.tokens);
     if (!Number.isInteger(maxTokens) || maxTokens < 1)
       throw new RequestError(`maxTokens is ${maxTokens}; expected a whole number from 1`);
-    const sampler = new Sampler(sampling, tokens, vocabSize, matcher);
+    const sampler = new Sampler(sampling, tokens, config.vocabSize, matcher, backend);
     const channel = new Channel<Generated>(() => this.#cancel(job));
     // the last token sampled is never computed, so it needs no room
     const most = Math.min(maxTokens, this.context - tokens.length + 1);

@@ -1,5 +1,6 @@
 // From the logits of one position to a token. V vocabulary
 
+import type { Backend } from "../tensor/backend.ts";
 import { CheckpointError, RequestError } from "../tensor/errors.ts";
 import type { Matcher } from "./constraint.ts";
 import { uniform } from "./random.ts";
@@ -46,12 +47,23 @@ export class Sampler {
   readonly #counts = new Map<number, number>();
   /** Where the reply stands in the grammar that it is held to. */
   readonly #matcher: Matcher | undefined;
+  readonly #backend: Pick<Backend, "draw"> | undefined;
   #drawn = 0;
 
-  /** Throws RequestError for a value that makes no sense. With a matcher, only tokens that it allows are chosen. */
-  constructor(sampling: Sampling, prompt: Iterable<number>, vocabSize: number, matcher?: Matcher) {
+  /**
+   * Throws RequestError for a value that makes no sense. With a matcher, only tokens that it allows are chosen; a backend that
+   * draws saves passes over the logits here.
+   */
+  constructor(
+    sampling: Sampling,
+    prompt: Iterable<number>,
+    vocabSize: number,
+    matcher?: Matcher,
+    backend?: Pick<Backend, "draw">,
+  ) {
     this.#options = checked(sampling, vocabSize);
     this.#matcher = matcher;
+    this.#backend = backend;
     this.#prompt = this.#options.repetitionPenalty === 1 ? new Set() : new Set(prompt);
   }
 
@@ -94,8 +106,10 @@ export class Sampler {
   }
 
   #among(logits: Logits): number {
-    const { temperature, seed } = this.#options;
-    return temperature === 0 ? argmax(logits) : this.#draw(logits, uniform(seed, this.#drawn));
+    const { temperature, topK, seed } = this.#options;
+    const u = uniform(seed, this.#drawn);
+    const token = topK > 0 && temperature > 0 ? undefined : this.#backend?.draw?.(logits, this.#options, u);
+    return token ?? (temperature === 0 ? argmax(logits) : this.#draw(logits, u));
   }
 
   #count(token: number, change: 1 | -1): void {
@@ -123,15 +137,19 @@ export class Sampler {
   #draw(logits: Logits, u: number): number {
     const { temperature, topK, topP, minP } = this.#options;
     const peaks = peaksOf(logits);
-    if (!(topK > 0) && topP === 1) return drawn(logits, peaks, temperature, minP, u);
-    let kept: Candidates;
+    const least: Edge = { weight: minP, token: Infinity };
     if (topK > 0) {
-      const few = candidates(logits, peaks, temperature, behind(peaks, topK, temperature));
-      kept = headOf(few, topK - 1, () => 1);
-      if (topP < 1) kept = headOf(kept, topP * sumOf(kept.weights), itself);
-    } else kept = nucleus(logits, peaks, temperature, topP);
-    if (minP > 0) kept = filter(kept, (weight) => weight >= minP);
-    return pick(kept, u * sumOf(kept.weights));
+      const few = candidates(logits, peaks, temperature, 0, behind(peaks, topK, temperature));
+      let kept = keptOf(
+        few,
+        edgeOf(few, topK - 1, () => 1),
+      );
+      if (topP < 1) kept = keptOf(kept, edgeOf(kept, topP * sumOf(kept.weights), itself));
+      kept = keptOf(kept, least);
+      return pick(kept, u * sumOf(kept.weights));
+    }
+    const edge = topP < 1 ? nucleus(logits, peaks, temperature, topP) : least;
+    return drawn(logits, peaks, temperature, edge.weight < minP ? least : edge, u);
   }
 }
 
@@ -256,17 +274,16 @@ function weighed(logits: Logits, { max, blocks }: Peaks, temperature: number, fa
       if (z < sums.length) sums[z | 0]! += within((z - (z | 0)) / BINS);
     }
   }
-  return sums.map((sum, bin) => sum * weights[bin]!);
+  for (let bin = 0; bin < sums.length; bin++) sums[bin]! *= weights[bin]!;
+  return sums;
 }
 
-/** The bin that brings the sum above `limit`, or the last. */
-function binAbove(sums: Float64Array, limit: number): number {
-  let sum = 0;
-  const bin = sums.findIndex((weight) => {
-    sum += weight;
-    return sum > limit;
-  });
-  return bin < 0 ? sums.length - 1 : bin;
+/** The bin that brings the sum above `limit`, or the last, and the sum before it. */
+function binAbove(sums: Float64Array, limit: number): { readonly bin: number; readonly before: number } {
+  let before = 0;
+  let bin = 0;
+  while (bin < sums.length - 1 && before + sums[bin]! <= limit) before += sums[bin++]!;
+  return { bin, before };
 }
 
 /** More than the temperatures that the n-th likeliest token is behind: as many blocks have a token that is not farther. */
@@ -282,28 +299,38 @@ interface Candidates {
   readonly weights: Float64Array;
 }
 
-/** Tokens less than `far` temperatures behind. */
-function candidates(logits: Logits, { max, blocks }: Peaks, temperature: number, far: number): Candidates {
+/** Tokens at least `near` and less than `far` temperatures behind. */
+function candidates(
+  logits: Logits,
+  { max, blocks }: Peaks,
+  temperature: number,
+  near: number,
+  far: number,
+): Candidates {
   const scale = scaleOf(temperature);
-  let most = 0;
-  for (let b = 0; b < blocks.length; b++) if ((max - blocks[b]!) * scale < far) most += BLOCK;
-  const tokens = new Int32Array(most);
-  const weights = new Float64Array(most);
+  let tokens = new Int32Array(BLOCK);
   let n = 0;
   for (let b = 0; b < blocks.length; b++) {
     if ((max - blocks[b]!) * scale >= far) continue;
+    if (n + BLOCK > tokens.length) tokens = resized(tokens, 2 * tokens.length);
     const end = Math.min((b + 1) * BLOCK, logits.length);
     for (let i = b * BLOCK; i < end; i++) {
       const z = (max - logits[i]!) * scale;
-      if (z >= far) continue;
-      tokens[n] = i;
-      weights[n++] = weightOf(z);
+      if (z >= near && z < far) tokens[n++] = i;
     }
   }
-  return { tokens: tokens.subarray(0, n), weights: weights.subarray(0, n) };
+  const weights = new Float64Array(n);
+  for (let i = 0; i < n; i++) weights[i] = weightOf((max - logits[tokens[i]!]!) * scale);
+  return { tokens: tokens.subarray(0, n), weights };
 }
 
-function sumOf(weights: Float64Array): number {
+function resized(list: Int32Array, length: number): Int32Array<ArrayBuffer> {
+  const all = new Int32Array(length);
+  all.set(list);
+  return all;
+}
+
+function sumOf(weights: ArrayLike<number>): number {
   let sum = 0;
   for (let i = 0; i < weights.length; i++) sum += weights[i]!;
   return sum;
@@ -318,57 +345,65 @@ function pick({ tokens, weights }: Candidates, left: number): number {
   return tokens[weights.findLastIndex((weight) => weight > 0)]!; // rounding has eaten the last sliver
 }
 
-/** Draws of all but what min-p drops: a block, then one of its tokens. */
-function drawn(logits: Logits, { max, blocks }: Peaks, temperature: number, minP: number, u: number): number {
-  const scale = scaleOf(temperature);
-  const far = Math.min(NEGLIGIBLE, 1e-12 - Math.log(minP));
-  const sums = blocks.map((peak, b) => {
-    if ((max - peak) * scale >= far) return 0;
-    const end = Math.min((b + 1) * BLOCK, logits.length);
-    let sum = 0;
-    for (let i = b * BLOCK; i < end; i++) {
-      const z = (max - logits[i]!) * scale;
-      if (z < far) sum += weightOf(z);
-    }
-    return sum;
-  });
-  const last = sums.findLastIndex((sum) => sum > 0);
-  let left = u * sumOf(sums);
-  let b = 0;
-  while (b < last && left >= sums[b]!) left -= sums[b++]!;
-  const [from, to] = [b * BLOCK, (b + 1) * BLOCK];
-  const block = { max, blocks: blocks.subarray(b, b + 1) };
-  return from + pick(candidates(logits.subarray(from, to), block, temperature, far), left);
+/** Where a choice among tokens ends: all that are heavier are kept, and of equal ones those up to this id. */
+interface Edge {
+  readonly weight: number;
+  readonly token: number;
 }
 
-/** Those that pass, in the same order and memory. */
-function filter({ tokens, weights }: Candidates, passes: (weight: number, i: number) => boolean): Candidates {
+const keeps = (edge: Edge, weight: number, token: number) =>
+  weight > edge.weight || (weight === edge.weight && token <= edge.token);
+
+/** Those that are kept, in the same order and memory. */
+function keptOf({ tokens, weights }: Candidates, edge: Edge): Candidates {
   let n = 0;
   for (let i = 0; i < weights.length; i++) {
-    if (!passes(weights[i]!, i)) continue;
+    if (!keeps(edge, weights[i]!, tokens[i]!)) continue;
     tokens[n] = tokens[i]!;
     weights[n++] = weights[i]!;
   }
   return { tokens: tokens.subarray(0, n), weights: weights.subarray(0, n) };
 }
 
-/**
- * The fewest of the heaviest whose measures add up to more than `limit`; of equal weights the lower ids. Those above
- * `edge` are among them. A selection (Hoare's find, on sums) and no sort: linear on average.
- */
-function headOf(all: Candidates, limit: number, measure: (weight: number) => number, edge = Infinity): Candidates {
-  const { weights } = all;
-  const precedes = (a: number, b: number) => weights[a]! > weights[b]! || (weights[a]! === weights[b]! && a < b);
-  let before = 0;
-  let count = 0;
-  const order = new Int32Array(weights.length);
-  for (let i = 0; i < weights.length; i++) {
-    if (weights[i]! > edge) before += measure(weights[i]!);
-    else order[count++] = i;
+/** Draws of all that are kept: a block, then one of its tokens. Nothing is held of them: there may be as many as logits. */
+function drawn(logits: Logits, { max, blocks }: Peaks, temperature: number, edge: Edge, u: number): number {
+  const scale = scaleOf(temperature);
+  const far = Math.min(NEGLIGIBLE, 1e-9 - Math.log(edge.weight)); // the weights are exact to 10⁻¹¹
+  const { weight: least, token: last } = edge;
+  const sums = new Float64Array(blocks.length);
+  for (let b = 0; b < blocks.length; b++) {
+    if ((max - blocks[b]!) * scale >= far) continue;
+    const end = Math.min((b + 1) * BLOCK, logits.length);
+    let sum = 0;
+    for (let i = b * BLOCK; i < end; i++) {
+      const z = (max - logits[i]!) * scale;
+      if (z >= far) continue;
+      const weight = weightOf(z);
+      if (weight > least || (weight === least && i <= last)) sum += weight;
+    }
+    sums[b] = sum;
   }
-  if (count === 0) return all;
+  let left = u * sumOf(sums);
+  let b = 0;
+  for (const end = sums.findLastIndex((sum) => sum > 0); b < end && left >= sums[b]!; b++) left -= sums[b]!;
+  const from = b * BLOCK;
+  const block = { max, blocks: blocks.subarray(b, b + 1) };
+  const tokens = candidates(logits.subarray(from, from + BLOCK), block, temperature, 0, far);
+  return from + pick(keptOf(tokens, { weight: least, token: last - from }), left);
+}
+
+/**
+ * The edge of the fewest of the heaviest whose measures add up to more than `limit`; of equal weights the lower ids are in.
+ * A selection (Hoare's find, on sums) and no sort: linear on average.
+ */
+function edgeOf({ tokens, weights }: Candidates, limit: number, measure: (weight: number) => number): Edge {
+  if (tokens.length === 0) return { weight: 0, token: Infinity };
+  const precedes = (a: number, b: number) => weights[a]! > weights[b]! || (weights[a]! === weights[b]! && a < b);
+  const order = new Int32Array(tokens.length);
+  for (let i = 0; i < order.length; i++) order[i] = i;
+  let before = 0;
   let low = 0;
-  let high = count - 1;
+  let high = order.length - 1;
   while (low < high) {
     const middle = (low + high) >>> 1;
     const pivot = order[middle]!;
@@ -391,20 +426,19 @@ function headOf(all: Candidates, limit: number, measure: (weight: number) => num
       low = end + 1;
     }
   }
-  const lightest = order[Math.min(low, count - 1)]!;
-  const weight = weights[lightest]!;
-  return filter(all, (w, i) => w > weight || (w === weight && i <= lightest));
+  const lightest = order[Math.min(low, order.length - 1)]!;
+  return { weight: weights[lightest]!, token: tokens[lightest]! };
 }
 
-/** What top-p keeps (Holtzman et al. 2020, "The curious case of neural text degeneration": the nucleus). */
-function nucleus(logits: Logits, peaks: Peaks, temperature: number, topP: number, far = LIKELY): Candidates {
+/** The edge of what top-p keeps (Holtzman et al. 2020, "The curious case of neural text degeneration": the nucleus). */
+function nucleus(logits: Logits, peaks: Peaks, temperature: number, topP: number, far = LIKELY): Edge {
   const sums = weighed(logits, peaks, temperature, far);
   const sum = sumOf(sums);
-  const last = binAbove(sums, topP * sum);
-  const near = candidates(logits, peaks, temperature, (last + 1) / BINS);
-  const head = headOf(near, topP * sum, itself, weights[last]);
+  const { bin, before } = binAbove(sums, topP * sum);
+  const last = candidates(logits, peaks, temperature, bin / BINS, (bin + 1) / BINS);
+  const edge = edgeOf(last, topP * sum - before, itself);
   const rest = logits.length * Math.exp(-far); // at most, and however much it is: where that changes nothing, it is done
-  if (far === NEGLIGIBLE || sumOf(head.weights) > topP * (sum + rest)) return head;
+  if (far === NEGLIGIBLE || before + sumOf(keptOf(last, edge).weights) > topP * (sum + rest)) return edge;
   return nucleus(logits, peaks, temperature, topP, NEGLIGIBLE);
 }
 

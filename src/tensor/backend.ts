@@ -133,6 +133,16 @@ export interface Ops {
   crossEntropy(logits: Tensor, targets: Int32Array): Tensor;
 }
 
+/** How a token is drawn from logits. */
+export interface Draw {
+  /** Divides the logits; 0 takes the likeliest, the lowest id among equals. */
+  readonly temperature: number;
+  /** The fewest of the likeliest that have together more than this probability stay; 1 keeps all. */
+  readonly topP: number;
+  /** Those at least this part as likely as the likeliest stay. */
+  readonly minP: number;
+}
+
 export interface LoadOptions {
   /** Called with bytes read so far and in all. */
   readonly onProgress?: (done: number, total: number) => void;
@@ -153,6 +163,11 @@ export interface Backend extends Ops {
    * `spent` dies too, once body is done, unless it is returned: a loop hands its state through without keeping every turn's.
    */
   scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T>;
+  /**
+   * The token that `u`, in [0, 1), draws: those that stay lie one behind the other in the order of their ids. Undefined where
+   * the logits are broken, or of another kind; absent where a loop over them is as fast.
+   */
+  draw?(logits: Float32Array | Float64Array, how: Draw, u: number): number | undefined;
   /** The only way numbers come back. They may be put into `into`, where that has room. */
   read(x: Tensor, into?: Float32Array): Promise<Float32Array | Float64Array>;
   close(): void;

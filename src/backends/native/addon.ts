@@ -183,6 +183,8 @@ export interface Addon {
     scores: Buffer,
     scoresAt: At,
   ): void;
+  /** A token; -1 where a logit is NaN or infinite, or all are -Infinity. The largest logit's where `scale` is Infinity. */
+  draw(e: EngineHandle, logits: Float32Array, scale: number, topP: number, minP: number, u: number): number;
   crossEntropy(
     e: EngineHandle,
     T: Size,

@@ -5,6 +5,7 @@
 import { availableParallelism } from "node:os";
 import {
   type AdamWStep,
+  type Draw,
   type Expert,
   type ExpertBank,
   type KVPool,
@@ -154,6 +155,13 @@ class Native implements NativeBackend {
 
   async scope<T>(body: () => Promise<T>, spent?: Tensor): Promise<T> {
     return this.#memory.scope(body, leasesIn, spent && place(spent).lease);
+  }
+
+  draw(logits: Float32Array | Float64Array, { temperature, topP, minP }: Draw, u: number): number | undefined {
+    if (!(logits instanceof Float32Array)) return undefined;
+    const scale = temperature === 0 ? Infinity : Math.min(1 / temperature, 3e38); // finite as a float
+    const token = this.#addon.draw(this.#engine, logits, scale, topP, minP, u);
+    return token < 0 ? undefined : token;
   }
 
   async read(x: Tensor, into?: Float32Array): Promise<Float32Array> {
