@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -25,6 +26,7 @@
 #include "memory.h"
 #include "packed.h"
 #include "reader.h"
+#include "recording.h"
 #include "transpose.h"
 
 namespace llama4 {
@@ -77,6 +79,14 @@ std::vector<Isa> isas() {
 struct Engine {
   Pool pool;
   const Kernels* kernels;
+  std::unique_ptr<Recording> recording;  // while a step is recorded
+
+  // Runs a call of a step, and again with every later run of its recording.
+  template <typename F>
+  void run(F f) {
+    f();
+    if (recording) recording->calls.push_back(std::move(f));
+  }
 };
 
 constexpr int64_t kMost = int64_t(1) << 52;  // elements or bytes; sums of a few of them cannot overflow
@@ -197,13 +207,25 @@ class Call {
   // As ints(), every one in [0, end).
   Ints indices(int64_t end) {
     const Ints all = ints();
-    for (int64_t i = 0; i < all.length; i++)
-      if (all.data[i] < 0 || all.data[i] >= end)
-        throw std::range_error("native: index " + std::to_string(all.data[i]) + "; expected 0 to " + std::to_string(end - 1));
+    check_indices(all, end);
     return all;
   }
 
+  static void check_indices(const Ints& all, int64_t end) {
+    for (int64_t i = 0; i < all.length; i++)
+      if (all.data[i] < 0 || all.data[i] >= end)
+        throw std::range_error("native: index " + std::to_string(all.data[i]) + "; expected 0 to " + std::to_string(end - 1));
+  }
+
+  // The engine for what a recording does not keep: with such a call in it, it is none.
   Engine& engine() {
+    Engine& engine = step_engine();
+    if (engine.recording) engine.recording->is_whole = false;
+    return engine;
+  }
+
+  // The engine for a call that goes through Engine::run, with all that it needs.
+  Engine& step_engine() {
     void* pointer = nullptr;
     if (napi_get_value_external(env, value(), &pointer) != napi_ok) wrong("an engine");
     Engine* engine = *static_cast<Engine**>(pointer);
@@ -256,7 +278,7 @@ napi_value open(Call& call) {
     throw std::range_error("native: " + std::to_string(threads) + " threads; expected 1 to 1024");
   for (const Isa& isa : isas()) {
     if (name != isa.name) continue;
-    Engine** engine = new Engine*(new Engine{Pool(int(threads)), isa.kernels});
+    Engine** engine = new Engine*(new Engine{Pool(int(threads)), isa.kernels, nullptr});
     napi_value external;
     napi_create_external(call.env, engine, [](napi_env, void* data, void*) {
       delete *static_cast<Engine**>(data);
@@ -330,7 +352,7 @@ napi_value release(Call& call) {
 }
 
 napi_value linear(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   const int64_t T = call.size(), I = call.size(), O = call.size();
   Linear l{};
   l.type = call.type();
@@ -339,17 +361,19 @@ napi_value linear(Call& call) {
   l.b = call.floats_or_null(O);
   const Product only{0, T, w, call.floats(product({T, O}))};
   l.N = T;
-  l.products = &only;
   l.count = T > 0 && I > 0 ? 1 : 0;
   l.I = I;
   l.O = O;
-  engine.kernels->linear(engine.pool, l);
+  engine.run([&engine, l, only]() mutable {
+    l.products = &only;
+    engine.kernels->linear(engine.pool, l);
+  });
   return call.undefined();
 }
 
 // Three products of packed matrices: for each O, type, w and y.
 napi_value three_products(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   ThreeProducts a{};
   a.T = call.size(), a.I = call.size();
   if (a.I < 1) throw std::range_error("native: threeProducts needs I of at least 1");
@@ -361,7 +385,7 @@ napi_value three_products(Call& call) {
     a.w[i] = call.bytes(bytes_of(a.type[i], a.O[i], a.I));
     a.y[i] = call.floats(product({a.T, a.O[i]}));
   }
-  if (a.T > 0) engine.kernels->three_products(engine.pool, a);
+  if (a.T > 0) engine.run([&engine, a] { engine.kernels->three_products(engine.pool, a); });
   return call.undefined();
 }
 
@@ -384,14 +408,14 @@ Gated packed_gated(Call& call, int64_t F, int64_t D) {
 
 // With or without a shared expert behind the other arguments.
 napi_value experts(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   Experts a{};
   a.T = call.size(), a.D = call.size(), a.F = call.size(), a.E = call.size(), a.top_k = call.size();
   if (a.D < 1 || a.F < 1 || a.E < 1 || a.top_k < 1)
     throw std::range_error("native: experts needs D, F, E and topK of at least 1");
   a.x = call.floats(product({a.T, a.D}));
   a.bank = gated(call, a.E, a.F, a.D);
-  const Call::Ints chosen = call.indices(a.E);
+  const Call::Ints chosen = call.ints();
   if (chosen.length != product({a.T, a.top_k}))
     throw std::range_error("native: " + std::to_string(chosen.length) + " choices of experts; expected one for each row and k");
   a.chosen = chosen.data;
@@ -403,12 +427,16 @@ napi_value experts(Call& call) {
     a.shared = packed_gated(call, a.F, a.D);
     a.has_shared = true;
   }
-  if (a.T > 0) engine.kernels->experts(engine.pool, a);
+  if (a.T > 0)
+    engine.run([&engine, a, chosen] {
+      Call::check_indices(chosen, a.E);
+      engine.kernels->experts(engine.pool, a);
+    });
   return call.undefined();
 }
 
 napi_value feed_forward(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   Experts a{};
   a.T = call.size(), a.D = call.size(), a.F = call.size();
   if (a.D < 1 || a.F < 1) throw std::range_error("native: feedForward needs D and F of at least 1");
@@ -416,7 +444,7 @@ napi_value feed_forward(Call& call) {
   a.y = call.floats(product({a.T, a.D}));
   a.shared = packed_gated(call, a.F, a.D);
   a.has_shared = true;
-  if (a.T > 0) engine.kernels->experts(engine.pool, a);
+  if (a.T > 0) engine.run([&engine, a] { engine.kernels->experts(engine.pool, a); });
   return call.undefined();
 }
 
@@ -430,17 +458,28 @@ FlatSegment segment_at(const Call::Ints& flat, int64_t i, int64_t T) {
   return s;
 }
 
+// These places, or, in a recording, those of the layers before that attend alike: a later run gives all of them others.
+std::shared_ptr<Places> shared_places(Engine& engine, Places&& places, bool can_repeat) {
+  std::shared_ptr<Places> own = std::make_shared<Places>(std::move(places));
+  if (!engine.recording) return own;
+  Recording& recording = *engine.recording;
+  const std::shared_ptr<Places>& shared = recording.places.emplace(own->chunk, own).first->second;
+  recording.is_whole = recording.is_whole && can_repeat && shared->is_alike(*own);
+  return shared;
+}
+
 // segments: four numbers each, row, length, position and where its table begins in `tables`.
 napi_value attend(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   Attend a{};
-  const int64_t T = call.size();
+  Places places;
+  const int64_t T = places.T = call.size();
   a.H = call.size(), a.K = call.size(), a.d = call.size();
-  a.chunk = call.size();
+  a.chunk = places.chunk = call.size();
   a.causal = call.flag();
   const bool cached = call.flag();
-  const int64_t blocks = call.size();
-  a.block_size = call.size();
+  places.blocks = call.size();
+  a.block_size = places.block_size = call.size();
   a.type = call.type();
   if (a.H < 1 || a.K < 1 || a.H % a.K || a.d < 1)
     throw std::range_error("native: attend needs H and d of at least 1 and K a divisor of H");
@@ -449,9 +488,9 @@ napi_value attend(Call& call) {
   a.q = call.floats(product({T, a.H, a.d}));
   a.k = call.floats(product({T, a.K, a.d}));
   a.v = call.floats(product({T, a.K, a.d}));
-  const Call::Ints flat = call.ints(), tables = call.indices(blocks);
+  const Call::Ints flat = call.ints(), tables = call.ints();
   if (cached) {
-    const int64_t layer = bytes_of(a.type, product({blocks, a.block_size, a.K}), a.d) + kPoolSlack;
+    const int64_t layer = bytes_of(a.type, product({places.blocks, a.block_size, a.K}), a.d) + kPoolSlack;
     a.keys = call.bytes(layer);
     a.values = call.bytes(layer);
   } else {
@@ -459,17 +498,13 @@ napi_value attend(Call& call) {
   }
   a.y = call.floats(product({T, a.H, a.d}));
   a.lse = call.floats_or_null(product({T, a.H}));
-  std::vector<Segment> segments;
-  for (int64_t i = 0; i + 4 <= flat.length; i += 4) {
-    const auto [row, length, position, table] = segment_at(flat, i, T);
-    const int64_t last = a.chunk ? position % a.chunk + length - 1 : position + length - 1;
-    if (cached && (table < 0 || table + last / a.block_size >= tables.length))
-      throw std::range_error("native: the block table of a sequence ends before slot " + std::to_string(last));
-    segments.push_back({row, length, position, cached ? tables.data + table : nullptr});
-  }
-  a.segments = segments.data();
-  a.count = int64_t(segments.size());
-  engine.kernels->attend(engine.pool, a);
+  places.set(flat.data, flat.length, tables.data, tables.length, cached);
+  const std::shared_ptr<Places> shared = shared_places(engine, std::move(places), cached && !a.lse);
+  engine.run([&engine, a, shared]() mutable {
+    a.segments = shared->segments.data();
+    a.count = int64_t(shared->segments.size());
+    engine.kernels->attend(engine.pool, a);
+  });
   return call.undefined();
 }
 
@@ -484,9 +519,9 @@ Norm norm_of(Call& call) {
 }
 
 napi_value rms_norm(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   const Norm a = norm_of(call);
-  if (a.n > 0) engine.kernels->rms_norm(engine.pool, a);
+  if (a.n > 0) engine.run([&engine, a] { engine.kernels->rms_norm(engine.pool, a); });
   return call.undefined();
 }
 
@@ -499,28 +534,30 @@ napi_value layer_norm(Call& call) {
 }
 
 napi_value rope(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   const int64_t T = call.size(), H = call.size(), d = call.size();
   if (d % 2) throw std::range_error("native: rope turns pairs; " + std::to_string(d) + " elements of a head are odd");
   const float *x = call.floats(product({T, H, d})), *rotations = call.floats(product({T, d}));
   float* y = call.floats(product({T, H, d}));
-  if (H > 0 && d > 0) engine.kernels->rope(engine.pool, x, rotations, T, H, d, y);
+  if (H > 0 && d > 0) engine.run([=, &engine] { engine.kernels->rope(engine.pool, x, rotations, T, H, d, y); });
   return call.undefined();
 }
 
 napi_value add(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   const int64_t n = call.size();
   const float *a = call.floats(n), *b = call.floats(n);
-  engine.kernels->add(engine.pool, a, b, n, call.floats(n));
+  float* y = call.floats(n);
+  engine.run([=, &engine] { engine.kernels->add(engine.pool, a, b, n, y); });
   return call.undefined();
 }
 
 napi_value swiglu(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   const int64_t n = call.size();
   const float *gate = call.floats(n), *up = call.floats(n);
-  engine.kernels->swiglu(engine.pool, gate, up, n, call.floats(n));
+  float* y = call.floats(n);
+  engine.run([=, &engine] { engine.kernels->swiglu(engine.pool, gate, up, n, y); });
   return call.undefined();
 }
 
@@ -550,12 +587,12 @@ Walk walk_of(Call& call, int64_t& elements, int64_t& reach) {
 }
 
 napi_value mul(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   int64_t n, reach;
   const Walk walk = walk_of(call, n, reach);
   const float *a = call.floats(n), *b = call.floats(n ? reach : 0);
   float* y = call.floats(n);
-  if (n > 0) engine.kernels->mul(engine.pool, a, b, walk, y);
+  if (n > 0) engine.run([=, &engine] { engine.kernels->mul(engine.pool, a, b, walk, y); });
   return call.undefined();
 }
 
@@ -570,12 +607,16 @@ napi_value gather(Call& call) {
 }
 
 napi_value rows(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   const int64_t count = call.size(), width = call.size();
   const int type = call.type();
   const uint8_t* table = call.bytes(bytes_of(type, count, width));
-  const Call::Ints at = call.indices(count);
-  engine.kernels->rows(engine.pool, type, table, width, at.data, at.length, call.floats(product({at.length, width})));
+  const Call::Ints at = call.ints();
+  float* y = call.floats(product({at.length, width}));
+  engine.run([=, &engine] {
+    Call::check_indices(at, count);
+    engine.kernels->rows(engine.pool, type, table, width, at.data, at.length, y);
+  });
   return call.undefined();
 }
 
@@ -600,14 +641,16 @@ napi_value splice(Call& call) {
 }
 
 napi_value route(Call& call) {
-  Engine& engine = call.engine();
+  Engine& engine = call.step_engine();
   const int64_t T = call.size(), E = call.size(), top_k = call.size();
   if (top_k < 1 || top_k > E) throw std::range_error("native: route needs 1 to " + std::to_string(E) + " choices");
   const float* logits = call.floats(product({T, E}));
   const Call::Ints chosen = call.ints();
   if (chosen.length != product({T, top_k})) throw std::range_error("native: route needs room for every choice");
   float* scores = call.floats(chosen.length);
-  engine.kernels->route(engine.pool, logits, T, E, top_k, const_cast<int32_t*>(chosen.data), scores);
+  engine.run([=, &engine] {
+    engine.kernels->route(engine.pool, logits, T, E, top_k, const_cast<int32_t*>(chosen.data), scores);
+  });
   return call.undefined();
 }
 
@@ -964,6 +1007,46 @@ napi_value probe(Call& call) {
   return list;
 }
 
+// --- a step that runs again ---
+
+napi_value start_recording(Call& call) {
+  Engine& engine = call.step_engine();
+  engine.recording = std::make_unique<Recording>();
+  return call.undefined();
+}
+
+// What ran since, or null where it cannot be run again.
+napi_value end_recording(Call& call) {
+  Engine& engine = call.step_engine();
+  const std::unique_ptr<Recording> recording = std::move(engine.recording);
+  napi_value result;
+  napi_get_null(call.env, &result);
+  if (!recording || !recording->is_whole) return result;
+  const auto free = [](napi_env, void* data, void*) { delete static_cast<Recording*>(data); };
+  Recording* kept = new Recording(std::move(*recording));
+  if (napi_create_external(call.env, kept, free, nullptr, &result) != napi_ok) {
+    delete kept;
+    throw std::range_error("native: the system refused memory for a recording");
+  }
+  return result;
+}
+
+// For each kind of layer: its chunk, segments and tables.
+napi_value replay(Call& call) {
+  call.engine();
+  void* pointer = nullptr;
+  if (napi_get_value_external(call.env, call.value(), &pointer) != napi_ok) throw std::range_error("native: no recording");
+  Recording& recording = *static_cast<Recording*>(pointer);
+  for (size_t kinds = recording.places.size(); kinds > 0; kinds--) {
+    const auto found = recording.places.find(call.size());
+    if (found == recording.places.end()) throw std::range_error("native: the recording has no layers of this chunk");
+    const Call::Ints flat = call.ints(), tables = call.ints();
+    found->second->set(flat.data, flat.length, tables.data, tables.length, true);
+  }
+  for (const std::function<void()>& run : recording.calls) run();
+  return call.undefined();
+}
+
 napi_value init(napi_env env, napi_value exports) {
 #define EXPORT(name, function) {name, nullptr, enter<function>, nullptr, nullptr, nullptr, napi_default, nullptr}
   const napi_property_descriptor properties[] = {
@@ -973,6 +1056,7 @@ napi_value init(napi_env env, napi_value exports) {
       EXPORT("rmsNorm", rms_norm), EXPORT("layerNorm", layer_norm), EXPORT("rope", rope), EXPORT("add", add),
       EXPORT("mul", mul), EXPORT("swiglu", swiglu), EXPORT("gelu", gelu), EXPORT("gather", gather),
       EXPORT("rows", rows), EXPORT("splice", splice), EXPORT("route", route), EXPORT("crossEntropy", cross_entropy), EXPORT("draw", draw),
+      EXPORT("startRecording", start_recording), EXPORT("endRecording", end_recording), EXPORT("replay", replay),
       EXPORT("adamW", adam_w), EXPORT("blend", blend), EXPORT("sumSquares", sum_squares),
       EXPORT("groupedLinear", grouped_linear), EXPORT("linearInput", linear_input), EXPORT("linearWeight", linear_weight),
       EXPORT("rmsNormBackward", rms_norm_backward), EXPORT("layerNormBackward", layer_norm_backward),

@@ -2,10 +2,10 @@
 
 import type { Llama4Config } from "../model/config.ts";
 import type { Parameters } from "../model/parameters.ts";
-import { forward } from "../model/transformer.ts";
 import type { Backend, KVDType } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { openPages, type Pages } from "./pages.ts";
+import { RecordedSteps } from "./recorded-steps.ts";
 import type { Sampler } from "./sampler.ts";
 import { plan } from "./scheduler.ts";
 import { type Decoding, type Guesser, MOST_GUESSED, type Wanted } from "./speculation.ts";
@@ -56,6 +56,7 @@ export class DraftModel implements Guesser<Sampled> {
   readonly hopes = [0.7];
   readonly #draft: Draft;
   readonly #pages: Pages;
+  readonly #recorded: RecordedSteps;
   readonly #budget: { readonly tokens: number; readonly chunk: number };
   readonly #readings = new Map<number, Reading>();
 
@@ -66,6 +67,7 @@ export class DraftModel implements Guesser<Sampled> {
       );
     this.#draft = draft;
     this.#pages = openPages(draft.backend, draft.config, { context: draft.context, dtype: draft.kvDtype });
+    this.#recorded = new RecordedSteps(draft.parameters, draft.config);
     this.#budget = { tokens: stepTokens, chunk: this.#pages.tables.sizes.chunk };
   }
 
@@ -108,6 +110,7 @@ export class DraftModel implements Guesser<Sampled> {
   }
 
   close(): void {
+    this.#recorded.close();
     this.#pages.close();
   }
 
@@ -133,7 +136,7 @@ export class DraftModel implements Guesser<Sampled> {
   /** Reads on, each sequence up to its length at most; where that is reached and guesses are wanted, makes one. */
   async #step(readers: readonly Reader[]): Promise<void> {
     const { tables, layers } = this.#pages;
-    const { backend, parameters, config } = this.#draft;
+    const { backend, config } = this.#draft;
     const fits = readers.filter((r) => this.#makeRoom(r));
     if (fits.length === 0) return;
     const segments = plan(fits, this.#budget);
@@ -146,7 +149,7 @@ export class DraftModel implements Guesser<Sampled> {
     let logits: Float32Array | Float64Array = new Float32Array();
     await backend.scope(async () => {
       const step = { tokens: Int32Array.from(tokens), segments, wanted, cache: layers };
-      logits = await backend.read(await forward(parameters, config, step));
+      logits = await backend.read(await this.#recorded.run(step, () => {}));
     });
     for (const { segment, r } of parts) {
       r.position += segment.length;

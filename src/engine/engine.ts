@@ -12,6 +12,7 @@ import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
 import { IMAGE_CACHE_BYTES, ImageEncoder, type ImageStats, type PromptImage, PromptImages } from "./images.ts";
 import { openPages, type Pages } from "./pages.ts";
 import { PromptLookup } from "./prompt-lookup.ts";
+import { RecordedSteps } from "./recorded-steps.ts";
 import { RouteTrace, type TokenRoutes } from "./route-trace.ts";
 import { type Logprob, Sampler, type Sampling } from "./sampler.ts";
 import { type Schedulable, schedule } from "./scheduler.ts";
@@ -141,6 +142,7 @@ export class Engine {
       onWarning(message: string): void;
     };
   readonly #pages: Pages;
+  readonly #recorded: RecordedSteps | undefined;
   /** Undefined after it has failed, too. */
   #speculation: Speculation<Sampled> | undefined;
   readonly #encoder: ImageEncoder | undefined;
@@ -170,6 +172,7 @@ export class Engine {
       this.#speculation = new Speculation(new DraftModel(speculation, { vocabSize, stepTokens }));
     }
     this.#pages = openPages(backend, config, { context, dtype: kvDtype, localTokens, sharePrefixes });
+    if (forward === modelForward) this.#recorded = new RecordedSteps(options.parameters, config);
     const { vision } = options;
     if (vision) this.#encoder = new ImageEncoder(vision, config, imageCacheBytes);
   }
@@ -306,6 +309,7 @@ export class Engine {
     this.#isClosed = true;
     for (const job of [...this.#waiting, ...this.#running]) this.#cancel(job, new Error("the engine was closed"));
     await this.#loop;
+    this.#recorded?.close();
     this.#pages.close();
     this.#speculation?.close();
   }
@@ -483,18 +487,18 @@ export class Engine {
         rows: backend.from(joined(features, D), [patches.length, D]),
         at: Int32Array.from(patches),
       };
-      const step = {
-        tokens: Int32Array.from(tokens),
-        segments,
-        wanted: Int32Array.from(wanted),
-        cache: this.#pages.layers,
-        routed: (layer: number, routes: Routes, logits: Tensor) => {
-          this.#countExperts(layer, routes.experts);
-          return trace?.hear(layer, routes, logits);
-        },
-        ...(images && { images }),
+      const plain = {
+        ...{ tokens: Int32Array.from(tokens), segments, wanted: Int32Array.from(wanted), cache: this.#pages.layers },
       };
-      logits = await backend.read(await forward(parameters, config, step), this.#roomFor(wanted.length * V));
+      const routed = (layer: number, routes: Routes, logits?: Tensor) => {
+        this.#countExperts(layer, routes.experts);
+        return logits && trace?.hear(layer, routes, logits);
+      };
+      const computed =
+        images || trace || !this.#recorded
+          ? forward(parameters, config, { ...plain, routed, ...(images && { images }) })
+          : this.#recorded.run(plain, routed);
+      logits = await backend.read(await computed, this.#roomFor(wanted.length * V));
     });
     this.#steps++;
     this.#stepTokens += tokens.length;

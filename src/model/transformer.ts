@@ -2,7 +2,7 @@
 //
 // T tokens in the step · V vocabulary · D dim · H query heads · K key/value heads · d head dim
 
-import type { LayerCache, Routes, Segment } from "../tensor/backend.ts";
+import type { LayerCache, Recording, Routes, Segment } from "../tensor/backend.ts";
 import {
   add,
   attend,
@@ -105,6 +105,17 @@ async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place):
   return experts(x, w.experts, routes, { gate: w1, up: w3, down: w2 }); // [T, D]
 }
 
+/** A recorded step of as many tokens and wanted rows, run again with these: its logits. */
+export function forwardAgain(
+  recording: Recording,
+  c: Llama4Config,
+  { tokens, segments }: Omit<Step, "wanted">,
+): Tensor {
+  const { local, absolute, temperatures } = placeNumbers(c, positionsOf(tokens.length, segments));
+  const numbers = [local, absolute, temperatures].filter((list) => list !== undefined); // in the order of placeTokens
+  return recording.run(tokens, numbers, segments);
+}
+
 /** What the tokens' places mean to the layers, worked out once a step. */
 interface Place extends Pick<Step, "segments" | "cache" | "choose" | "routed"> {
   rotations(kind: LayerKind): Tensor; // [T, d/2, 2]
@@ -114,6 +125,24 @@ interface Place extends Pick<Step, "segments" | "cache" | "choose" | "routed"> {
 function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache, choose, routed }: Step): Place {
   const { backend } = p.tokEmbeddings;
   const T = tokens.length;
+  const numbers = placeNumbers(c, positionsOf(T, segments));
+  // Made before any layer's scope opens, so that every layer shares them.
+  const rotations = (of: Float64Array | undefined) => of && backend.from(of, [T, c.headDim / 2, 2]);
+  const local = rotations(numbers.local);
+  const absolute = rotations(numbers.absolute);
+  const tuned = numbers.temperatures && backend.from(numbers.temperatures, [T, 1, 1]);
+  return {
+    segments,
+    ...(cache && { cache }),
+    ...(choose && { choose }),
+    ...(routed && { routed }),
+    rotations: (kind) => (kind.chunked ? local : absolute)!,
+    ...(tuned && { temperatures: tuned }),
+  };
+}
+
+/** The position of every row `[T]`. */
+function positionsOf(T: number, segments: readonly Segment[]): Int32Array {
   const positions = new Int32Array(T).fill(-1);
   for (const { row, length, position } of segments) {
     for (let t = 0; t < length; t++) positions[row + t] = position + t;
@@ -121,21 +150,20 @@ function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache, 
   const orphan = positions.indexOf(-1);
   if (orphan >= 0)
     throw new RangeError(`forward: row ${orphan} of ${T} is in no segment; expected segments to cover every row`);
-  // Made before any layer's scope opens, so that every layer shares them.
+  return positions;
+}
+
+/** The rotations of layers with chunks and of those without `[T, d/2, 2]`, and the temperatures `[T]`, as far as some layer needs them. */
+function placeNumbers(c: Llama4Config, positions: Int32Array) {
   const rotate = (chunked: boolean) => {
     const used = c.layers.some((kind) => kind.rope && kind.chunked === chunked);
-    return used ? backend.from(ropeRotations(c, positions, chunked), [T, c.headDim / 2, 2]) : undefined;
+    return used ? ropeRotations(c, positions, chunked) : undefined;
   };
-  const local = rotate(true);
-  const absolute = rotate(false);
   const tuned = c.temperature && c.layers.some((kind) => !kind.rope);
   return {
-    segments,
-    ...(cache && { cache }),
-    ...(choose && { choose }),
-    ...(routed && { routed }),
-    rotations: (kind) => (kind.chunked ? local : absolute)!,
-    ...(tuned && { temperatures: backend.from(temperatures(c, positions), [T, 1, 1]) }),
+    local: rotate(true),
+    absolute: rotate(false),
+    temperatures: tuned ? temperatures(c, positions) : undefined,
   };
 }
 

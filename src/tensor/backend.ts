@@ -149,6 +149,16 @@ export interface LoadOptions {
   readonly signal?: AbortSignal;
 }
 
+/** A step that has run, with all that it computed in. */
+export interface Recording {
+  /**
+   * Runs it again in one go: with other tokens in the lookup that came first, other numbers in the tensors that `from` made, in
+   * their order, and other segments, as long as the rows that they cover. Its result holds until the next run.
+   */
+  run(tokens: Int32Array, numbers: readonly Float64Array[], segments: readonly Segment[]): Tensor;
+  close(): void;
+}
+
 export interface Backend extends Ops {
   readonly name: string;
   /** The way back, where the backend can be trained on. */
@@ -168,6 +178,11 @@ export interface Backend extends Ops {
    * the logits are broken, or of another kind; absent where a loop over them is as fast.
    */
   draw?(logits: Float32Array | Float64Array, how: Draw, u: number): number | undefined;
+  /**
+   * Runs a step and keeps what its operations did, to be run again without them; undefined where one of them cannot be.
+   * What it made lives with the recording. Absent where nothing is saved by it.
+   */
+  record?(step: () => Promise<Tensor>): Promise<{ readonly result: Tensor; readonly recording: Recording | undefined }>;
   /** The only way numbers come back. They may be put into `into`, where that has room. */
   read(x: Tensor, into?: Float32Array): Promise<Float32Array | Float64Array>;
   close(): void;

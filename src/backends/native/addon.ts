@@ -15,6 +15,8 @@ export const roundedType = 2048; // kRounded of native/packed.h
 
 /** Threads and the kernels chosen for them. One call at a time. */
 export type EngineHandle = { readonly engine: unique symbol };
+/** Its calls read and write the buffers that they were given, which must outlive it. */
+export type RecordingHandle = { readonly recording: unique symbol };
 export type ReadHandle = { readonly reading: unique symbol };
 
 type Size = number;
@@ -183,6 +185,12 @@ export interface Addon {
     scores: Buffer,
     scoresAt: At,
   ): void;
+  /** What runs from here on is kept, beside being run: until `endRecording`. */
+  startRecording(e: EngineHandle): void;
+  /** What ran since; null where a call was among it that cannot run again: all but those of a step's forward pass can. */
+  endRecording(e: EngineHandle): RecordingHandle | null;
+  /** Runs it again, for each kind of layers, by its chunk, with these segments and tables, as `attend` takes them. */
+  replay(e: EngineHandle, recording: RecordingHandle, ...kinds: (number | Int32Array)[]): void;
   /** A token; -1 where a logit is NaN or infinite, or all are -Infinity. The largest logit's where `scale` is Infinity. */
   draw(e: EngineHandle, logits: Float32Array, scale: number, topP: number, minP: number, u: number): number;
   crossEntropy(

@@ -3,27 +3,36 @@
 // T tokens · D dim · H query heads · K key/value heads · d head dim · E experts · F expert width · V vocabulary
 
 import { availableParallelism } from "node:os";
-import {
-  type AdamWStep,
-  type Draw,
-  type Expert,
-  type ExpertBank,
-  type KVPool,
-  type KVPoolSpec,
-  type LoadOptions,
-  type Routes,
-  type Span,
-  slotBytes,
-  type TrainingBackend,
+import type {
+  AdamWStep,
+  Draw,
+  Expert,
+  ExpertBank,
+  KVPool,
+  KVPoolSpec,
+  LoadOptions,
+  Routes,
+  Span,
+  TrainingBackend,
 } from "../../tensor/backend.ts";
 import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { RequestError } from "../../tensor/errors.ts";
 import { iqTables } from "../../tensor/iq-grids.ts";
 import { elementCount, type Grid, type Shape, type Tensor, type TensorView } from "../../tensor/tensor.ts";
-import { type Addon, type EngineHandle, type Isa, loadAddon, packedType, roundedType } from "./addon.ts";
+import {
+  type Addon,
+  type EngineHandle,
+  type Isa,
+  loadAddon,
+  packedType,
+  type RecordingHandle,
+  roundedType,
+} from "./addon.ts";
 import { NativeBackward } from "./backward.ts";
+import { NativePool, placesOf } from "./kv-pool.ts";
 import { packable, packedBytes, readViews } from "./load.ts";
 import { type Lease, Memory, type Place } from "./memory.ts";
+import { type Inputs, NativeRecording } from "./recording.ts";
 import { multiplyWalk, permuteWalk } from "./walk.ts";
 
 export interface NativeOptions {
@@ -77,6 +86,8 @@ class Native implements NativeBackend {
   readonly #addon: Addon;
   readonly #engine: EngineHandle;
   readonly #memory: Memory;
+  /** While a step is recorded. */
+  #inputs: Inputs | undefined;
 
   constructor(addon: Addon, options: NativeOptions) {
     const { threads = availableParallelism(), activations = "int8", isa = process.env["LLAMA4_ISA"] } = options;
@@ -128,7 +139,9 @@ class Native implements NativeBackend {
 
   from(data: Float32Array | Float64Array | Int32Array, shape: Shape): Tensor {
     const y = this.#make(shape);
-    new Float32Array(y.data.buffer, y.data.at, elementCount(shape)).set(data);
+    const numbers = new Float32Array(y.data.buffer, y.data.at, elementCount(shape));
+    numbers.set(data);
+    this.#inputs?.numbers.push(numbers);
     return y;
   }
 
@@ -176,6 +189,32 @@ class Native implements NativeBackend {
     return new NativePool(spec, this.#memory);
   }
 
+  async record(step: () => Promise<Tensor>) {
+    const [addon, engine] = [this.#addon, this.#engine];
+    const inputs: Inputs = { numbers: [], caches: new Map(), arrays: [] };
+    let [result, handle]: [Tensor?, (RecordingHandle | null)?] = [];
+    const release = await this.#memory.apart(async () => {
+      this.#inputs = inputs;
+      addon.startRecording(engine);
+      try {
+        result = await step();
+        return place(result).lease;
+      } finally {
+        handle = addon.endRecording(engine);
+        this.#inputs = undefined;
+      }
+    });
+    const { buffer, at } = result!.data as Place; // its memory is the recording's now
+    const own: Tensor = { ...result!, data: { buffer, at } satisfies Place };
+    if (handle) {
+      const recording = new NativeRecording({ addon, engine }, handle, { inputs, result: own, release });
+      return { result: own, recording };
+    }
+    const copy = this.from(new Float32Array(buffer, at, elementCount(own.shape)), own.shape);
+    release();
+    return { result: copy, recording: undefined };
+  }
+
   close(): void {
     this.#addon.close(this.#engine);
     this.#memory.close();
@@ -184,6 +223,7 @@ class Native implements NativeBackend {
   // --- operations ---
 
   embed(table: Tensor, ids: Int32Array): Tensor {
+    if (this.#inputs) this.#inputs.tokens ??= ids;
     return this.rows(table, ids);
   }
 
@@ -301,17 +341,8 @@ class Native implements NativeBackend {
     const [T, H, d] = q.shape as [number, number, number];
     const K = k.shape[1]!;
     const pool = cache?.pool as NativePool | undefined; // a cache is handed back to the backend that made its pool
-    const tables: Int32Array[] = [];
-    const flat = new Int32Array(4 * segments.length);
-    let start = 0;
-    for (const [i, { row, length, position, sequence }] of segments.entries()) {
-      flat.set([row, length, position, start], 4 * i);
-      if (!cache) continue;
-      const last = (chunk ? position % chunk : position) + length - 1;
-      const table = cache.table(sequence).subarray(0, Math.floor(last / cache.pool.spec.blockSize) + 1);
-      tables.push(table);
-      start += table.length;
-    }
+    const { flat, tables } = placesOf(segments, chunk, cache);
+    if (cache) this.#inputs?.caches.set(chunk, cache);
     const y = this.#make(q.shape);
     const [qs, ks, vs] = [this.#floats(q), this.#floats(k), this.#floats(v)];
     const layer = pool && cache ? pool.layerBytes * cache.layer : 0;
@@ -329,17 +360,7 @@ class Native implements NativeBackend {
         spec?.blocks ?? 0,
         spec?.blockSize ?? 1,
       ] as const),
-      ...([
-        typeId(spec?.dtype ?? "f32"),
-        qs.buffer,
-        qs.at,
-        ks.buffer,
-        ks.at,
-        vs.buffer,
-        vs.at,
-        flat,
-        joined(tables),
-      ] as const),
+      ...([typeId(spec?.dtype ?? "f32"), qs.buffer, qs.at, ks.buffer, ks.at, vs.buffer, vs.at, flat, tables] as const),
       ...([pool?.keys ?? null, layer, pool?.values ?? null, layer, y.data.buffer, y.data.at] as const),
       ...([lse?.buffer ?? null, lse?.at ?? 0] as const),
     );
@@ -349,6 +370,7 @@ class Native implements NativeBackend {
   route(logits: Tensor, topK: number): Routes {
     const [T, E] = logits.shape as [number, number];
     const experts = new Int32Array(T * topK);
+    this.#inputs?.arrays.push(experts);
     const scores = this.#make([T, topK]);
     const { buffer, at } = this.#floats(logits);
     this.#addon.route(this.#engine, T, E, topK, buffer, at, experts, scores.data.buffer, scores.data.at);
@@ -384,6 +406,7 @@ class Native implements NativeBackend {
   }
 
   rows(x: Tensor, at: Int32Array): Tensor {
+    this.#inputs?.arrays.push(at);
     const [n, ...rest] = x.shape as [number, ...number[]];
     const y = this.#make([at.length, ...rest]);
     const from = place(x);
@@ -476,44 +499,6 @@ class Native implements NativeBackend {
   }
 }
 
-/** Layers one after the other; in a layer blocks, laid out as native/kv-blocks.h draws them. */
-class NativePool implements KVPool {
-  readonly spec: KVPoolSpec;
-  readonly blockBytes: number;
-  /** Bytes of the keys of a layer, and of its values. */
-  readonly layerBytes: number;
-  readonly keys: ArrayBuffer;
-  readonly values: ArrayBuffer;
-  readonly #memory: Memory;
-
-  constructor(spec: KVPoolSpec, memory: Memory) {
-    const block = slotBytes(spec) * spec.blockSize;
-    this.spec = spec;
-    this.blockBytes = 2 * spec.layers * block;
-    this.layerBytes = spec.blocks * block;
-    this.keys = memory.keep(spec.layers * this.layerBytes + poolSlack);
-    this.values = memory.keep(spec.layers * this.layerBytes + poolSlack);
-    this.#memory = memory;
-  }
-
-  copy(from: number, to: number): void {
-    const { layers, blocks } = this.spec;
-    for (const block of [from, to])
-      if (!(block >= 0 && block < blocks)) throw new RangeError(`the cache has no block ${block} of ${blocks}`);
-    const bytes = this.layerBytes / blocks;
-    for (const buffer of [this.keys, this.values])
-      for (let at = 0; at < layers * this.layerBytes; at += this.layerBytes)
-        new Uint8Array(buffer, at + to * bytes, bytes).set(new Uint8Array(buffer, at + from * bytes, bytes));
-  }
-
-  close(): void {
-    this.#memory.drop(this.keys);
-    this.#memory.drop(this.values);
-  }
-}
-
-const poolSlack = 64; // kPoolSlack of native/kernels.h
-
 function chooseIsa(has: readonly Isa[], asked: string | undefined): Isa {
   if (!asked) return has[0]!;
   const isa = has.find((name) => name === asked);
@@ -559,17 +544,6 @@ function place(x: Tensor): Place {
 function lines(x: Tensor): [number, number] {
   const n = x.shape[x.shape.length - 1] ?? 1;
   return [n ? elementCount(x.shape) / n : 0, n];
-}
-
-function joined(tables: readonly Int32Array[]): Int32Array {
-  if (tables.length === 1) return tables[0]!;
-  const all = new Int32Array(tables.reduce((n, table) => n + table.length, 0));
-  let at = 0;
-  for (const table of tables) {
-    all.set(table, at);
-    at += table.length;
-  }
-  return all;
 }
 
 /** The leases of the tensors in a tensor, an array or a record of them. */

@@ -25,7 +25,7 @@ type Scope = Set<Lease>;
 
 export class Memory {
   readonly #addon: Addon;
-  readonly #free = new Map<number, ArrayBuffer[]>(); // byteLength -> buffers of that size
+  #free = new Map<number, ArrayBuffer[]>(); // byteLength -> buffers of that size
   readonly #kept = new Set<ArrayBuffer>(); // weights and caches
   readonly #scopes = new AsyncLocalStorage<Scope>();
   // A lease outside every scope comes back when the garbage collector has found its last tensor gone.
@@ -77,6 +77,30 @@ export class Memory {
       for (const lease of own) if (!kept.has(lease)) this.#end(lease);
       for (const lease of kept) if (lease.scope === own) this.#move(lease, around);
       if (spent && !kept.has(spent)) this.#end(spent);
+    }
+  }
+
+  /**
+   * Runs `body`, whose result is in one lease, on buffers that nobody else uses, then or later, that of the result among them.
+   * Returns what gives them back.
+   */
+  async apart(body: () => Promise<Lease | undefined>): Promise<() => void> {
+    const shared = this.#free;
+    const own = new Map<number, ArrayBuffer[]>();
+    this.#free = own;
+    const release = () => {
+      for (const buffers of own.values()) for (const buffer of buffers) this.#giveBack(buffer);
+      own.clear();
+    };
+    try {
+      const lease = await this.scope(body, (result) => (result ? [result] : []));
+      if (lease) this.#end(lease); // among its own buffers, where nobody takes it
+      this.#free = shared;
+      return release;
+    } catch (error) {
+      this.#free = shared;
+      release();
+      throw error;
     }
   }
 
