@@ -33,7 +33,12 @@ void* map_memory(size_t bytes) {
   const size_t size = whole_pages(bytes ? bytes : 1);
   // MAP_NORESERVE is not given: a refusal now is better than a kill later.
   const size_t slack = size >= kHugePage ? kHugePage : 0;
-  void* memory = mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#ifdef MAP_POPULATE
+  // Small blocks are written to their end, weights and activations alike: their pages come at once, not fault by fault.
+  if (!slack) flags |= MAP_POPULATE;
+#endif
+  void* memory = mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   if (!slack) return memory;
   // Begins at a huge page. Weights on small pages are read at less than half the speed (13 against 31 GB/s measured).

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -29,6 +30,7 @@ namespace llama4 {
 namespace {
 
 constexpr int kThreads = 16;  // reads in flight: most wait for the disk while two or three put blocks in place
+constexpr int64_t kBytesOfThread = int64_t(8) << 20;  // less is not worth the fresh memory of a block
 constexpr int64_t kPage = 4096;  // offsets, lengths and addresses past the page cache are multiples of it
 
 // `bytes` of a file from `offset`. rows = 0: they go to the one scatter as they are. Else they are `rows` rows, each
@@ -329,8 +331,11 @@ napi_value start_reading(napi_env env, napi_callback_info info) {
   napi_create_external(env, new std::shared_ptr<std::atomic<bool>>(r->cancelled), [](napi_env, void* data, void*) {
     delete static_cast<std::shared_ptr<std::atomic<bool>>*>(data);
   }, nullptr, &handle);
-  r->running.store(kThreads);
-  for (int i = 0; i < kThreads; i++) r->threads.emplace_back([r] { r->work(); });
+  int64_t bytes = 0;
+  for (const Unit& unit : r->units) bytes += unit.bytes;
+  const int threads = int(std::min<int64_t>(kThreads, bytes / kBytesOfThread + 1));
+  r->running.store(threads);
+  for (int i = 0; i < threads; i++) r->threads.emplace_back([r] { r->work(); });
   return handle;
 }
 

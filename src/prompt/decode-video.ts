@@ -1,6 +1,5 @@
 // Video files to frames, by the programs ffprobe and ffmpeg; animated GIF and WebP by the image decoder.
 
-import { spawn } from "node:child_process";
 import { mkdtemp, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -334,6 +333,7 @@ async function* run(
   signal?: AbortSignal,
   heard?: (complaint: string) => void,
 ): AsyncGenerator<Uint8Array> {
+  const { spawn } = await import("node:child_process"); // not before a video comes: it brings all of Node's network
   signal?.throwIfAborted();
   const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   const kill = () => child.kill("SIGKILL");

@@ -322,8 +322,11 @@ type NormBuffers = [...x: Place, ...w: PlaceOrNull, ...b: PlaceOrNull, ...y: Pla
 
 /** Loads the compiled addon. Its error names every path that was tried, and what to install. */
 export function loadAddon(): Addon {
-  const built = fileURLToPath(new URL("../../../native/build/llama4.node", import.meta.url));
-  const paths = process.env["LLAMA4_ADDON"] ? [process.env["LLAMA4_ADDON"]] : [built];
+  // seen from here, or from dist/worker.js, which this file is a part of there
+  const built = ["../../..", ".."].map((root) =>
+    fileURLToPath(new URL(`${root}/native/build/llama4.node`, import.meta.url)),
+  );
+  const paths = process.env["LLAMA4_ADDON"] ? [process.env["LLAMA4_ADDON"]] : [built.find(existsSync) ?? built[0]!];
   const failures: string[] = [];
   for (const path of paths) {
     if (!existsSync(path)) {
