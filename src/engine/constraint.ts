@@ -185,6 +185,7 @@ export class Matcher {
   readonly #stopTokens: ReadonlySet<number>;
   /** Undefined once the reply is over. */
   #state: State | undefined;
+  #isGuess = false;
 
   constructor(grammar: Grammar, tokenizer: Pick<Tokenizer, "tokenBytes">, stopTokens: ReadonlySet<number>) {
     this.#grammar = grammar;
@@ -198,7 +199,7 @@ export class Matcher {
     if (!this.#state) return undefined;
     const { automaton, regexes, masks } = this.#grammar;
     const state = this.#state;
-    const mask = bounded(() => masks.of(state, automaton, regexes));
+    const mask = this.#work(() => masks.of(state, automaton, regexes));
     if (mask.count === 0)
       throw new RequestError("no token of the vocabulary goes on with this reply; expected tokens for all bytes");
     return mask;
@@ -212,7 +213,11 @@ export class Matcher {
       return;
     }
     const from = this.#state;
-    this.#state = bounded(() => this.#behind(from, token));
+    this.#state = this.#work(() => this.#behind(from, token));
+  }
+
+  #work<T>(work: () => T): T {
+    return bounded(() => (this.#isGuess ? this.#grammar.regexes.guessing(work) : work()));
   }
 
   #behind(from: State, token: number): State {
@@ -224,10 +229,11 @@ export class Matcher {
     return state;
   }
 
-  /** The same place, to go on from separately. */
+  /** The same place, to guess from how the reply goes on: at no expense of the reply's. */
   fork(): Matcher {
     const copy = new Matcher(this.#grammar, this.#tokenizer, this.#stopTokens);
     copy.#state = this.#state;
+    copy.#isGuess = true;
     return copy;
   }
 

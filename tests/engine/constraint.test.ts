@@ -8,6 +8,7 @@ import { DraftModel } from "../../src/engine/draft-model.ts";
 import type { Engine, EngineOptions } from "../../src/engine/engine.ts";
 import { Regexes } from "../../src/engine/grammar/regex.ts";
 import { PromptLookup } from "../../src/engine/prompt-lookup.ts";
+import { uniform } from "../../src/engine/random.ts";
 import { type Decoding, type Guesser, Speculation, type Wanted } from "../../src/engine/speculation.ts";
 import { byteLevel } from "../../src/prompt/small-vocabularies.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
@@ -44,6 +45,8 @@ const schema = {
 };
 const bound: Constraint = { type: "json_schema", schema };
 const tools = [{ name: "look", parameters: schema }, { name: "stop" }];
+const greedy: Constraint = { type: "regex", pattern: "(?:[ab]*a[ab]{30})" }; // a state for each way through 30 characters
+const ab = [..."ab"].map((c) => tokenizer.encode(c)[0]!);
 const forced: Constraint = { type: "tool_calls", tools, parallel: false };
 
 function checkPet(pet: { name: string; ages: number[]; kind: string }): void {
@@ -200,18 +203,10 @@ describe("a constraint", () => {
   it("that needs too many states fails by itself: others go on, and it may come again", () => {
     const all = new Grammars(tokenizer, tokenizer.stop);
     const other = all.begin(bound);
-    const greedy: Constraint = { type: "regex", pattern: "(?:[ab]*a[ab]{30})" };
-    const ab = [..."ab"].map((c) => tokenizer.encode(c)[0]!);
+    const replies = Array.from({ length: 5000 }, () => all.begin(greedy));
     const fill = () => {
-      let places = [all.begin(greedy)];
-      for (let i = 0; i < 20; i++)
-        places = places.flatMap((place) =>
-          ab.map((token) => {
-            const next = place.fork();
-            next.advance(token);
-            return next;
-          }),
-        );
+      for (const [i, reply] of replies.entries())
+        for (let j = 0; j < 60; j++) reply.advance(ab[uniform(i, j) < 0.5 ? 0 : 1]!);
     };
     expect(fill).toThrow("more than 100,000 states");
     for (const token of tokenizer.encode('{"name": "a')) {
@@ -223,6 +218,28 @@ describe("a constraint", () => {
     again.advance(ab[1]!);
     expect(again.mask()!.has(ab[0]!)).toBe(true);
     expect(all.begin({ type: "regex", pattern: "[ab]{9}c" }).mask()!.has(ab[1]!)).toBe(true);
+  });
+
+  // With a draft model, wrong guesses ended replies that went through without one.
+  it("that guesses have exhausted still holds its reply", () => {
+    const place = new Grammars(tokenizer, tokenizer.stop).begin(greedy);
+    const guessAll = () => {
+      let places = [place.fork()];
+      for (let i = 0; i < 20; i++)
+        places = places.flatMap((place) =>
+          ab.map((token) => {
+            const next = place.fork();
+            next.advance(token);
+            return next;
+          }),
+        );
+    };
+    expect(guessAll).toThrow("more than 100,000 states");
+    for (let i = 0; i < 200; i++) {
+      expect(ab.every((token) => place.mask()!.has(token))).toBe(true);
+      place.advance(ab[Math.floor(i / 7) % 2]!);
+    }
+    expect(() => place.fork().mask()).not.toThrow(); // what is known costs nothing
   });
 
   // It was an error of the server's.

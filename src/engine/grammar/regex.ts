@@ -32,9 +32,16 @@ export interface Regex {
   isAlive: boolean | undefined;
 }
 
-/** A term needs some 3 kB, its transitions included: these are 300 MB. */
-const MOST_TERMS = 100_000;
-const MOST_DERIVED = 20_000_000; // derivatives, those of parts of terms among them: some seconds
+/** What work uses up. */
+interface Account {
+  /** Each needs some 3 kB, its transitions included. */
+  terms: number;
+  /** Derivatives, those of parts of terms among them. */
+  derived: number;
+}
+
+const MOST: Readonly<Account> = { terms: 100_000, derived: 20_000_000 }; // 300 MB, some seconds
+const MOST_OF_GUESSES: Readonly<Account> = { terms: 25_000, derived: 5_000_000 };
 const MOST_TRIED = 1_000_000; // derivatives, to find out whether anything is in a language; some seconds
 const MOST_TEXT = 20_000; // bytes
 const MANY_SETS = 64; // of bytes that a term tells apart: then each byte is looked at by itself
@@ -51,9 +58,11 @@ export class Regexes {
   /** By byte, once it has come up in a text. */
   readonly #single: Regex[] = [];
   #ranges = 0; // of large classes
-  #derived = 0;
-  /** What was used when the grammar was made. */
-  #made = { terms: 0, derived: 0 };
+  /** What the grammar and its replies have used, and what it was when the grammar was made. */
+  readonly #used: Account = { terms: 0, derived: 0 };
+  #made: Readonly<Account> = { terms: 0, derived: 0 };
+  readonly #usedByGuesses: Account = { terms: 0, derived: 0 };
+  #isGuessing = false;
 
   constructor() {
     this.empty = this.#term("empty", [], { isNullable: false });
@@ -66,18 +75,37 @@ export class Regexes {
 
   /** Derivatives so far, those of parts of terms among them: the work that was done. */
   get derived(): number {
-    return this.#derived;
+    return this.#used.derived + this.#usedByGuesses.derived;
   }
 
   /** The grammar is made: what is used from here on, replies use. */
   made(): void {
-    this.#made = { terms: this.size, derived: this.#derived };
+    this.#made = { ...this.#used };
   }
 
-  /** Whether replies have used half of what the grammar left them: the next one better begins with a fresh one. */
+  /** Whether replies, or guesses, have used half of what the grammar left them: the next one better begins with a fresh one. */
   get isHalfFull(): boolean {
-    const { terms, derived } = this.#made;
-    return this.size > (MOST_TERMS + terms) / 2 || this.#derived > (MOST_DERIVED + derived) / 2;
+    const isHalf = (used: Account, made: Account, most: Account) =>
+      used.terms > (most.terms + made.terms) / 2 || used.derived > (most.derived + made.derived) / 2;
+    return (
+      isHalf(this.#used, this.#made, MOST) || isHalf(this.#usedByGuesses, { terms: 0, derived: 0 }, MOST_OF_GUESSES)
+    );
+  }
+
+  /** Work for a guess, which has less to use than a reply has, and takes nothing from it: where it is wrong, nobody needs it. */
+  guessing<T>(work: () => T): T {
+    this.#isGuessing = true;
+    try {
+      return work();
+    } finally {
+      this.#isGuessing = false;
+    }
+  }
+
+  #use(what: keyof Account): void {
+    const [used, most] = this.#isGuessing ? [this.#usedByGuesses, MOST_OF_GUESSES] : [this.#used, MOST];
+    if (used[what] >= most[what]) throw what === "terms" ? tooManyStates() : tooManySteps();
+    used[what]++;
   }
 
   bytes(set: Uint32Array): Regex {
@@ -299,7 +327,7 @@ export class Regexes {
   }
 
   #derive(term: Regex, byte: number): Regex {
-    if (++this.#derived > MOST_DERIVED) throw tooManySteps();
+    this.#use("derived");
     switch (term.kind) {
       case "empty":
       case "end":
@@ -354,7 +382,7 @@ export class Regexes {
     const key = `${kind} ${parts.map(({ id }) => id).join()} ${extra}`;
     const known = this.#terms.get(key);
     if (known) return known;
-    if (this.#terms.size >= MOST_TERMS) throw tooManyStates();
+    this.#use("terms");
     const term: Regex = {
       ...{ id: this.#terms.size, kind, parts, set: undefined, least: 0, most: 0, plainRun: 0 },
       ...more,
