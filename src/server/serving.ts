@@ -5,6 +5,7 @@ import type { Message } from "../prompt/chat-format.ts";
 import { Admission, type AdmissionLimits, TokenRate } from "./admission.ts";
 import { ByteBudget, Held, readJson } from "./body.ts";
 import { chatFields, chatOf } from "./chat-completions.ts";
+import { tokenIds } from "./completions.ts";
 import type { Dialect, Meta } from "./dialect.ts";
 import { failed, Refusal, refusalOf } from "./errors.ts";
 import { eventStream, type ServerEvent, within } from "./events.ts";
@@ -12,7 +13,7 @@ import { Exchange } from "./exchange.ts";
 import { type AskedPart, type Chat, collect, generate, type Said, type ServedModel } from "./generation.ts";
 import { chatOf as conversationOf, countedSchema } from "./messages.ts";
 import { type FetchMedia, filesOf, withFiles } from "./urls.ts";
-import { list, MOST_TOKENS, maybe, parsed, wholeNumber } from "./wire.ts";
+import { maybe, parsed } from "./wire.ts";
 
 export interface Limits extends AdmissionLimits {
   /** Of a request's body. */
@@ -73,7 +74,7 @@ export const tokenizeSchema = z.union([
   z.object({ prompt: z.string(), add_special_tokens: maybe(z.boolean()) }),
 ]);
 
-export const detokenizeSchema = z.object({ tokens: list(wholeNumber(0), { most: MOST_TOKENS }) });
+export const detokenizeSchema = z.object({ tokens: tokenIds({ least: 0 }) });
 
 /** Texts that a message has, its calls' arguments among them; what is too long is known before it is tokenized. */
 const textsOf = ({ content, toolCalls = [] }: Message<AskedPart>): string[] => [
@@ -156,6 +157,7 @@ export class Server {
   async detokenize(request: Request, client: string): Promise<object> {
     return this.#short(request, client, async (body) => {
       const { tokens } = parsed(detokenizeSchema, body);
+      this.#checkLength([tokens]);
       return { prompt: await this.#model.decode(tokens) };
     });
   }
@@ -233,11 +235,14 @@ export class Server {
     held.take(files * BYTES_OF_AN_IMAGE);
   }
 
-  /** Refuses what is too long however it is tokenized: that would hold up everybody's replies. */
+  /** Refuses what is too long, texts however they are tokenized: that would hold up everybody's replies. */
   #checkLength(texts: readonly (string | readonly number[])[]): void {
     const { context } = this.#model.info;
     const characters = texts.reduce((sum, text) => sum + (typeof text === "string" ? text.length : 0), 0);
-    if (characters > context * MOST_CHARACTERS)
+    if (
+      characters > context * MOST_CHARACTERS ||
+      texts.some((text) => typeof text !== "string" && text.length > context)
+    )
       throw new Refusal(400, `This model's maximum context length is ${context} tokens; expected a shorter prompt.`, {
         code: "context_length_exceeded",
         param: "messages",

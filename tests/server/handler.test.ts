@@ -277,9 +277,12 @@ describe("bodies", () => {
     expect(await ask("a", "b")).toBe(200);
   });
 
-  it("with too long a text are refused before it is tokenized", async () => {
+  it("with too long a prompt are refused before it is tokenized, or handed to the engine", async () => {
     const { model, handler } = served({ lines: [] });
     for (const [at, body] of [
+      ["/v1/completions", { prompt: Array(1001).fill(5) }],
+      ["/v1/completions", { prompt: [[5], Array(1001).fill(5)] }],
+      ["/detokenize", { tokens: Array(1001).fill(5) }],
       [path, { messages: [user("x".repeat(128_001))] }],
       ["/v1/completions", { prompt: "x".repeat(128_001) }],
       ["/tokenize", { prompt: "x".repeat(128_001) }],
