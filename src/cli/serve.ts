@@ -106,16 +106,17 @@ async function served(session: Session, options: ServeOptions, version?: string)
   await using model = await openModel(options, session, { speculation, sequences: maxConcurrent });
   const stop = new AbortController();
   const name = options.name ?? basename(path).replace(/\.gguf$/, "");
+  const hosts = isLoopback(host) ? ["localhost", "127.0.0.1", "[::1]", host] : undefined;
   const handler = createHandler(model, {
     ...{ name, version, keys, limits, observer: prometheus(), signal: stop.signal },
     origins: options.corsOrigin,
     fetchMedia: options.imageHost && mediaFetcher({ hosts: options.imageHost, ...privateOf(options) }),
-    hosts: isLoopback(host) ? ["localhost", "127.0.0.1", "[::1]", host] : undefined,
+    hosts,
     randomWeights: isRandom(path),
     isDraining: () => session.signal.aborted,
     onError: (error, id) => process.stderr.write(`${id}: ${error instanceof Error ? error.stack : String(error)}\n`),
   });
-  const server = await listen(handler, { host, port, page: chatPage() });
+  const server = await listen(handler, { host, port, page: chatPage(hosts) });
   const { url } = server;
   if (session.json) process.stdout.write(`${JSON.stringify({ url })}\n`);
   else process.stdout.write(`${name} at ${url}/v1${existsSync(PAGE) ? `, to chat with at ${url}` : ""}\n`);
@@ -134,7 +135,7 @@ async function served(session: Session, options: ServeOptions, version?: string)
 /** The page as `npm run build` makes it beside this code; a build without it serves the APIs alone. */
 const PAGE = fileURLToPath(new URL("../web", import.meta.url));
 
-const chatPage = () => (existsSync(PAGE) ? pageFiles(PAGE) : undefined);
+const chatPage = (hosts: readonly string[] | undefined) => (existsSync(PAGE) ? pageFiles(PAGE, { hosts }) : undefined);
 
 function checkKeys(keys: readonly string[], host: string, insecure: number): void {
   if (keys.some((key) => key.length < 8 || /[^\x21-\x7e]/.test(key)))

@@ -45,8 +45,13 @@ interface PageFile {
   zipped?: Uint8Array<ArrayBuffer>;
 }
 
+export interface PageOptions {
+  /** As the handler's: who names another host is left to it. Default: any. */
+  readonly hosts?: readonly string[] | undefined;
+}
+
 /** Answers for the files below `folder`, and for nothing else. Throws where there is no such folder. */
-export function pageFiles(folder: string): (request: Request) => Response | undefined {
+export function pageFiles(folder: string, { hosts }: PageOptions = {}): (request: Request) => Response | undefined {
   const files = new Map<string, PageFile>();
   for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true })) {
     const type = types[extname(entry.name)];
@@ -63,8 +68,9 @@ export function pageFiles(folder: string): (request: Request) => Response | unde
   }
   return ({ method, url, headers: asked }) => {
     if (method !== "GET" && method !== "HEAD") return undefined;
-    const file = files.get(new URL(url).pathname);
-    if (!file) return undefined;
+    const { hostname, pathname } = new URL(url);
+    const file = files.get(pathname);
+    if (!file || (hosts && !hosts.includes(hostname))) return undefined;
     const zips = /\bgzip\b(?!;q=0(\.0*)?(,|$))/.test(asked.get("accept-encoding") ?? "");
     if (zips) file.zipped ??= new Uint8Array(gzipSync(file.bytes));
     return new Response(method === "HEAD" ? null : zips ? file.zipped! : file.bytes, {

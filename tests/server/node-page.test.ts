@@ -47,6 +47,15 @@ it("leaves what is no question for a file to the handler", async () => {
   expect(await head.text()).toBe("");
 });
 
+// A page whose name was made to mean this machine was answered, though it learnt nothing that is not public.
+it("leaves who names another host to the handler, which refuses it", () => {
+  const own = pageFiles(join(folder, "web"), { hosts: ["localhost", "[::1]"] });
+  const at = (host: string) => own(new Request(`http://${host}/`))?.status;
+  expect(["localhost:8080", "[::1]", "evil.example:8080", "localhost.evil.example"].map(at)).toEqual([
+    ...[200, 200, undefined, undefined],
+  ]);
+});
+
 it("zips for those who say that they can read it", async () => {
   const zipped = get("/assets/a-1.js", { headers: { "accept-encoding": "br, gzip" } })!;
   expect(zipped.headers.get("content-encoding")).toBe("gzip");
