@@ -82,9 +82,18 @@ function isAnimation(head: Uint8Array): boolean {
   }
 }
 
+// An animation is decoded from its beginning for each frame that is wanted, and nobody can interrupt that.
+const MOST_FRAMES = 100_000; // sharp knows no page beyond
+const MOST_PIXELS = 2e9; // some seconds
+
 async function openAnimation(file: Uint8Array, options: MediaOptions): Promise<OpenVideo> {
   const { starts, duration } = await animationTimes(file);
   const { width, height } = await openImage({ data: file }, options);
+  if (starts.length > MOST_FRAMES || starts.length * width * height > MOST_PIXELS)
+    throw new RequestError(
+      `video: the animation has ${starts.length.toLocaleString("en")} frames of ${width.toLocaleString("en")} × ${height.toLocaleString("en")} pixels; ` +
+        `expected at most ${MOST_FRAMES.toLocaleString("en")} frames, and ${MOST_PIXELS.toLocaleString("en")} pixels in all`,
+    );
   return {
     key: await digest(file),
     length: { width, height, duration, rate: starts.length / duration },

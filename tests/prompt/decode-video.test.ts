@@ -81,6 +81,25 @@ it("a GIF without delays shows each frame for a tenth of a second, and one that 
   );
 });
 
+/** A GIF whose frames are a pixel each, on a canvas of `side` × `side`. */
+function pixels(frames: number, side: number): Buffer {
+  const size = [side & 255, side >> 8];
+  const head = Buffer.from([...Buffer.from("GIF89a"), ...size, ...size, 0x80, 0, 0, 0, 0, 0, 255, 255, 255]);
+  const frame = Buffer.from([0x2c, 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0]);
+  return Buffer.concat([head, ...Array<Buffer>(frames).fill(frame), Buffer.from(";")]);
+}
+
+// Of 300,000 frames the one that was wanted was beyond what sharp counts to: an error of the server's.
+it.each([
+  [100_001, 1],
+  [501, 2000],
+])("an animation of %i frames of %i pixels a side is refused", async (frames, side) => {
+  await expect(openVideo({ data: pixels(frames, side) }, {})).rejects.toThrow(
+    /^video: the animation has .* frames of .*; expected at most 100,000 frames, and 2,000,000,000 pixels in all$/,
+  );
+  expect((await openVideo({ data: pixels(499, side) }, {})).length.width).toBe(side);
+});
+
 it("PPM images come apart in chunks of any size", async () => {
   const image = (width: number, height: number, byte: number) =>
     Buffer.concat([Buffer.from(`P6\n${width} ${height}\n255\n`), Buffer.alloc(width * height * 3, byte)]);
