@@ -207,14 +207,13 @@ class Call {
   // As ints(), every one in [0, end).
   Ints indices(int64_t end) {
     const Ints all = ints();
-    check_indices(all, end);
+    check_indices(all.data, all.length, end);
     return all;
   }
 
-  static void check_indices(const Ints& all, int64_t end) {
-    for (int64_t i = 0; i < all.length; i++)
-      if (all.data[i] < 0 || all.data[i] >= end)
-        throw std::range_error("native: index " + std::to_string(all.data[i]) + "; expected 0 to " + std::to_string(end - 1));
+  std::vector<int32_t> copied_ints() {
+    const Ints all = ints();
+    return {all.data, all.data + all.length};
   }
 
   // The engine for what a recording does not keep: with such a call in it, it is none.
@@ -429,7 +428,7 @@ napi_value experts(Call& call) {
   }
   if (a.T > 0)
     engine.run([&engine, a, chosen] {
-      Call::check_indices(chosen, a.E);
+      check_indices(chosen.data, chosen.length, a.E);
       engine.kernels->experts(engine.pool, a);
     });
   return call.undefined();
@@ -448,24 +447,15 @@ napi_value feed_forward(Call& call) {
   return call.undefined();
 }
 
-struct FlatSegment {
-  int64_t row, length, position, table;
-};
-FlatSegment segment_at(const Call::Ints& flat, int64_t i, int64_t T) {
-  const FlatSegment s{flat.data[i], flat.data[i + 1], flat.data[i + 2], flat.data[i + 3]};
-  if (s.row < 0 || s.length < 1 || s.position < 0 || s.row + s.length > T)
-    throw std::range_error("native: a segment covers rows outside the step");
-  return s;
-}
-
 // These places, or, in a recording, those of the layers before that attend alike: a later run gives all of them others.
 std::shared_ptr<Places> shared_places(Engine& engine, Places&& places, bool can_repeat) {
   std::shared_ptr<Places> own = std::make_shared<Places>(std::move(places));
   if (!engine.recording) return own;
   Recording& recording = *engine.recording;
   const std::shared_ptr<Places>& shared = recording.places.emplace(own->chunk, own).first->second;
-  recording.is_whole = recording.is_whole && can_repeat && shared->is_alike(*own);
-  return shared;
+  if (can_repeat && shared->is_alike(*own)) return shared;
+  recording.is_whole = false;
+  return own;
 }
 
 // segments: four numbers each, row, length, position and where its table begins in `tables`.
@@ -488,7 +478,7 @@ napi_value attend(Call& call) {
   a.q = call.floats(product({T, a.H, a.d}));
   a.k = call.floats(product({T, a.K, a.d}));
   a.v = call.floats(product({T, a.K, a.d}));
-  const Call::Ints flat = call.ints(), tables = call.ints();
+  std::vector<int32_t> flat = call.copied_ints(), tables = call.copied_ints();
   if (cached) {
     const int64_t layer = bytes_of(a.type, product({places.blocks, a.block_size, a.K}), a.d) + kPoolSlack;
     a.keys = call.bytes(layer);
@@ -498,7 +488,7 @@ napi_value attend(Call& call) {
   }
   a.y = call.floats(product({T, a.H, a.d}));
   a.lse = call.floats_or_null(product({T, a.H}));
-  places.set(flat.data, flat.length, tables.data, tables.length, cached);
+  places.set(std::move(flat), std::move(tables), cached);
   const std::shared_ptr<Places> shared = shared_places(engine, std::move(places), cached && !a.lse);
   engine.run([&engine, a, shared]() mutable {
     a.segments = shared->segments.data();
@@ -614,7 +604,7 @@ napi_value rows(Call& call) {
   const Call::Ints at = call.ints();
   float* y = call.floats(product({at.length, width}));
   engine.run([=, &engine] {
-    Call::check_indices(at, count);
+    check_indices(at.data, at.length, count);
     engine.kernels->rows(engine.pool, type, table, width, at.data, at.length, y);
   });
   return call.undefined();
@@ -796,15 +786,12 @@ napi_value attend_backward(Call& call) {
   const int64_t queries = product({a.T, a.H, a.d}), keys = product({a.T, a.K, a.d});
   a.q = call.floats(queries), a.k = call.floats(keys), a.v = call.floats(keys);
   a.y = call.floats(queries), a.lse = call.floats(product({a.T, a.H})), a.dy = call.floats(queries);
-  const Call::Ints flat = call.ints();
+  Places places;
+  places.T = a.T;
+  places.set(call.copied_ints(), {}, false);
   a.dq = call.floats(queries), a.dk = call.floats(keys), a.dv = call.floats(keys);
-  std::vector<Segment> segments;
-  for (int64_t i = 0; i + 4 <= flat.length; i += 4) {
-    const FlatSegment s = segment_at(flat, i, a.T);
-    segments.push_back({s.row, s.length, s.position, nullptr});
-  }
-  a.segments = segments.data();
-  a.count = int64_t(segments.size());
+  a.segments = places.segments.data();
+  a.count = int64_t(places.segments.size());
   engine.kernels->attend_backward(engine.pool, a);
   return call.undefined();
 }
@@ -1009,9 +996,12 @@ napi_value probe(Call& call) {
 
 // --- a step that runs again ---
 
+constexpr napi_type_tag kRecordingTag = {0x6c6c616d61342e74, 0x7265636f7264696e};
+
 napi_value start_recording(Call& call) {
   Engine& engine = call.step_engine();
   engine.recording = std::make_unique<Recording>();
+  engine.recording->engine = &engine;
   return call.undefined();
 }
 
@@ -1028,20 +1018,25 @@ napi_value end_recording(Call& call) {
     delete kept;
     throw std::range_error("native: the system refused memory for a recording");
   }
+  napi_type_tag_object(call.env, result, &kRecordingTag);  // without it, replay refuses the recording
   return result;
 }
 
 // For each kind of layer: its chunk, segments and tables.
 napi_value replay(Call& call) {
-  call.engine();
+  const Engine& engine = call.engine();
+  const napi_value handle = call.value();
   void* pointer = nullptr;
-  if (napi_get_value_external(call.env, call.value(), &pointer) != napi_ok) throw std::range_error("native: no recording");
+  bool is_recording = false;
+  napi_check_object_type_tag(call.env, handle, &kRecordingTag, &is_recording);
+  if (!is_recording || napi_get_value_external(call.env, handle, &pointer) != napi_ok)
+    throw std::range_error("native: replay needs a recording");
   Recording& recording = *static_cast<Recording*>(pointer);
-  for (size_t kinds = recording.places.size(); kinds > 0; kinds--) {
-    const auto found = recording.places.find(call.size());
-    if (found == recording.places.end()) throw std::range_error("native: the recording has no layers of this chunk");
-    const Call::Ints flat = call.ints(), tables = call.ints();
-    found->second->set(flat.data, flat.length, tables.data, tables.length, true);
+  if (recording.engine != &engine) throw std::range_error("native: a recording runs on the engine that made it");
+  for (auto& [chunk, places] : recording.places) {
+    if (call.size() != chunk) throw std::range_error("native: replay needs every kind of layers, in the order of their chunks");
+    std::vector<int32_t> flat = call.copied_ints(), tables = call.copied_ints();
+    places->set(std::move(flat), std::move(tables), true);
   }
   for (const std::function<void()>& run : recording.calls) run();
   return call.undefined();

@@ -1,8 +1,8 @@
 // The token that a random number draws from softmax(logits · scale), cut to its nucleus and to what is not too unlikely;
 // the likeliest, of equals the first, where the scale is infinite.        reference: src/engine/sampler.ts
 //
-// Weights eˣ beside the likeliest, which weighs 1, are float32 to 2 ulp, their sums double: probabilities are exact to
-// about 10⁻⁷.
+// Weights eˣ beside the likeliest, which weighs 1, are float32 to 2 ulp, sums of a block float32 too, and sums over blocks
+// double: probabilities are exact to about 10⁻⁷.
 
 #include "kernels.h"
 #include "simd.h"
@@ -12,11 +12,13 @@ namespace LLAMA4_ISA {
 
 namespace {
 
-constexpr int64_t kBlock = 256;  // a multiple of every W
+constexpr int64_t kBlock = 256;
+static_assert(kBlock % W == 0, "blocks are whole registers");
 
 struct Weights {
-  float *w, *tops;  // the largest of each block: what is far behind is passed over by blocks
-  int64_t blocks;   // zero from V on
+  float* w;     // zero beyond the vocabulary, to the end of its last block
+  float* tops;  // the largest of each block: what is far behind is passed over by blocks
+  int64_t blocks;
 };
 
 float of_bits(uint32_t bits) {
@@ -36,10 +38,10 @@ double block_sum(const Weights& all, int64_t block, float least) {
   if (all.tops[block] < least) return 0;
   const float* w = all.w + block * kBlock;
   vec total{};
-  const vec floor = splat(least);
+  const vec bound = splat(least);
   for (int64_t i = 0; i < kBlock; i += W) {
     const vec x = load(w + i);
-    total = total + (x >= floor ? x : vec{});
+    total = total + (x >= bound ? x : vec{});
   }
   return double(sum(total));
 }
@@ -50,8 +52,8 @@ double sum_from(const Weights& all, float least) {
   return total;
 }
 
-// The largest weight that the weights from it on bring to more than `limit`: by halves, on the bits of positive floats,
-// which are in their order.
+// The largest weight w such that all weights of at least w add up to more than `limit`. By halving: the bits of positive
+// floats are in the order of their values.
 float edge_of(const Weights& all, double limit) {
   uint32_t low = bits_of(__FLT_MIN__), high = bits_of(1) + 1;
   while (high - low > 1) {

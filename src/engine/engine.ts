@@ -487,9 +487,8 @@ export class Engine {
         rows: backend.from(joined(features, D), [patches.length, D]),
         at: Int32Array.from(patches),
       };
-      const plain = {
-        ...{ tokens: Int32Array.from(tokens), segments, wanted: Int32Array.from(wanted), cache: this.#pages.layers },
-      };
+      const [rows, at, cache] = [Int32Array.from(tokens), Int32Array.from(wanted), this.#pages.layers];
+      const plain = { tokens: rows, segments, wanted: at, cache };
       const routed = (layer: number, routes: Routes, logits?: Tensor) => {
         this.#countExperts(layer, routes.experts);
         return logits && trace?.hear(layer, routes, logits);

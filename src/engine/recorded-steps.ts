@@ -4,12 +4,15 @@ import type { Llama4Config } from "../model/config.ts";
 import type { Parameters } from "../model/parameters.ts";
 import { forward, forwardAgain, type Step } from "../model/transformer.ts";
 import type { Recording, Routes } from "../tensor/backend.ts";
+import { CapacityError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
 /** Steps of more rows take so long that what surrounds their operations does not count. */
 const MOST_ROWS = 32;
 /** Each keeps the memory of a step. */
 const MOST_RECORDINGS = 8;
+/** Shapes that are remembered without a recording. */
+const MOST_SEEN = 1024;
 
 type Plain = Omit<Step, "images" | "routed" | "choose">;
 
@@ -22,7 +25,9 @@ export class RecordedSteps {
   readonly #p: Parameters;
   readonly #c: Llama4Config;
   /** By the step's shape, the longest unused first. */
-  readonly #recorded = new Map<string, Recorded | "seen once" | "cannot be recorded">();
+  readonly #recorded = new Map<string, Recorded>();
+  /** Shapes that have come once, and those that cannot be recorded. */
+  readonly #seen = new Map<string, "once" | "unfit">();
 
   constructor(p: Parameters, c: Llama4Config) {
     this.#p = p;
@@ -33,44 +38,60 @@ export class RecordedSteps {
   async run(step: Plain, routed: (layer: number, routes: Routes) => void): Promise<Tensor> {
     const key = `${step.tokens.length}:${step.wanted.join()}`;
     const before = this.#recorded.get(key);
-    if (typeof before === "object") {
-      this.#remember(key, before);
-      const logits = forwardAgain(before.recording, this.#c, step);
-      for (const { layer, routes } of before.routes) routed(layer, routes);
-      return logits;
-    }
-    const heard: { readonly layer: number; readonly routes: Routes }[] = [];
-    const whole = {
-      ...step,
-      routed: (layer: number, routes: Routes) => {
-        heard.push({ layer, routes });
-        routed(layer, routes);
-        return undefined;
-      },
-    };
-    const { backend } = this.#p.tokEmbeddings;
-    const once = () => forward(this.#p, this.#c, whole);
-    if (!backend.record || step.tokens.length > MOST_ROWS || before === "cannot be recorded") return once();
-    if (before === undefined) {
-      this.#remember(key, "seen once"); // it may not come again
-      return once();
-    }
-    const { result, recording } = await backend.record(once);
-    this.#remember(key, recording ? { recording, routes: heard } : "cannot be recorded");
-    return result;
+    if (!before)
+      return (
+        (await this.#mayRecord(key, step, routed)) ?? forward(this.#p, this.#c, { ...step, routed: listener(routed) })
+      );
+    this.#remember(key, before);
+    const logits = forwardAgain(before.recording, this.#c, step);
+    for (const { layer, routes } of before.routes) routed(layer, routes);
+    return logits;
   }
 
   close(): void {
-    for (const recorded of this.#recorded.values()) if (typeof recorded === "object") recorded.recording.close();
+    for (const { recording } of this.#recorded.values()) recording.close();
     this.#recorded.clear();
   }
 
-  #remember(key: string, recorded: Recorded | "seen once" | "cannot be recorded"): void {
+  /** The step's logits, where it has come before and is recorded now. */
+  async #mayRecord(
+    key: string,
+    step: Plain,
+    routed: (layer: number, routes: Routes) => void,
+  ): Promise<Tensor | undefined> {
+    const { backend } = this.#p.tokEmbeddings;
+    if (!backend.record || step.tokens.length > MOST_ROWS || this.#seen.get(key) === "unfit") return undefined;
+    if (!this.#seen.has(key)) {
+      if (this.#seen.size === MOST_SEEN) this.#seen.clear();
+      this.#seen.set(key, "once"); // it may not come again
+      return undefined;
+    }
+    const routes: Recorded["routes"][number][] = [];
+    const hear = listener((layer, of) => routes.push({ layer, routes: of }));
+    try {
+      const { result, recording } = await backend.record(() => forward(this.#p, this.#c, { ...step, routed: hear }));
+      if (recording) this.#remember(key, { recording, routes });
+      else this.#seen.set(key, "unfit");
+      for (const of of routes) routed(of.layer, of.routes);
+      return result;
+    } catch (error) {
+      if (!(error instanceof CapacityError)) throw error;
+      this.#seen.set(key, "unfit"); // without memory of its own the step still runs
+      return undefined;
+    }
+  }
+
+  #remember(key: string, recorded: Recorded): void {
     this.#recorded.delete(key);
     this.#recorded.set(key, recorded);
     if (this.#recorded.size <= MOST_RECORDINGS) return;
     const [oldest, dropped] = this.#recorded.entries().next().value!;
     this.#recorded.delete(oldest);
-    if (typeof dropped === "object") dropped.recording.close();
+    dropped.recording.close();
   }
 }
+
+const listener = (routed: (layer: number, routes: Routes) => void) => (layer: number, routes: Routes) => {
+  routed(layer, routes);
+  return undefined;
+};

@@ -1,15 +1,19 @@
 // Steps that are recorded and run again compute what they would have computed, bit for bit, on every instruction set.
 
+import v8 from "node:v8";
+import vm from "node:vm";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type NativeBackend, openNative } from "../../src/backends/native/backend.ts";
 import { Engine, type Generated } from "../../src/engine/engine.ts";
+import { RecordedSteps } from "../../src/engine/recorded-steps.ts";
 import { type Llama4Config, layerKinds } from "../../src/model/config.ts";
 import type { Parameters } from "../../src/model/parameters.ts";
 import { forward } from "../../src/model/transformer.ts";
 import type { Backend } from "../../src/tensor/backend.ts";
 import type { DType } from "../../src/tensor/dtype.ts";
-import { onEachIsa } from "../addon.ts";
-import { stored, viewOf } from "../backends/drawn.ts";
+import { attend } from "../../src/tensor/ops.ts";
+import { haveAddon, onEachIsa } from "../addon.ts";
+import { numbers, stored, viewOf } from "../backends/drawn.ts";
 import { prompt, config as small } from "./random-model.ts";
 
 /** Blocks of 32 elements divide its widths: q8_0 and q4_0 are multiplied packed. */
@@ -107,7 +111,18 @@ onEachIsa(
   },
 );
 
-describe("a recording", () => {
+/** Cached attention over two sequences of 16 slots, a pool for each kind of layer. */
+function cacheOf(backend: Backend) {
+  const spec = { layers: 4, blocks: 4, blockSize: 8, heads: 2, headDim: 32, dtype: "f32" } as const;
+  const pool = backend.kvPool(spec);
+  const table = (sequence: number) => Int32Array.of(2 * sequence, 2 * sequence + 1);
+  return { pool, cache: Array.from({ length: 4 }, (_, layer) => ({ pool, layer, table })) };
+}
+
+v8.setFlagsFromString("--expose-gc");
+const collect = vm.runInNewContext("gc") as () => void;
+
+describe.skipIf(!haveAddon)("a recording", () => {
   let backend: NativeBackend;
   let parameters: Parameters;
   beforeAll(async () => {
@@ -116,11 +131,17 @@ describe("a recording", () => {
   });
   afterAll(() => backend.close());
 
-  const step = (position: number) => ({
-    tokens: Int32Array.of(7),
-    wanted: Int32Array.of(0),
-    segments: [{ row: 0, length: 1, position, sequence: 0 }],
-  });
+  /** A token for each of some segments [position, length, sequence]. */
+  const stepOf = (...places: [position: number, length: number, sequence: number][]) => {
+    let row = 0;
+    const segments = places.map(([position, length, sequence]) => {
+      row += length;
+      return { row: row - length, length, position, sequence };
+    });
+    const all = Int32Array.from({ length: row }, (_, i) => i);
+    return { tokens: all.map((i) => (7 * i + places[0]![0]) % config.vocabSize), wanted: all, segments };
+  };
+  const step = (position: number) => stepOf([position, 1, 0]);
 
   it("is none of a step with an operation that it does not keep, whose result is right all the same", async () => {
     const x = backend.from(Float32Array.of(-1, 0, 2), [3]);
@@ -135,22 +156,99 @@ describe("a recording", () => {
     expect(await backend.read(result)).toEqual(await backend.read(await forward(parameters, config, step(0))));
   });
 
+  it("is none of a step whose layers attend unlike, and each has its own segments", async () => {
+    const x = backend.from(numbers(4 * 2 * 32, 1), [4, 2, 32]);
+    const attendTwice = async () => {
+      const once = attend(x, x, x, { segments: stepOf([0, 4, 0]).segments });
+      return attend(once, x, x, { segments: stepOf([0, 2, 0], [0, 2, 1]).segments });
+    };
+    const { result, recording } = await backend.record!(attendTwice);
+    expect(recording).toBeUndefined();
+    expect(await backend.read(result)).toEqual(await backend.read(await attendTwice()));
+  });
+
   it("that fails leaves the backend as it was", async () => {
-    const held = backend.heldBytes;
-    const x = backend.from(Float32Array.of(-1, 0, 2), [3]);
-    await expect(
+    const failed = () =>
       backend.record!(async () => {
-        backend.add(x, x);
+        await forward(parameters, config, step(0));
         throw new Error("enough");
-      }),
-    ).rejects.toThrow("enough");
-    await forward(parameters, config, step(0));
-    expect(backend.heldBytes - held).toBeLessThan(2 ** 20);
+      });
+    await expect(failed()).rejects.toThrow("enough");
+    const held = backend.heldBytes;
+    for (let i = 0; i < 5; i++) await expect(failed()).rejects.toThrow("enough");
+    expect(backend.heldBytes).toBe(held);
+    const { pool, cache } = cacheOf(backend);
+    const { recording } = await backend.record!(() => forward(parameters, config, { ...step(0), cache }));
+    expect(recording).toBeDefined();
+    recording!.close();
+    pool.close();
+  });
+
+  it("is made one at a time", async () => {
+    const x = backend.from(Float32Array.of(1), [1]);
+    const inside = backend.record!(async () => {
+      await expect(backend.record!(async () => backend.add(x, x))).rejects.toThrow("expected one at a time");
+      return backend.add(x, x);
+    });
+    expect(await backend.read((await inside).result)).toEqual(Float32Array.of(2));
+  });
+
+  it("writes to nobody else's memory, and reads no array that was let go", async () => {
+    const w = (await backend.load([viewOf("bf16", [64, 4], stored("bf16", [64, 4], 3))]))[0]!;
+    const ids = Int32Array.from({ length: 64 }, (_, i) => 63 - i);
+    const { recording } = await backend.record!(async () => backend.add(backend.embed(w, ids), w)); // decodes w for it
+    const others = Array.from({ length: 20 }, (_, i) => backend.from(numbers(256, i), [64, 4]));
+    for (let i = 0; i < 3; i++) collect();
+    const again = recording!.run(
+      Int32Array.from({ length: 64 }, (_, i) => i),
+      [],
+      [],
+    );
+    expect(await backend.read(again)).toEqual(await backend.read(backend.add(w, w)));
+    for (const [i, x] of others.entries()) expect(await backend.read(x)).toEqual(numbers(256, i));
+    recording!.close();
+  });
+
+  it("serves any segments of as many rows", async () => {
+    const { pool, cache } = cacheOf(backend);
+    const steps = new RecordedSteps(parameters, config);
+    const record = vi.spyOn(backend, "record");
+    // two rows of one sequence, then two sequences of one, across a block and a chunk
+    const turns = [stepOf([0, 2, 0]), stepOf([2, 2, 0]), stepOf([4, 1, 0], [0, 1, 1]), stepOf([8, 2, 0])];
+    for (const turn of [...turns, stepOf([10, 1, 0], [1, 1, 1])]) {
+      const got = (await backend.read(await steps.run({ ...turn, cache }, () => {}))).slice();
+      expect(got).toEqual(await backend.read(await forward(parameters, config, { ...turn, cache })));
+    }
+    expect(record).toHaveBeenCalledTimes(1);
+    steps.close();
+    pool.close();
+  });
+
+  it("of one shape after the other takes no more memory than a few, and gives it back", async () => {
+    const { pool, cache } = cacheOf(backend);
+    const around = async () => {
+      const steps = new RecordedSteps(parameters, config);
+      for (let n = 1; n <= 12; n++)
+        for (let i = 0; i < 3; i++)
+          await backend.scope(async () => {
+            await steps.run(
+              {
+                ...stepOf([0, Math.min(n, 8), 0], ...(n > 8 ? [[8, n - 8, 0] as [number, number, number]] : [])),
+                cache,
+              },
+              () => {},
+            );
+          });
+      steps.close();
+      return backend.heldBytes;
+    };
+    const held = await around();
+    for (let i = 0; i < 3; i++) expect(await around()).toBe(held);
+    pool.close();
   });
 
   it("runs for as many tokens as it was made for, while its cache is open, and until it is closed", async () => {
-    const pool = backend.kvPool({ layers: 4, blocks: 2, blockSize: 8, heads: 2, headDim: 32, dtype: "f32" });
-    const cache = Array.from({ length: 4 }, (_, layer) => ({ pool, layer, table: () => Int32Array.of(0, 1) }));
+    const { pool, cache } = cacheOf(backend);
     const numbers = [new Float64Array(config.headDim), new Float64Array(1)]; // rotations in chunks, and a temperature
     const { recording } = await backend.record!(() => forward(parameters, config, { ...step(0), cache }));
     const run = (tokens: Int32Array, position = 1, of = numbers) => recording!.run(tokens, of, step(position).segments);

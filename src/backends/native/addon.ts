@@ -15,7 +15,7 @@ export const roundedType = 2048; // kRounded of native/packed.h
 
 /** Threads and the kernels chosen for them. One call at a time. */
 export type EngineHandle = { readonly engine: unique symbol };
-/** Its calls read and write the buffers that they were given, which must outlive it. */
+/** Its calls read and write the buffers and arrays that they were given: these must be there as long as it may run. */
 export type RecordingHandle = { readonly recording: unique symbol };
 export type ReadHandle = { readonly reading: unique symbol };
 
@@ -187,7 +187,7 @@ export interface Addon {
   ): void;
   /** What runs from here on is kept, beside being run: until `endRecording`. */
   startRecording(e: EngineHandle): void;
-  /** What ran since; null where a call was among it that cannot run again: all but those of a step's forward pass can. */
+  /** What ran since; null where a call was among it that cannot run again: only those of a step's forward pass can. */
   endRecording(e: EngineHandle): RecordingHandle | null;
   /** Runs it again, for each kind of layers, by its chunk, with these segments and tables, as `attend` takes them. */
   replay(e: EngineHandle, recording: RecordingHandle, ...kinds: (number | Int32Array)[]): void;

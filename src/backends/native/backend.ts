@@ -129,12 +129,18 @@ class Native implements NativeBackend {
     // Matrix by matrix where they are packed, since each begins with a group of its own.
     const [O, I] = packed ? (x.shape.slice(-2) as [number, number]) : [1, n];
     const bytes = packed ? packedBytes(x.dtype, [O, I]) : 0;
-    const all = Int32Array.from({ length: O }, (_, row) => row);
+    const all = this.#kept(Int32Array.from({ length: O }, (_, row) => row));
     for (let i = 0; i < n / (O * I); i++) {
       const [from, to] = [at + i * bytes, out.at + 4 * i * O * I];
       this.#addon.rows(this.#engine, O, I, typeOf(x), buffer, from, all, out.buffer, to);
     }
     return out;
+  }
+
+  /** An array whose numbers a call of the addon reads or writes where they are. */
+  #kept(array: Int32Array): Int32Array {
+    this.#inputs?.arrays.push(array);
+    return array;
   }
 
   from(data: Float32Array | Float64Array | Int32Array, shape: Shape): Tensor {
@@ -190,9 +196,11 @@ class Native implements NativeBackend {
   }
 
   async record(step: () => Promise<Tensor>) {
+    if (this.#inputs) throw new Error("a step was recorded while another one was; expected one at a time");
     const [addon, engine] = [this.#addon, this.#engine];
     const inputs: Inputs = { numbers: [], caches: new Map(), arrays: [] };
-    let [result, handle]: [Tensor?, (RecordingHandle | null)?] = [];
+    let result: Tensor | undefined;
+    let handle: RecordingHandle | null = null;
     const release = await this.#memory.apart(async () => {
       this.#inputs = inputs;
       addon.startRecording(engine);
@@ -200,8 +208,8 @@ class Native implements NativeBackend {
         result = await step();
         return place(result).lease;
       } finally {
-        handle = addon.endRecording(engine);
         this.#inputs = undefined;
+        handle = addon.endRecording(engine);
       }
     });
     const { buffer, at } = result!.data as Place; // its memory is the recording's now
@@ -210,9 +218,12 @@ class Native implements NativeBackend {
       const recording = new NativeRecording({ addon, engine }, handle, { inputs, result: own, release });
       return { result: own, recording };
     }
-    const copy = this.from(new Float32Array(buffer, at, elementCount(own.shape)), own.shape);
-    release();
-    return { result: copy, recording: undefined };
+    try {
+      const copy = this.from(new Float32Array(buffer, at, elementCount(own.shape)), own.shape);
+      return { result: copy, recording: undefined };
+    } finally {
+      release();
+    }
   }
 
   close(): void {
@@ -369,8 +380,7 @@ class Native implements NativeBackend {
 
   route(logits: Tensor, topK: number): Routes {
     const [T, E] = logits.shape as [number, number];
-    const experts = new Int32Array(T * topK);
-    this.#inputs?.arrays.push(experts);
+    const experts = this.#kept(new Int32Array(T * topK));
     const scores = this.#make([T, topK]);
     const { buffer, at } = this.#floats(logits);
     this.#addon.route(this.#engine, T, E, topK, buffer, at, experts, scores.data.buffer, scores.data.at);
@@ -388,7 +398,7 @@ class Native implements NativeBackend {
     const [input, s] = [this.#floats(x), this.#floats(scores)];
     this.#addon.experts(
       ...([this.#engine, T, D, F, E, topK, input.buffer, input.at, ...gated(bank)] as const),
-      ...([experts, s.buffer, s.at, y.data.buffer, y.data.at] as const),
+      ...([this.#kept(experts), s.buffer, s.at, y.data.buffer, y.data.at] as const),
       ...(shared ? ([true, ...gated(shared)] as const) : ([false] as const)),
     );
     return y;
@@ -406,7 +416,6 @@ class Native implements NativeBackend {
   }
 
   rows(x: Tensor, at: Int32Array): Tensor {
-    this.#inputs?.arrays.push(at);
     const [n, ...rest] = x.shape as [number, ...number[]];
     const y = this.#make([at.length, ...rest]);
     const from = place(x);
@@ -418,7 +427,7 @@ class Native implements NativeBackend {
         typeOf(x),
         from.buffer,
         from.at,
-        at,
+        this.#kept(at),
         y.data.buffer,
         y.data.at,
       ] as const),

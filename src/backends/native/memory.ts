@@ -17,19 +17,28 @@ export interface Place {
 /** A buffer on loan: of its scope, or, outside every scope, of whoever still holds the tensor. */
 export interface Lease {
   readonly buffer: ArrayBuffer;
+  /** Where the buffer goes when the lease ends. */
+  readonly home: FreeList;
   scope: Scope | undefined;
   ended: boolean;
 }
 
-type Scope = Set<Lease>;
+/** byteLength -> buffers of that size. */
+type FreeList = Map<number, ArrayBuffer[]>;
+
+interface Scope {
+  readonly leases: Set<Lease>;
+  /** Of its leases, and of those of the scopes within. */
+  readonly home: FreeList;
+}
 
 export class Memory {
   readonly #addon: Addon;
-  #free = new Map<number, ArrayBuffer[]>(); // byteLength -> buffers of that size
+  readonly #free: FreeList = new Map();
   readonly #kept = new Set<ArrayBuffer>(); // weights and caches
   readonly #scopes = new AsyncLocalStorage<Scope>();
   // A lease outside every scope comes back when the garbage collector has found its last tensor gone.
-  readonly #forgotten = new FinalizationRegistry((buffer: ArrayBuffer) => this.#giveBack(buffer));
+  readonly #forgotten = new FinalizationRegistry((buffer: ArrayBuffer) => this.#giveBack(buffer, this.#free));
   #closed = false;
   #bytes = 0;
 
@@ -56,10 +65,11 @@ export class Memory {
   /** At least `bytes`, with whatever they held before, until the current scope ends. */
   lend(bytes: number): Place {
     const size = sizeClass(bytes);
-    const buffer = this.#free.get(size)?.pop() ?? this.#allocate(size);
     const scope = this.#scopes.getStore();
-    const lease: Lease = { buffer, scope, ended: false };
-    if (scope) scope.add(lease);
+    const home = scope?.home ?? this.#free;
+    const buffer = home.get(size)?.pop() ?? this.#free.get(size)?.pop() ?? this.#allocate(size);
+    const lease: Lease = { buffer, home, scope, ended: false };
+    if (scope) scope.leases.add(lease);
     else this.#forgotten.register(lease, buffer, lease);
     return { buffer, at: 0, lease };
   }
@@ -67,40 +77,45 @@ export class Memory {
   /** Runs `body`; then ends its leases and `spent`, but for those that `survivors` names: they go to the scope around. */
   async scope<T>(body: () => Promise<T>, survivors: (result: T) => Iterable<Lease>, spent?: Lease): Promise<T> {
     const around = this.#scopes.getStore();
-    const own: Scope = new Set();
+    return this.#run({ leases: new Set(), home: around?.home ?? this.#free }, body, survivors, spent);
+  }
+
+  /**
+   * Runs `body`, whose result is in one lease, on buffers that are nobody else's from then on, that of the result among them.
+   * Returns what gives them back.
+   */
+  async apart(body: () => Promise<Lease | undefined>): Promise<() => void> {
+    const home: FreeList = new Map();
+    const release = () => {
+      for (const buffers of home.values()) for (const buffer of buffers) this.#giveBack(buffer, this.#free);
+      home.clear();
+    };
+    try {
+      const lease = await this.#run({ leases: new Set(), home }, body, (result) => (result ? [result] : []));
+      if (lease) this.#end(lease); // it goes home, where nobody takes it
+      return release;
+    } catch (error) {
+      release();
+      throw error;
+    }
+  }
+
+  async #run<T>(
+    own: Scope,
+    body: () => Promise<T>,
+    survivors: (result: T) => Iterable<Lease>,
+    spent?: Lease,
+  ): Promise<T> {
+    const around = this.#scopes.getStore();
     let kept: Set<Lease> = new Set();
     try {
       const result = await this.#scopes.run(own, body);
       kept = new Set(survivors(result));
       return result;
     } finally {
-      for (const lease of own) if (!kept.has(lease)) this.#end(lease);
+      for (const lease of own.leases) if (!kept.has(lease)) this.#end(lease);
       for (const lease of kept) if (lease.scope === own) this.#move(lease, around);
       if (spent && !kept.has(spent)) this.#end(spent);
-    }
-  }
-
-  /**
-   * Runs `body`, whose result is in one lease, on buffers that nobody else uses, then or later, that of the result among them.
-   * Returns what gives them back.
-   */
-  async apart(body: () => Promise<Lease | undefined>): Promise<() => void> {
-    const shared = this.#free;
-    const own = new Map<number, ArrayBuffer[]>();
-    this.#free = own;
-    const release = () => {
-      for (const buffers of own.values()) for (const buffer of buffers) this.#giveBack(buffer);
-      own.clear();
-    };
-    try {
-      const lease = await this.scope(body, (result) => (result ? [result] : []));
-      if (lease) this.#end(lease); // among its own buffers, where nobody takes it
-      this.#free = shared;
-      return release;
-    } catch (error) {
-      this.#free = shared;
-      release();
-      throw error;
     }
   }
 
@@ -136,23 +151,23 @@ export class Memory {
 
   #move(lease: Lease, to: Scope | undefined): void {
     lease.scope = to;
-    if (to) to.add(lease);
+    if (to) to.leases.add(lease);
     else this.#forgotten.register(lease, lease.buffer, lease);
   }
 
   #end(lease: Lease): void {
     if (lease.ended) return;
     lease.ended = true;
-    if (lease.scope) lease.scope.delete(lease);
+    if (lease.scope) lease.scope.leases.delete(lease);
     else this.#forgotten.unregister(lease);
-    this.#giveBack(lease.buffer);
+    this.#giveBack(lease.buffer, lease.home);
   }
 
-  #giveBack(buffer: ArrayBuffer): void {
-    const free = this.#free.get(buffer.byteLength);
+  #giveBack(buffer: ArrayBuffer, home: FreeList): void {
+    const free = home.get(buffer.byteLength);
     if (this.#closed) this.#release(buffer);
     else if (free) free.push(buffer);
-    else this.#free.set(buffer.byteLength, [buffer]);
+    else home.set(buffer.byteLength, [buffer]);
   }
 }
 

@@ -53,7 +53,7 @@ export class NativeRecording implements Recording {
     own.tokens.set(tokens);
     for (const [i, list] of numbers.entries()) own.numbers[i]!.set(list);
     const kinds: (number | Int32Array)[] = [];
-    for (const [chunk, cache] of own.caches) {
+    for (const [chunk, cache] of [...own.caches].sort(([a], [b]) => a - b)) {
       if ((cache.pool as NativePool).keys.byteLength === 0)
         throw new Error("a recording was run after its cache was closed");
       const { flat, tables } = placesOf(segments, chunk, cache);

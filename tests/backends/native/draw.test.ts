@@ -4,6 +4,7 @@ import fc from "fast-check";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type NativeBackend, openNative } from "../../../src/backends/native/backend.ts";
 import { uniform } from "../../../src/engine/random.ts";
+import { Sampler, type Sampling } from "../../../src/engine/sampler.ts";
 import type { Draw } from "../../../src/tensor/backend.ts";
 import { onEachIsa } from "../../addon.ts";
 
@@ -67,6 +68,31 @@ onEachIsa(
         }),
         { numRuns: 500 },
       );
+    });
+
+    it("is the sampler's choice, as its own loops make it, and where they refuse it does", () => {
+      const logits = Float32Array.from({ length: 700 }, (_, i) => 6 * (uniform(5, i) + uniform(6, i) - 1));
+      const samplings: Sampling[] = [
+        {},
+        { temperature: 0 },
+        { temperature: 1, topP: 1 },
+        { temperature: 1.3, topP: 0.5, minP: 0.1 },
+        { topK: 20 },
+        { temperature: 2, repetitionPenalty: 1.5, logitBias: { 3: 8 } },
+        { logprobs: 2 },
+      ];
+      const said = (sampling: Sampling, backend?: Pick<NativeBackend, "draw">) => {
+        const sampler = new Sampler(sampling, [1, 2, 3], logits.length, undefined, backend);
+        return Array.from({ length: 40 }, () => sampler.sample(logits.slice()));
+      };
+      for (const sampling of samplings)
+        for (let seed = 0; seed < 5; seed++)
+          expect(said({ ...sampling, seed }, native)).toEqual(said({ ...sampling, seed }));
+      logits[13] = Number.NaN;
+      for (const sampling of samplings) {
+        const refused = () => said(sampling, native);
+        expect(refused).toThrow("the weights are broken: logit 13 is NaN; expected numbers, get the checkpoint anew");
+      }
     });
 
     it("comes as often as its probability says", () => {
