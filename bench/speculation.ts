@@ -9,8 +9,9 @@
 
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { Engine, type Finish } from "../src/engine/engine.ts";
+import { Engine } from "../src/engine/engine.ts";
 import { uniform } from "../src/engine/random.ts";
+import type { Finish } from "../src/engine/requests.ts";
 import { forward, type Step } from "../src/model/transformer.ts";
 import { openModel } from "../src/open.ts";
 import type { Tensor } from "../src/tensor/tensor.ts";

@@ -3,10 +3,11 @@
 import { parentPort } from "node:worker_threads";
 import { complete } from "./engine/completion.ts";
 import { Grammars } from "./engine/constraint.ts";
-import { Engine, type LogitRows } from "./engine/engine.ts";
+import { Engine } from "./engine/engine.ts";
 import { likeliest } from "./engine/likeliest.ts";
 import { modelShape } from "./engine/model-shape.ts";
 import { promptLogprobs } from "./engine/prompt-logprobs.ts";
+import type { LogitRows } from "./engine/requests.ts";
 import type { Sampling } from "./engine/sampler.ts";
 import { countParameters } from "./model/config.ts";
 import { type OpenModel, openDraft, openModel } from "./open.ts";

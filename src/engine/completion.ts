@@ -5,8 +5,9 @@ import type { Tokenizer } from "../prompt/tokenizer.ts";
 import { ToolCallParser } from "../prompt/tool-calls.ts";
 import { RequestError } from "../tensor/errors.ts";
 import { type Constraint, type Grammars, isForcedCall } from "./constraint.ts";
-import type { Engine, Finish, Generated } from "./engine.ts";
+import type { Engine } from "./engine.ts";
 import type { PromptImage } from "./images.ts";
+import type { Finish, Generated } from "./requests.ts";
 import type { TokenRoutes } from "./route-trace.ts";
 import type { Logprob, Sampling } from "./sampler.ts";
 

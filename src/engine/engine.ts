@@ -7,15 +7,16 @@ import type { Backend, KVDType, Routes, Segment } from "../tensor/backend.ts";
 import { CapacityError, RequestError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Channel } from "./channel.ts";
-import type { Matcher } from "./constraint.ts";
 import { type Draft, DraftModel, type Sampled } from "./draft-model.ts";
 import { IMAGE_CACHE_BYTES, ImageEncoder, type ImageStats, type PromptImage, PromptImages } from "./images.ts";
+import { isReply, Job } from "./job.ts";
 import { openPages, type Pages } from "./pages.ts";
 import { PromptLookup } from "./prompt-lookup.ts";
 import { RecordedSteps } from "./recorded-steps.ts";
+import type { Generated, GenerateRequest, Held, LogitRows, LogitsRequest } from "./requests.ts";
 import { RouteTrace, type TokenRoutes } from "./route-trace.ts";
-import { type Logprob, Sampler, type Sampling } from "./sampler.ts";
-import { type Schedulable, schedule } from "./scheduler.ts";
+import { Sampler } from "./sampler.ts";
+import { schedule } from "./scheduler.ts";
 import { type Judged, Speculation } from "./speculation.ts";
 
 export interface EngineOptions {
@@ -45,60 +46,6 @@ export interface EngineOptions {
   readonly forward?: (p: Parameters, c: Llama4Config, step: Step) => Promise<Tensor>;
 }
 
-export interface GenerateRequest {
-  readonly tokens: ArrayLike<number>;
-  /** The images of its `<|patch|>` tokens, in order. */
-  readonly images?: readonly PromptImage[] | undefined;
-  /** Default: until the context is full. */
-  readonly maxTokens?: number | undefined;
-  readonly sampling?: Sampling | undefined;
-  /** Holds the reply to a grammar; for this request alone. */
-  readonly matcher?: Matcher | undefined;
-  /** Whether each token comes with the experts behind it. */
-  readonly routes?: boolean | undefined;
-  /** Tokens that end the reply. */
-  readonly stopTokens?: ReadonlySet<number> | undefined;
-  /** Hears each token as it is sampled, stop tokens too; true ends the reply with it. */
-  readonly onToken?: ((token: number) => boolean) | undefined;
-  /** Ends the request within one step; the iteration then rejects with the signal's reason. */
-  readonly signal?: AbortSignal | undefined;
-}
-
-export interface LogitsRequest extends Pick<GenerateRequest, "images" | "signal"> {
-  readonly last?: boolean | undefined;
-  readonly from?: Held | undefined;
-}
-
-/** A sampled token. The first one says what the prompt took; the last one, which may be a stop token, carries the end. */
-export interface Generated {
-  readonly token: number;
-  readonly logprob?: number;
-  readonly top?: readonly Logprob[];
-  readonly prompt?: Pick<Finish, "promptTokens" | "cachedTokens">;
-  readonly routes?: TokenRoutes;
-  readonly finish?: Finish;
-}
-
-export interface Finish {
-  readonly reason: "stop" | "length";
-  readonly promptTokens: number;
-  /** Tokens of the prompt that were in the cache already. */
-  readonly cachedTokens: number;
-  readonly completionTokens: number;
-  /** Tokens that were guessed ahead, and how many of them were right. */
-  readonly guessedTokens: number;
-  readonly acceptedTokens: number;
-  /** Tiles of its images that were encoded for it; the others were known. */
-  readonly encodedTiles: number;
-  readonly encodeMs: number;
-  /** From the request to its first step. */
-  readonly queuedMs: number;
-  /** From its first step to its first token, without the encoding of its images; others' share of the steps is in it. */
-  readonly prefillMs: number;
-  /** From its first token to its last. */
-  readonly decodeMs: number;
-}
-
 /** What an engine is doing now. */
 export interface EngineStats {
   readonly waiting: number;
@@ -116,22 +63,6 @@ export interface EngineStats {
 
 /** So many logits have memory that stays: 64 MB, 83 rows of Llama 4's vocabulary. */
 const MOST_LOGITS = 2 ** 24;
-
-/** Logits `[n, V]` of consecutive positions, in a buffer of their own. */
-export interface LogitRows {
-  readonly position: number;
-  readonly logits: Float32Array | Float64Array;
-}
-
-/** A prompt that was computed and stays in the cache. */
-export interface Held {
-  readonly sequence: number;
-  readonly tokens: readonly number[];
-  /** Of its last position `[V]`. */
-  readonly logits: Float32Array | Float64Array;
-  /** Ends what still goes on from it. */
-  close(): void;
-}
 
 /** Runs many requests at once. Close it to free the cache; backend and parameters belong to the caller. */
 export class Engine {
@@ -603,104 +534,6 @@ function joined(rows: readonly Float32Array[], D: number): Float32Array {
   const all = new Float32Array(rows.length * D);
   for (const [i, row] of rows.entries()) all.set(row, i * D);
   return all;
-}
-
-/** Where a request's results go. */
-interface Reader {
-  failed(error: unknown): void;
-  /** Gets logits `[n, V]` from `position` on; false where the request is done. */
-  computed(logits: Float32Array | Float64Array, position: number, routes?: TokenRoutes): boolean;
-}
-
-/** What a request wants: a reply of so many tokens, prompt counted, or logits. */
-interface Wish {
-  readonly sampler?: Sampler;
-  readonly mostTokens?: number;
-  readonly wantsAll?: boolean;
-  readonly from?: number | undefined;
-  readonly mostRows?: number | undefined;
-  readonly wantsRoutes?: boolean | undefined;
-  readonly images?: PromptImages | undefined;
-}
-
-/** A request for a reply. */
-type Reply = Job & { readonly sampler: Sampler };
-
-const isReply = (job: Job): job is Reply => job.sampler !== undefined;
-
-/** A request on its way. */
-class Job implements Schedulable {
-  readonly sequence: number;
-  readonly tokens: number[];
-  readonly promptTokens: number;
-  readonly sampler: Sampler | undefined;
-  readonly mostTokens: number;
-  /** Logits of all its positions are wanted, so none may come from the cache. */
-  readonly wantsAll: boolean;
-  readonly from: number | undefined;
-  readonly mostRows: number | undefined;
-  readonly wantsRoutes: boolean;
-  readonly images: PromptImages | undefined;
-  readonly reader: Reader;
-  readonly submittedAt = performance.now();
-  position = 0;
-  guesses: readonly number[] | undefined;
-  guessedTokens = 0;
-  acceptedTokens = 0;
-  encodedTiles = 0;
-  encodeMs = 0;
-  cachedTokens: number | undefined;
-  startedAt: number | undefined;
-  firstTokenAt: number | undefined;
-  refusedAt: number | undefined;
-  isOver = false;
-  /** Called when it has left the loop. */
-  over: () => void = () => {};
-
-  constructor(sequence: number, tokens: number[], wish: Wish, reader: Reader) {
-    const { sampler, mostTokens = 0, wantsAll = false, from, mostRows, wantsRoutes = false, images } = wish;
-    this.from = from;
-    this.wantsRoutes = wantsRoutes;
-    this.images = images;
-    this.sequence = sequence;
-    this.tokens = tokens;
-    this.promptTokens = tokens.length;
-    this.sampler = sampler;
-    this.mostTokens = mostTokens;
-    this.wantsAll = wantsAll;
-    this.mostRows = mostRows;
-    this.reader = reader;
-  }
-
-  get length(): number {
-    return this.tokens.length;
-  }
-
-  get readable(): number | undefined {
-    return this.images?.unencoded(this.position)[0]?.from;
-  }
-
-  /** A step brings one token more than are guessed. */
-  get most(): number {
-    return this.mostTokens - this.length - 1;
-  }
-
-  finish(reason: Finish["reason"]): Finish {
-    const { submittedAt, startedAt = submittedAt, firstTokenAt = startedAt } = this;
-    return {
-      reason,
-      promptTokens: this.promptTokens,
-      cachedTokens: this.cachedTokens ?? 0,
-      completionTokens: this.tokens.length - this.promptTokens,
-      guessedTokens: this.guessedTokens,
-      acceptedTokens: this.acceptedTokens,
-      encodedTiles: this.encodedTiles,
-      encodeMs: this.encodeMs,
-      queuedMs: startedAt - submittedAt,
-      prefillMs: firstTokenAt - startedAt - this.encodeMs,
-      decodeMs: performance.now() - firstTokenAt,
-    };
-  }
 }
 
 /** Lets everything else that is ready run: messages, timers, cancellations. A browser has no setImmediate. */

@@ -3,8 +3,9 @@
 import { describe, expect, it } from "vitest";
 import type { Matcher } from "../../src/engine/constraint.ts";
 import { DraftModel } from "../../src/engine/draft-model.ts";
-import type { Engine, EngineOptions, Generated, GenerateRequest } from "../../src/engine/engine.ts";
+import type { Engine, EngineOptions } from "../../src/engine/engine.ts";
 import { PromptLookup } from "../../src/engine/prompt-lookup.ts";
+import type { Generated, GenerateRequest } from "../../src/engine/requests.ts";
 import type { Sampling } from "../../src/engine/sampler.ts";
 import { type Decoding, type Guesser, Speculation, type Wanted } from "../../src/engine/speculation.ts";
 import { forward } from "../../src/model/transformer.ts";

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import type { Generated } from "../../src/engine/engine.ts";
 import { promptLogprobs } from "../../src/engine/prompt-logprobs.ts";
+import type { Generated } from "../../src/engine/requests.ts";
 import { RequestError } from "../../src/tensor/errors.ts";
 import { config, open, prompt } from "./random-model.ts";
 

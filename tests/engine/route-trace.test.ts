@@ -1,8 +1,8 @@
 // What a request is told of its experts is what one pass over prompt and reply decides, whoever else is in the batch.
 
 import { expect, it } from "vitest";
-import type { Generated } from "../../src/engine/engine.ts";
 import { Engine } from "../../src/engine/engine.ts";
+import type { Generated } from "../../src/engine/requests.ts";
 import type { TokenRoutes } from "../../src/engine/route-trace.ts";
 import { forward, type Step } from "../../src/model/transformer.ts";
 import { backend, config, open, parameters, prompt, randomParameters } from "./random-model.ts";
