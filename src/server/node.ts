@@ -1,7 +1,7 @@
 // The handler on a port, by Node's HTTP server.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { getRequestListener } from "@hono/node-server";
 import { RequestError } from "../tensor/errors.ts";
 import type { Handler } from "./handler.ts";
@@ -12,6 +12,7 @@ export interface ListenOptions {
   readonly port: number;
   /** Answers what is not the handler's: the files of the page. */
   readonly page?: ((request: Request) => Response | undefined) | undefined;
+  readonly mostConnections?: number | undefined;
 }
 
 /** A server that listens. */
@@ -24,7 +25,8 @@ export interface Listening {
 }
 
 /** Resolves once it listens. Throws RequestError where it cannot. */
-export async function listen(handler: Handler, { host, port, page }: ListenOptions): Promise<Listening> {
+export async function listen(handler: Handler, options: ListenOptions): Promise<Listening> {
+  const { host, port, page, mostConnections = 1024 } = options;
   const listener = getRequestListener(
     (request, { incoming }) =>
       page?.(request) ?? handler(request, { address: (incoming as IncomingMessage).socket.remoteAddress }),
@@ -40,7 +42,7 @@ export async function listen(handler: Handler, { host, port, page }: ListenOptio
     },
     (incoming: IncomingMessage, outgoing: ServerResponse) => void listener(incoming, outgoing),
   );
-  server.maxConnections = 1024;
+  limitConnections(server, mostConnections);
   await listening(server, host, port);
   const { address, family, port: bound } = server.address() as AddressInfo; // it is bound to a port, not to a path
   const name = host === "localhost" ? host : family === "IPv6" ? `[${address}]` : address;
@@ -49,6 +51,39 @@ export async function listen(handler: Handler, { host, port, page }: ListenOptio
     drain: () => drained(server),
     cut: () => server.closeAllConnections(),
   };
+}
+
+/**
+ * Where one connection more than so many comes, the one is cut that has been without a request for longest: silent, idle, or
+ * sending its headers slowly. By turning away the new one, those that say nothing would keep everybody out.
+ */
+function limitConnections(server: Server, most: number): void {
+  const requests = new Map<Socket, number>(); // that are being answered, of each connection
+  const idle = new Set<Socket>(); // longest first
+  server.on("connection", (socket) => {
+    requests.set(socket, 0);
+    idle.add(socket);
+    socket.on("close", () => {
+      requests.delete(socket);
+      idle.delete(socket);
+    });
+    if (requests.size <= most) return;
+    const [longest] = idle; // the new one itself, where all others are busy
+    idle.delete(longest!);
+    longest!.destroy();
+  });
+  server.on("request", ({ socket }, response) => {
+    const before = requests.get(socket);
+    if (before === undefined) return; // it is closed
+    requests.set(socket, before + 1);
+    idle.delete(socket);
+    response.on("close", () => {
+      const open = requests.get(socket);
+      if (open === undefined) return;
+      requests.set(socket, open - 1);
+      if (open === 1) idle.add(socket);
+    });
+  });
 }
 
 function listening(server: Server, host: string, port: number): Promise<void> {

@@ -68,6 +68,39 @@ describe("listening", () => {
     }
   });
 
+  // 1,024 that said nothing, or sent a header slowly, kept everybody out for 20 seconds.
+  it("cuts connections without a request where there are too many, those that were longest without one first", async () => {
+    const { server, model } = await start({ mostConnections: 8 });
+    const port = Number(new URL(server.url).port);
+    const closed: string[] = [];
+    const open = (name: string, sent = "") => {
+      const socket = connect(port, "127.0.0.1", () => socket.write(sent)).resume();
+      socket.on("error", () => {}).on("close", () => closed.push(name));
+      return socket;
+    };
+    const get = "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n";
+    model.script = { lines: ["a", { wait: new Promise(() => {}) }] };
+    const body = JSON.stringify({ prompt: "x", stream: true });
+    const head = `POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`;
+    const sockets = [open("reading a reply", head + body)];
+    await expect.poll(() => model.asked.length).toBe(1);
+    for (const name of ["silent", "slow", "answered"]) {
+      const sent = { silent: "", slow: get, answered: `${get}\r\n` }[name];
+      const socket = open(name, sent);
+      sockets.push(socket);
+      await new Promise((resolve) => socket.once(name === "answered" ? "data" : "connect", resolve));
+    }
+    for (let i = 0; i < 6; i++) {
+      expect((await fetch(`${server.url}/health`, { headers: { connection: "close" } })).status).toBe(200);
+      const socket = open(`later ${i}`);
+      sockets.push(socket);
+      await new Promise((resolve) => socket.once("connect", resolve));
+    }
+    await expect.poll(() => closed.length).toBeGreaterThan(1);
+    expect(["silent", "slow", "answered", "later 0", "later 1", "later 2"].slice(0, closed.length)).toEqual(closed);
+    for (const socket of sockets) socket.destroy();
+  });
+
   it("drains: what is being answered is answered, and then it is gone", async () => {
     const { server, model } = await start();
     let go = (_: unknown) => {};
