@@ -248,6 +248,9 @@ Trained on at most 512 tokens; ${limits.needles} prompts of each length, the num
 
 ${table(needles)}
 
+These lengths are multiples of the chunk of 256 tokens, so the answer stands at the edge of one, and behind it five layers of six
+see neither the question nor what was said. Of 40 prompts of 440, 700, 960, 1,920 and 4,000 tokens it finds 40, 37, 38, 40 and 38.
+
 Short lists and texts of the training's kind: ${interval(of("needle.val").right)}.
 
 ## Experts
