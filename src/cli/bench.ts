@@ -7,8 +7,6 @@ import { Engine } from "../engine/engine.ts";
 import { uniform } from "../engine/random.ts";
 import { shippedModel } from "../index.ts";
 import { countParameters, type Llama4Config } from "../model/config.ts";
-import type { Parameters } from "../model/parameters.ts";
-import { forward as modelForward, type Step } from "../model/transformer.ts";
 import { type OpenModel, openModel } from "../open.ts";
 import type { Backend } from "../tensor/backend.ts";
 import { RequestError } from "../tensor/errors.ts";
@@ -113,10 +111,7 @@ async function run(
 ): Promise<Sample[]> {
   let drawn = 0;
   const random = () => Math.floor(uniform(0, drawn++) * config.vocabSize);
-  // Every step computes random tokens. Greedy replies of a random model fall into cycles, which would touch few experts.
-  const forward = (p: Parameters, c: Llama4Config, step: Step) =>
-    modelForward(p, c, { ...step, tokens: step.tokens.map(random) });
-  const options = { backend, parameters, config, context, kvDtype, forward };
+  const options = { backend, parameters, config, context, kvDtype };
   const engine = new Engine({ ...options, localTokens: context, sharePrefixes: false });
   const bar = progress("measuring");
   const samples: Sample[] = [];
@@ -131,7 +126,9 @@ async function run(
           return false;
         };
         const tokens = new Int32Array(promptTokens).map(random);
-        const request = { tokens, maxTokens: genTokens, sampling: { temperature: 0 }, onToken, signal };
+        // greedy replies of a random model fall into cycles, which would touch few experts
+        const sampling = { temperature: 2, topP: 1, seed: drawn };
+        const request = { tokens, maxTokens: genTokens, sampling, onToken, signal };
         for await (const _ of engine.generate(request));
         return times;
       });
