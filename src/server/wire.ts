@@ -129,6 +129,7 @@ export function parsed<T extends z.ZodType>(schema: T, body: unknown): z.output<
 interface Issue {
   readonly path: readonly PropertyKey[];
   readonly message: string;
+  readonly code?: string | undefined;
 }
 
 /** Of a union, what is wrong with the form that came nearest. */
@@ -137,9 +138,12 @@ function deepest(issue: z.core.$ZodIssue): Issue {
   const found = issue.errors
     .filter((issues) => issues.length > 0)
     .map((issues) => deepest(issues[0]!))
-    .reduce((a, b) => (b.path.length > a.path.length ? b : a));
-  return { path: [...issue.path, ...found.path], message: found.message };
+    .reduce((a, b) => (depth(b) > depth(a) ? b : a));
+  return { ...found, path: [...issue.path, ...found.path] };
 }
+
+/** How near a form came: what is wrong in it lies deep, or is not its kind. */
+const depth = ({ path, code }: Issue) => path.length + (code === "invalid_type" ? 0 : 0.5);
 
 /** A fresh identifier with its API's prefix. */
 export const newId = (prefix: string): string => `${prefix}${crypto.randomUUID().replaceAll("-", "")}`;

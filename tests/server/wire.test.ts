@@ -22,6 +22,14 @@ describe("a list in a body", () => {
     });
   });
 
+  it("is told what is wrong with it, not that another form was possible", async () => {
+    const body = { prompt: "a", stop: Array.from({ length: 17 }, (_, i) => `s${i}`) };
+    const answer = await json(await served({ lines: [] }).handler(post("/v1/completions", body)));
+    expect(answer).toMatchObject({ error: { param: "stop", message: expect.stringContaining("16") } });
+    const other = await json(await served({ lines: [] }).handler(post("/v1/completions", { prompt: "a", stop: 7 })));
+    expect(other).toMatchObject({ error: { message: expect.stringContaining("expected string, received number") } });
+  });
+
   it.each([
     ["/v1/chat/completions", { messages: wrong }, "messages[0]"],
     ["/v1/chat/completions", { messages: [{ role: "user", content: wrong }] }, "messages[0].content[0]"],
