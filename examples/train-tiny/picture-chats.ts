@@ -12,6 +12,7 @@ import {
   shapeSprite,
   side,
 } from "./pictures.ts";
+import type { Turn } from "./text-chats.ts";
 import { article, capital } from "./words.ts";
 
 /** A question with its pictures, each the bytes of a tile, and the answer. */
@@ -24,6 +25,8 @@ export interface Asked {
   readonly answer: string;
   /** Where the answer may have several forms: all of them. */
   readonly accepted?: readonly string[];
+  /** Asked of the same pictures afterwards. */
+  readonly further?: readonly Turn[];
 }
 
 export interface World {
@@ -98,32 +101,36 @@ export function labelled(d: Draw, w: World): { picture: Uint8Array; label: strin
   return { picture: alone(d, spriteOf(d, concept, w)).pixels, label: `${concept.label} (${concept.group})` };
 }
 
+const kindQuestions = [
+  "What kind of thing is it?",
+  "Is it an animal, a plant, food or something else?",
+  "What sort of thing do you see?",
+];
+const kinds = {
+  animal: "An animal",
+  plant: "A plant",
+  food: "Food",
+  drink: "A drink",
+  vehicle: "A vehicle",
+  sport: "Something for sport",
+  clothing: "Something to wear",
+  instrument: "A musical instrument",
+  object: "An object",
+};
+
 export const groupOf: Ask = (d, w) => {
   const concept = d.of(w.concepts);
-  const question = d.of([
-    "What kind of thing is it?",
-    "Is it an animal, a plant, food or something else?",
-    "What sort of thing do you see?",
-  ]);
-  const groups = {
-    animal: "An animal",
-    plant: "A plant",
-    food: "Food",
-    drink: "A drink",
-    vehicle: "A vehicle",
-    sport: "Something for sport",
-    clothing: "Something to wear",
-    instrument: "A musical instrument",
-    object: "An object",
-  };
-  return { content: [picture(alone(d, spriteOf(d, concept, w))), question], answer: `${groups[concept.group]}.` };
+  const question = d.of(kindQuestions);
+  return { content: [picture(alone(d, spriteOf(d, concept, w))), question], answer: `${kinds[concept.group]}.` };
 };
+
+const groundQuestions = ["What colour is the background?", "What colour is behind it?"];
 
 export const groundColour: Ask = (d, w) => {
   const colour = d.of(colours);
   const scene = alone(d, spriteOf(d, d.of(w.concepts), w), colour);
   return {
-    content: [picture(scene), d.of(["What colour is the background?", "What colour is behind it?"])],
+    content: [picture(scene), d.of(groundQuestions)],
     answer: `${capital(colour.name)}.`,
   };
 };
@@ -153,12 +160,10 @@ const plural = (label: string) =>
         ? label
         : `${label}s`;
 
-/** One to five of a thing, apart on a grid of three by three. */
-export const count: Ask = (d, w) => {
-  const concept = d.of(w.concepts);
-  const n = d.whole(1, 5);
-  const [sprite, cell] = [spriteOf(d, concept, w), side / 3];
-  const scene = new Scene(ground(d), d);
+/** So many of a thing, apart on a grid of three by three. */
+function onGrid(d: Draw, sprite: Sprite, n: number, behind: Colour): Scene {
+  const cell = side / 3;
+  const scene = new Scene(behind, d);
   for (const place of d.several([0, 1, 2, 3, 4, 5, 6, 7, 8], n)) {
     const jitter = () => 2 * d.number() - 1;
     scene.put(
@@ -168,6 +173,15 @@ export const count: Ask = (d, w) => {
       cell * (0.8 + 0.15 * d.number()),
     );
   }
+  return scene;
+}
+
+/** One to five of a thing. */
+export const count: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const n = d.whole(1, 5);
+  const sprite = spriteOf(d, concept, w);
+  const scene = onGrid(d, sprite, n, ground(d));
   const many = plural(concept.label);
   return {
     content: [
@@ -310,4 +324,156 @@ export const flag: Ask = (d, w) => {
     ["On which continent is the country with this flag?", country.continent],
   ] as const);
   return { content: [picture(scene), asked[0]], answer: `${asked[1]}.` };
+};
+
+// ---- several questions about the same pictures ----
+//
+// What evaluation asks, closer together: a picture that is there is asked about again, and every answer is learnt from.
+
+const asking = (content: Asked["content"], [first, ...further]: readonly Turn[]): Asked => ({
+  content: [...content, first!.question],
+  answer: first!.answer,
+  ...(further.length > 0 && { further }),
+});
+
+const answerOf = ({ label }: Concept) => `${capital(named(label))}.`;
+const inWords = (names: readonly string[]) =>
+  capital(`${names.length > 1 ? `${names.slice(0, -1).join(", ")} and ` : ""}${names.at(-1)}.`);
+
+/** Two to four things, small: which where, and all of them. Two lie beside or above each other, more in the corners. */
+export const places: Ask = (d, w) => {
+  const shown = d.several(w.concepts, d.of([2, 2, 2, 3, 4]));
+  const [near, far] = [side * 0.27, side * 0.73];
+  type Where = readonly [where: string, x: number, y: number];
+  const corners: readonly Where[] = [
+    ["at the top left", near, near],
+    ["at the top right", far, near],
+    ["at the bottom left", near, far],
+    ["at the bottom right", far, far],
+  ];
+  const beside: readonly Where[] = [
+    ["on the left", near, side / 2],
+    ["on the right", far, side / 2],
+  ];
+  const above: readonly Where[] = [
+    ["at the top", side / 2, near],
+    ["at the bottom", side / 2, far],
+  ];
+  const free = shown.length > 2 ? corners : d.of([beside, above]);
+  const taken = d.several(free, shown.length);
+  const things = free.filter((at) => taken.includes(at)).map((at, i) => ({ at, concept: shown[i]! }));
+  const scene = new Scene(ground(d), d);
+  for (const { at, concept } of things)
+    scene.put(spriteOf(d, concept, w), at[1], at[2], side * (0.4 + 0.08 * d.number()));
+  const wheres = things.map(({ at: [where], concept }) => ({
+    question: d.of([`What is ${where}?`, `What do you see ${where}?`]),
+    answer: answerOf(concept),
+  }));
+  const all = {
+    question: d.of([
+      "What do you see?",
+      things.length === 2 ? "Which two things are there?" : "Which things are there?",
+    ]),
+    answer: inWords(things.map(({ concept }) => named(concept.label))),
+  };
+  const turns = d.chance(0.4) ? [all] : d.several(wheres, wheres.length);
+  return asking([picture(scene)], turns);
+};
+
+const whereTurns = (d: Draw, shown: readonly Concept[]) =>
+  shown.map(({ label }, at) => ({
+    question: d.of([`Which picture shows ${named(label)}?`, `Where is the ${label}?`]),
+    answer: `The ${ordinals[at]}.`,
+  }));
+
+/** Pictures, and where each of the things is. */
+const whereEach =
+  (fewest: number, most: number): Ask =>
+  (d, w) => {
+    const shown = d.several(w.concepts, d.whole(fewest, most));
+    const turns = whereTurns(d, shown);
+    return asking(
+      shown.map((concept) => picture(alone(d, spriteOf(d, concept, w)))),
+      d.several(turns, turns.length),
+    );
+  };
+export const whichOfTwo = whereEach(2, 2);
+export const whichOfSeveral = whereEach(2, 4);
+
+/** Pictures, and what each of them shows. */
+export const inOrder: Ask = (d, w) => {
+  const shown = d.several(w.concepts, d.whole(2, 4));
+  const pictures = shown.map((concept) => picture(alone(d, spriteOf(d, concept, w))));
+  if (d.chance(0.4)) {
+    const answer = inWords(shown.map(({ label }) => named(label)));
+    return asking(pictures, [{ question: "What do the pictures show?", answer }]);
+  }
+  const turns = shown.map((concept, at) => ({
+    question: `What does the ${ordinals[at]} picture show?`,
+    answer: answerOf(concept),
+  }));
+  return asking(pictures, d.several(turns, turns.length));
+};
+
+/** Whether it is what the question names; half of the wrong names are of its kind. */
+export const isIt: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const kin = w.concepts.filter((other) => other.group === concept.group && other !== concept);
+  const other = kin.length > 0 && d.chance(0.5) ? d.of(kin) : d.of(w.concepts);
+  const asked = d.chance(0.5) ? concept : other;
+  const question = d.of([`Is this ${named(asked.label)}?`, `Do you see ${named(asked.label)}?`]);
+  const answer = asked === concept ? "Yes." : `No, this is ${named(concept.label)}.`;
+  return asking([picture(alone(d, spriteOf(d, concept, w)))], [{ question, answer }]);
+};
+
+/** A thing alone: its name, its kind and its ground. */
+export const about: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const colour = ground(d);
+  const turns = [
+    { question: d.of(nameQuestions), answer: answerOf(concept) },
+    { question: d.of(kindQuestions), answer: `${kinds[concept.group]}.` },
+    { question: d.of(groundQuestions), answer: `${capital(colour.name)}.` },
+  ];
+  return asking([picture(alone(d, spriteOf(d, concept, w), colour))], d.several(turns, d.whole(2, 3)));
+};
+
+/** One to five shapes of a colour. */
+export const countShapes: Ask = (d) => {
+  const [behind, colour] = d.several(colours, 2) as [Colour, Colour];
+  const shape = d.of(shapeNames);
+  const n = d.whole(1, 5);
+  const scene = onGrid(d, shapeSprite(shape, colour), n, behind);
+  const many = plural(shape);
+  const turns = [
+    {
+      question: d.of(["How many are there?", `How many ${many} are there?`, "Count them."]),
+      answer: `${numerals[n]}.`,
+    },
+    { question: "What colour are they?", answer: `${capital(colour.name)}.` },
+  ];
+  return asking([picture(scene)], n > 1 ? d.several(turns, 2) : [turns[0]!]);
+};
+
+/** Yes or no, several times about one picture; half of the wrong names are of its kind. */
+export const yesOrNo: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const kin = w.concepts.filter((other) => other.group === concept.group);
+  const turns = Array.from({ length: d.whole(3, 5) }, () => {
+    const asked = d.chance(0.5) ? concept : d.of(d.chance(0.5) ? kin : w.concepts);
+    const question = d.of([`Is this ${named(asked.label)}?`, `Do you see ${named(asked.label)}?`]);
+    return { question, answer: asked === concept ? "Yes." : "No." };
+  });
+  return asking([picture(alone(d, spriteOf(d, concept, w)))], turns);
+};
+
+/** Pictures with their names below them, or below some of them, and where each of the things is. */
+export const captioned: Ask = (d, w) => {
+  const shown = d.several(w.concepts, d.whole(2, 4));
+  const share = d.of([0.5, 0.5, 1]);
+  const content = shown.flatMap((concept) => {
+    const seen = picture(alone(d, spriteOf(d, concept, w)));
+    return d.chance(share) ? [seen, `${answerOf(concept)}\n`] : [seen];
+  });
+  return asking(content, d.several(whereTurns(d, shown), shown.length));
 };

@@ -201,6 +201,27 @@ export function needle(d: Draw, k: Findable, mostLines: number): Turn {
   return lookup(d, k, Math.max(2, Math.min(12, 2 * mostLines)));
 }
 
+/**
+ * One to four numbers among the lines of a text, so many characters long, all of them asked for. What is around them are
+ * meanings of `words`, or a few lines again and again.
+ */
+export function needles(d: Draw, k: Findable, characters: number): Turn[] {
+  const filler = () => {
+    const { word, sense } = d.of(k.words);
+    return definition(sense, word);
+  };
+  const few = d.chance(0.2) && Array.from({ length: d.whole(3, 12) }, filler);
+  const lines: string[] = [];
+  for (let left = characters; left > 0; left -= lines.at(-1)!.length + 1)
+    lines.push(few ? few[lines.length % few.length]! : filler());
+  const hidden = d.several(things, d.whole(1, 4)).map((thing) => ({ thing, its: number(d, k, 100, 9999) }));
+  for (const { thing, its } of hidden) lines.splice(d.whole(0, lines.length), 0, `The ${thing} is ${its}.`);
+  return hidden.map(({ thing, its }, i) => ({
+    question: `${i === 0 ? `${lines.join("\n")}\n` : ""}What is the ${thing}?`,
+    answer: `${its}`,
+  }));
+}
+
 /** Words with numbers, and a word to find the number of. */
 export function lookup(d: Draw, k: Findable, mostPairs: number): Turn {
   const pairs = d.several(k.words, d.whole(2, mostPairs)).map(({ word }) => [word, number(d, k, 10, 999)] as const);
