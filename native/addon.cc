@@ -229,7 +229,13 @@ class Call {
     if (napi_get_value_external(env, value(), &pointer) != napi_ok) wrong("an engine");
     Engine* engine = *static_cast<Engine**>(pointer);
     if (!engine) throw std::range_error("native: the backend is closed");
+    engine_ = engine;
     return *engine;
+  }
+
+  // A recording without this call is none.
+  void failed() {
+    if (engine_ && engine_->recording) engine_->recording->is_whole = false;
   }
 
   napi_value undefined() {
@@ -245,14 +251,16 @@ class Call {
   }
   size_t count_ = kMostArgs, next_ = 0;
   napi_value args_[kMostArgs];
+  Engine* engine_ = nullptr;
 };
 
 template <napi_value (*F)(Call&)>
 napi_value enter(napi_env env, napi_callback_info info) {
+  Call call(env, info);
   try {
-    Call call(env, info);
     return F(call);
   } catch (const std::exception& error) {
+    call.failed();
     napi_throw_range_error(env, nullptr, error.what());
     return nullptr;
   }

@@ -151,6 +151,15 @@ describe.skipIf(!haveAddon)("a recording", () => {
     expect(await backend.read(result)).toEqual(await backend.read(backend.gelu(x)));
   });
 
+  it("is none of a step in which an operation failed, though the step went on", async () => {
+    const w = (await backend.load([viewOf("f32", [4, 8], stored("f32", [4, 8], 3))]))[0]!;
+    const { recording } = await backend.record!(async () => {
+      expect(() => backend.embed(w, Int32Array.of(4))).toThrow("index 4; expected 0 to 3");
+      return backend.add(w, w);
+    });
+    expect(recording).toBeUndefined();
+  });
+
   it("is none of a step without a cache", async () => {
     const { result, recording } = await backend.record!(() => forward(parameters, config, step(0)));
     expect(recording).toBeUndefined();
