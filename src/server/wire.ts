@@ -142,7 +142,7 @@ function deepest(issue: z.core.$ZodIssue): Issue {
   return { ...found, path: [...issue.path, ...found.path] };
 }
 
-/** How near a form came: what is wrong in it lies deep, or is not its kind. */
+/** How near a form came: the deeper what is wrong lies, and in one place, a wrong value before a value of another type. */
 const depth = ({ path, code }: Issue) => path.length + (code === "invalid_type" ? 0 : 0.5);
 
 /** A fresh identifier with its API's prefix. */
