@@ -23,32 +23,17 @@ struct alignas(64) ActBlock {
   int32_t minus, minus_halves[2];
 };
 
-// Neighbouring rows, from the first one's block 0 on.
-struct Acts {
-  const ActBlock* blocks;
-  int64_t apart;       // blocks of a row, from one to the next
-  int64_t rows_apart;  // the same blocks of two rows
-};
-
-// Rows of activations, quantized. For tiles, the same blocks of 16 neighbouring rows lie side by side.
+// Rows of activations, quantized.
 struct Quantized {
-  int64_t I, together;
+  int64_t rows, I;
   int64_t width;  // blocks from a row to the next: an odd number, since powers of two would share few sets of a cache
   ActBlock* blocks;
 
-  static int64_t side_by_side(int64_t rows) { return kTiles && rows > kFewTokens ? 16 : 1; }
-  static int64_t whole(int64_t rows) { return (rows + side_by_side(rows) - 1) / side_by_side(rows) * side_by_side(rows); }
-  // Tiles look at scales of up to three rows behind the last, and use nothing of them.
-  static size_t bytes(int64_t rows, int64_t I) {
-    return (size_t(whole(rows)) * size_t(I / 32 | 1) + (side_by_side(rows) > 1 ? 3 : 0)) * sizeof(ActBlock);
-  }
-  Quantized(void* memory, int64_t n, int64_t I)
-      : I(I), together(side_by_side(n)), width(I / 32 | 1), blocks(static_cast<ActBlock*>(memory)) {}
-  // How many of n rows from t on can be looked at together: where there are tiles, they share one.
-  int64_t neighbours(int64_t t, int64_t n) const { return together > 1 && n > 16 - t % 16 ? 16 - t % 16 : n; }
-  Acts rows(int64_t t) const { return {at(t, 0), together, together > 1 ? 1 : width}; }
+  static size_t bytes(int64_t rows, int64_t I) { return size_t(rows) * size_t(I / 32 | 1) * sizeof(ActBlock); }
+  Quantized(void* memory, int64_t rows, int64_t I)
+      : rows(rows), I(I), width(I / 32 | 1), blocks(static_cast<ActBlock*>(memory)) {}
   // Block b of row t.
-  ActBlock* at(int64_t t, int64_t b) const { return blocks + (t / together * width + b) * together + t % together; }
+  ActBlock* at(int64_t t, int64_t b) const { return blocks + t * width + b; }
   // Elements [first, first + n) of row t, whole blocks, from `scale` · x.
   void set(int64_t t, int64_t first, const float* x, int64_t n, float scale = 1) const;
   // Row t is that row of x.

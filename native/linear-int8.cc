@@ -10,219 +10,21 @@
 // once. Where there are tiles, these multiply whole runs of 16 tokens: the integers are the same, and so is what follows
 // from them.
 
-#include "int8.h"
-
 #include <atomic>
-#include <type_traits>
 
-#include "memory.h"
+#include "int8-tiles.h"
+#include "int8-weights.h"
+#include "int8.h"
 
 namespace llama4 {
 namespace LLAMA4_ISA {
 
 namespace {
 
-constexpr int kPanel = 4 * kGroup;     // rows
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
-constexpr int64_t kChunk = 512;        // columns at a time: taken apart, two registers of rows by them fill 16 KiB
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
-constexpr int64_t kAhead = 4096;       // bytes between what is read and what is asked for, about
-
-inline uvec words(const uint8_t* p) {
-  uvec v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-// Asks for a line of the weights.
-inline void ask_for(const uint8_t* line) {
-  if (asks_first_level) __builtin_prefetch(line, 0, 3);
-  else __builtin_prefetch(line, 0, 2);
-}
-
-inline vec floats(uvec v) { return __builtin_convertvector((ivec)v, vec); }
-
-// --- integers of a format: bytes u of W rows, for a run of elements that share a scale ---
-
-template <int Type>
-struct Format {
-  static constexpr Fields fields = fields_of(Type);
-  static constexpr int block = block_of(Type).elements;
-  static constexpr int steps = Type == kQ6_K ? 4 : 8;  // of four elements, in a run
-  static constexpr int runs = block / (4 * steps);
-  static constexpr bool minima = Type == kQ4_K || Type == kQ5_K;
-#if defined(__AVX512VNNI__) || !defined(__AVX2__)
-  static constexpr bool is_signed = false, narrow = false;
-#else
-  // Pairs of products must fit 16 bits: q8_0 is multiplied by its magnitude with the sign moved to x. Of the others whole
-  // runs are added in 16 bits, the first and the second pair of each four apart, and so is −Σ q in `minus`: both factors
-  // have their signs in the end, and with 127 for x the most is 16 · 16 or 8 · 32 times that.
-  static constexpr bool is_signed = Type == kQ8_0, narrow = Type != kQ8_0;
-#endif
-  // What is summed is u − 2^shift: the weight, but for types with minima, from which the rest is taken.
-  static constexpr int shift = Type == kQ8_0 ? 7 : Type == kQ4_0 ? 3 : Type == kQ6_K ? 5 : Type == kQ5_K && narrow ? 4 : -1;
-};
-
-// W rows of a packed group.
-template <int Type>
-struct Packed : Format<Type> {
-  using F = Format<Type>;
-  // Runs that share bytes. AVX2 needs their shifts to be constants; with AVX-512 code that is as long as that was slower.
-  static constexpr int shared = Type == kQ6_K ? 8 : F::minima ? 2 : 1, unrolled = W == 8 ? shared : 1;
-  // A scale for each 32 and AVX-512: taking integers apart again for every few tokens costs less than to keep them apart.
-  static constexpr bool in_place = W == kGroup && F::runs == 1;
-  int lane;                           // of the first row in its group
-  const uint8_t *headers, *integers;  // of that row in block 0
-  const uint8_t *at, *ahead;          // the integers of the block that began, and of the one to ask for
-  int64_t soon;                       // blocks before the end from where on the next group's are asked for
-  int64_t headers_on, integers_on;    // bytes from this group's end to the next one's beginning
-  vec scales[F::runs], mins[F::minima ? F::runs : 1];
-
-  static constexpr int64_t header_bytes = kGroup * F::fields.header(), integer_bytes = kGroup * 4 * F::fields.integers;
-  static constexpr int64_t blocks_ahead = (kAhead + integer_bytes / 2) / integer_bytes;
-
-  // `next`: the group that is read after this one, as far as is known.
-  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next) {
-    lane = first_row;
-    headers = group + 2 * lane;
-    integers = group + blocks * header_bytes + 4 * lane;
-    soon = blocks - blocks_ahead;
-    headers_on = next - group - blocks * header_bytes;
-    integers_on = next - group - blocks * integer_bytes;
-  }
-
-  void begin(int64_t b) {
-    at = integers + b * integer_bytes;
-    const uint8_t* header = headers + b * header_bytes;
-    ahead = at + blocks_ahead * integer_bytes + (b < soon ? 0 : integers_on);
-    const uint8_t* ahead_header = header + blocks_ahead * header_bytes + (b < soon ? 0 : headers_on);
-    if (asks())
-      for (int i = 0; i < header_bytes; i += 64) ask_for(ahead_header + i);
-    const vec d = widen(reinterpret_cast<const f16*>(header));
-    const uint8_t* s = header + 2 * kGroup * F::fields.halves + 2 * lane;  // words, so the lane is 2 bytes a row further
-    if constexpr (!F::minima && Type != kQ6_K) {
-      scales[0] = d;
-    } else if constexpr (F::minima) {
-      const vec dmin = widen(reinterpret_cast<const f16*>(header + 2 * kGroup));
-      const uvec a = words(s), m = words(s + 4 * kGroup), c = words(s + 8 * kGroup);
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; k++) {
-        scales[k] = d * floats((a >> (8 * k)) & 63);
-        mins[k] = dmin * floats((m >> (8 * k)) & 63);
-        scales[k + 4] = d * floats(((c >> (8 * k)) & 15) | (((a >> (8 * k + 6)) & 3) << 4));
-        mins[k + 4] = dmin * floats(((c >> (8 * k + 4)) & 15) | (((m >> (8 * k + 6)) & 3) << 4));
-      }
-      if constexpr (F::shift >= 0)
-#pragma GCC unroll 8
-        for (int k = 0; k < 8; k++) mins[k] -= splat(1 << F::shift) * scales[k];
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; i++)
-        scales[i] = d * floats((uvec)((ivec)(words(s + 4 * kGroup * (i >> 2)) << (24 - 8 * (i & 3))) >> 24));
-    }
-  }
-
-  // The first rows of a group ask for all 16: they share lines.
-  bool asks() const { return W >= kGroup || lane == 0; }
-
-  // Asks for a run's share of the block ahead: a whole block's lines at once would wait for each other.
-  void ask(int run) const {
-    constexpr int lines = F::fields.integers / F::runs;
-    if (!asks()) return;
-    for (int i = 0; i < lines; i++) ask_for(ahead + 64 * (run * lines + i));
-  }
-
-  uvec word(int i) const { return words(at + 4 * kGroup * i); }
-
-  // Of run `base` + `r`, where r < unrolled and base is a multiple of it.
-  uvec step(int base, int r, int j) const {
-    const int of = unrolled > 1 ? r : base % shared, from = base + r - of;
-    if constexpr (Type == kQ8_0) return F::is_signed ? word(j) ^ 0x80808080 : word(j);
-    else if constexpr (Type == kQ4_0) return (word(j & 3) >> (j & 4)) & 0x0f0f0f0f;
-    else if constexpr (Type == kQ4_K) return (word(4 * from + j) >> (4 * of)) & 0x0f0f0f0f;
-    else if constexpr (Type == kQ5_K)
-      return ((word(8 + 4 * from + j) >> (4 * of)) & 0x0f0f0f0f) | (((word(j) >> (from + of)) & 0x01010101) << 4);
-    else {
-      const int quarter = of >> 1, half = 4 * (of & 1) + j;
-      const uvec low = word(2 * from + 8 * (quarter & 1) + half) >> (4 * (quarter >> 1));
-      return (low & 0x0f0f0f0f) | (((word(32 + from + half) >> (2 * quarter)) & 0x03030303) << 4);
-    }
-  }
-  vec scale(int run) const { return scales[run]; }
-  vec min(int run) const { return mins[run]; }
-};
-
-// Calls f(base, r) for every run of a block, with r known to the compiler.
-template <typename Weights, typename F>
-inline void each_run(const F& f) {
-  for (int base = 0; base < Weights::runs; base += Weights::unrolled)
-#pragma GCC unroll 8
-    for (int r = 0; r < Weights::unrolled; r++) f(base, r);
-}
-
-// The same of a chunk that was taken apart.
-template <int Type>
-struct Unpacked : Format<Type> {
-  using F = Format<Type>;
-  static constexpr int unrolled = 1;
-  uint8_t* integers;  // [run][step][4 W]
-  float *scales, *mins;  // [run][W]
-  int64_t held;   // the first block that is there
-  int64_t first;  // run of the block
-  const uint8_t *coming, *end;  // the integers that are taken apart next, asked for while these are multiplied:
-  int64_t each;                 // so many lines a run
-
-  static constexpr int64_t bytes = kChunk * W + 2 * (kChunk / (4 * F::steps)) * W * 4;
-  void open(uint8_t* memory) {
-    integers = memory;
-    scales = reinterpret_cast<float*>(memory + kChunk * W);
-    mins = scales + kChunk / (4 * F::steps) * W;
-  }
-  void begin(int64_t b) { first = (b - held) * F::runs; }
-  void ask(int) {
-    for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
-  }
-  uvec step(int base, int r, int j) const { return words(integers + ((first + base + r) * F::steps + j) * 4 * W); }
-  vec scale(int run) const { return load(scales + (first + run) * W); }
-  vec min(int run) const { return load(mins + (first + run) * W); }
-
-  // `next`: the block of w, or behind its last one of the next group, that is taken apart after these; `parts`: how often
-  // these are multiplied until then.
-  void expect(const Packed<Type>& w, int64_t next, int64_t count, int64_t blocks, int64_t parts) {
-    const bool on = next < blocks;
-    const uint8_t* headers = w.headers + next * w.header_bytes + (on ? 0 : w.headers_on);
-    coming = w.integers + next * w.integer_bytes + (on ? 0 : w.integers_on);
-    if (on && count > blocks - next) count = blocks - next;
-    end = w.asks() ? coming + count * w.integer_bytes : coming;
-    each = (count * w.integer_bytes / 64 - 1) / (parts * count * F::runs) + 1;
-    if (w.asks())
-      for (int64_t i = 0; i < count * w.header_bytes; i += 64) ask_for(headers + i);
-  }
-
-  void fill(Packed<Type>& w, int64_t block, int64_t blocks) {
-    held = block;
-    for (int64_t b = 0; b < blocks; b++) {
-      w.begin(block + b);
-      each_run<Packed<Type>>([&](int base, int r) __attribute__((always_inline)) {
-        const int run = base + r;
-        const int64_t at = b * F::runs + run;
-        w.ask(run);
-        store(scales + at * W, w.scale(run));
-        if (F::minima) store(mins + at * W, w.min(run));
-#pragma GCC unroll 8
-        for (int j = 0; j < F::steps; j++) {
-          uvec u = w.step(base, r, j);
-#if defined(__AMX_TILE__)
-          if (F::shift >= 0) u = (uvec)_mm512_sub_epi8((__m512i)u, _mm512_set1_epi8(char(1 << (F::shift & 31))));  // signed
-#endif
-          memcpy(integers + (at * F::steps + j) * 4 * W, &u, sizeof u);
-        }
-      });
-    }
-  }
-};
 
 // --- a run's integer sums: W rows by one token ---
 
@@ -279,8 +81,7 @@ inline ivec finish(ivec sum) {
 // y[n][v] (kPanel floats from token to token) of V registers of rows by N tokens over blocks [from, to) of both; added to
 // what is there unless `fresh`.
 template <typename Weights, int V, int N>
-void micro(Weights* w, int64_t from, int64_t to, const Acts& acts, bool fresh, float* y) {
-  const int64_t apart = kTiles ? acts.apart : 1;
+void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t width, bool fresh, float* y) {
   vec acc[V][N];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++)
@@ -294,7 +95,7 @@ void micro(Weights* w, int64_t from, int64_t to, const Acts& acts, bool fresh, f
       const int64_t at = b * Weights::block + run * 4 * Weights::steps;
       const ActBlock* x[N];  // of this run alone: pointers that went along with it would not find registers
       for (int n = 0; n < N; n++) {
-        x[n] = acts.blocks + at / 32 * apart + n * acts.rows_apart;
+        x[n] = acts + at / 32 + n * width;
         asm("" : "+r"(x[n]));
       }
       const int half = Weights::steps == 8 ? 0 : int(at / 16 % 2);
@@ -336,129 +137,34 @@ void micro(Weights* w, int64_t from, int64_t to, const Acts& acts, bool fresh, f
 }
 
 template <typename Weights>
-inline void micro(int N, Weights* w, int64_t from, int64_t to, const Acts& x, bool fresh, float* y) {
+inline void micro(int N, Weights* w, int64_t from, int64_t to, const ActBlock* x, int64_t width, bool fresh, float* y) {
   switch (N) {
-    case 1: return micro<Weights, kVectors, 1>(w, from, to, x, fresh, y);
-    case 2: return micro<Weights, kVectors, 2>(w, from, to, x, fresh, y);
-    case 3: return micro<Weights, kVectors, 3>(w, from, to, x, fresh, y);
-    case 4: return micro<Weights, kVectors, 4>(w, from, to, x, fresh, y);
+    case 1: return micro<Weights, kVectors, 1>(w, from, to, x, width, fresh, y);
+    case 2: return micro<Weights, kVectors, 2>(w, from, to, x, width, fresh, y);
+    case 3: return micro<Weights, kVectors, 3>(w, from, to, x, width, fresh, y);
+    case 4: return micro<Weights, kVectors, 4>(w, from, to, x, width, fresh, y);
 #if defined(__AVX512F__)
-    case 5: return micro<Weights, kVectors, 5>(w, from, to, x, fresh, y);
-    case 6: return micro<Weights, kVectors, 6>(w, from, to, x, fresh, y);
+    case 5: return micro<Weights, kVectors, 5>(w, from, to, x, width, fresh, y);
+    case 6: return micro<Weights, kVectors, 6>(w, from, to, x, width, fresh, y);
 #endif
   }
 }
-
-// V registers of rows of a panel from register v on. Its last group may have no neighbours to fill them with: it is then
-// multiplied more than once. After the panel's last ones come the first of the panel at `next`.
-template <int Type, int V>
-inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next,
-                      Packed<Type> (&rows)[V]) {
-  const int64_t group_bytes = blocks * kGroup * block_of(Type).bytes;
-  const bool last = (v + V) * W >= groups * kGroup;
-  for (int i = 0; i < V; i++) {
-    const int64_t row = (v + i) * W, group = row / kGroup < groups ? row / kGroup : groups - 1;
-    const int64_t after = last ? i * W / kGroup : (row + V * W) / kGroup;
-    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes);
-  }
-}
-
-#if defined(__AMX_TILE__)
-
-template <int N>
-using Number = std::integral_constant<int, N>;
-
-// The same by tiles, for a chunk of W rows that was taken apart: adds to y the sums of `n` <= N tokens from x's row `token`
-// on, which share a tile of A. One of B are a run's integers as they lie. Four runs are multiplied while the sums of four
-// others are scaled: a product takes 52 cycles to be ready.
-template <int Type, int N>
-void multiply_tokens(const Unpacked<Type>& w, int64_t runs, int64_t first, const Quantized& x, int64_t token, int n,
-                     bool fresh, float* y) {
-  using F = Format<Type>;
-  constexpr int64_t per_block = 32 / (4 * F::steps);  // runs of a block of x
-  const ActBlock* at = x.at(token, first / 32);
-  const int8_t* q = at[-(token % 16)].q;
-  vec acc[N];
-#pragma GCC unroll 16
-  for (int i = 0; i < N; i++) acc[i] = fresh || i >= n ? vec{} : load(y + i * kPanel);
-  alignas(64) ivec whole[4][16 + N];  // rows that another tile has are computed from whatever is there
-  const auto start = [&](int64_t run, auto tile) __attribute__((always_inline)) {
-    constexpr int G = decltype(tile)::value, A = 4 + G % 2, B = 6 + G % 2;
-    load_tile<A>(q + run / per_block * 16 * int64_t(sizeof *at) + run % per_block * 4 * F::steps, sizeof *at);
-    load_tile<B>(w.integers + run * F::steps * 4 * W, 4 * W);
-    zero_tile<G>();
-    multiply_int8_tiles<G, A, B>();
-  };
-  const auto start_four = [&](int64_t run) __attribute__((always_inline)) {
-    start(run, Number<0>());
-    if (run + 1 < runs) start(run + 1, Number<1>());
-    if (run + 2 < runs) start(run + 2, Number<2>());
-    if (run + 3 < runs) start(run + 3, Number<3>());
-  };
-  start_four(0);
-  for (int64_t four = 0; four < runs; four += 4) {
-    store_tile<0>(whole[0], 4 * W), store_tile<1>(whole[1], 4 * W), store_tile<2>(whole[2], 4 * W), store_tile<3>(whole[3], 4 * W);
-    if (four + 4 < runs) start_four(four + 4);
-    for (int64_t run = four; run < runs && run < four + 4; run++) {
-      const vec scale = load(w.scales + run * W), min = F::minima ? load(w.mins + run * W) : vec{};
-      const ivec* row = whole[run - four] + token % 16;
-      const ActBlock* block = at + run / per_block * 16;
-      asm("" : "+r"(row), "+r"(block));  // and what follows at fixed places from them
-#pragma GCC unroll 16
-      for (int i = 0; i < N; i++) {
-        acc[i] += __builtin_convertvector(row[i], vec) * (scale * splat(block[i].d));
-        if (F::minima) acc[i] -= min * splat(block[i].sd);
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < N; i++)
-    if (i < n) store(y + i * kPanel, acc[i]);
-}
-
-template <int Type>
-void panel_by_tiles(const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t first, int64_t T,
-                    float* sums, uint8_t* scratch) {
-  constexpr int64_t block = Format<Type>::block, chunk = kChunk / block, runs = Format<Type>::runs;
-  const int64_t blocks = x.I / block;
-  const Tiles tiles(4 * Format<Type>::steps);
-  Unpacked<Type> unpacked;
-  unpacked.open(scratch);
-  for (int64_t v = 0; v < groups; v++) {
-    Packed<Type> packed[1];
-    open_rows(w, groups, blocks, v, next, packed);
-    for (int64_t b = 0; b < blocks; b += chunk) {
-      const int64_t count = blocks - b < chunk ? blocks - b : chunk;
-      unpacked.fill(packed[0], b, count);
-      for (int64_t t = 0, n; t < T; t += n) {
-        n = 16 - (first + t) % 16;
-        n = n < T - t ? n : T - t;
-        const auto multiply = n > 12 ? multiply_tokens<Type, 16> : n > 8 ? multiply_tokens<Type, 12>
-                            : n > 4 ? multiply_tokens<Type, 8> : multiply_tokens<Type, 4>;
-        multiply(unpacked, count * runs, b * block, x, first + t, int(n), b == 0, sums + t * kPanel + v * W);
-      }
-    }
-  }
-}
-
-#endif
 
 // sums[t][row of the panel] for T tokens from x's row `first` on. `groups` of the panel's exist. `next` is the panel that
 // the thread comes to after this one.
 template <int Type>
-void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t first, int64_t T,
-              float* sums, uint8_t* scratch) {
+void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, [[maybe_unused]] const Planes& planes,
+              int64_t first, int64_t T, float* sums, uint8_t* scratch) {
+#if defined(__AMX_TILE__)
+  if (T > kTokens) return panel_by_tiles<Type>(w, groups, next, planes, x.I, first, T, sums, scratch);
+#endif
   constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
   const int64_t blocks = x.I / block, registers = groups * kGroup / W;
-#if defined(__AMX_TILE__)
-  if (T > kTokens) return panel_by_tiles<Type>(w, groups, next, x, first, T, sums, scratch);
-#endif
   if (T == 1) {
-    const Acts acts = x.rows(first);
     for (int64_t v = 0; v < registers; v += kStreams) {
       Packed<Type> packed[kStreams];
       open_rows(w, groups, blocks, v, next, packed);
-      micro<Packed<Type>, kStreams, 1>(packed, 0, blocks, acts, true, sums + v * W);
+      micro<Packed<Type>, kStreams, 1>(packed, 0, blocks, x.at(first, 0), x.width, true, sums + v * W);
     }
     return;
   }
@@ -469,10 +175,8 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
     const auto tokens = [&](auto* weights, int64_t from, int64_t to) {
       for (int64_t part = 0; part < parts; part++) {
         const int64_t end = (part + 1) * T / parts;
-        for (int64_t t = part * T / parts, N; t < end; t += N) {
-          N = x.neighbours(first + t, end - t);
-          micro(int(N), weights, from, to, x.rows(first + t), from == 0, sums + t * kPanel + v * W);
-        }
+        const int64_t t = part * T / parts;
+        micro(int(end - t), weights, from, to, x.at(first + t, 0), x.width, from == 0, sums + t * kPanel + v * W);
       }
     };
     if (parts == 1) {
@@ -496,14 +200,14 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   }
 }
 
-void panel(int type, const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, int64_t first, int64_t T,
-           float* sums, uint8_t* scratch) {
+void panel(int type, const uint8_t* w, int64_t groups, const uint8_t* next, const Quantized& x, const Planes& planes,
+           int64_t first, int64_t T, float* sums, uint8_t* scratch) {
   switch (type) {
-    case kQ8_0: return panel_of<kQ8_0>(w, groups, next, x, first, T, sums, scratch);
-    case kQ4_0: return panel_of<kQ4_0>(w, groups, next, x, first, T, sums, scratch);
-    case kQ4_K: return panel_of<kQ4_K>(w, groups, next, x, first, T, sums, scratch);
-    case kQ5_K: return panel_of<kQ5_K>(w, groups, next, x, first, T, sums, scratch);
-    case kQ6_K: return panel_of<kQ6_K>(w, groups, next, x, first, T, sums, scratch);
+    case kQ8_0: return panel_of<kQ8_0>(w, groups, next, x, planes, first, T, sums, scratch);
+    case kQ4_0: return panel_of<kQ4_0>(w, groups, next, x, planes, first, T, sums, scratch);
+    case kQ4_K: return panel_of<kQ4_K>(w, groups, next, x, planes, first, T, sums, scratch);
+    case kQ5_K: return panel_of<kQ5_K>(w, groups, next, x, planes, first, T, sums, scratch);
+    case kQ6_K: return panel_of<kQ6_K>(w, groups, next, x, planes, first, T, sums, scratch);
   }
 }
 
@@ -549,6 +253,16 @@ void each_panel(Pool& pool, const P* products, int64_t count, const Width& width
       place = next;
     }
   });
+}
+
+// For the products that tiles take.
+template <typename P>
+Planes planes_of(Pool& pool, const Quantized& x, const P* products, int64_t count) {
+  Planes planes;
+  bool any = false;
+  for (int64_t i = 0; i < count; i++) any |= kTiles && products[i].T > kTokens;
+  if (any) planes.fill(pool, x);
+  return planes;
 }
 
 // An infinity or NaN makes the whole block NaN, so that it is seen in the end.
@@ -659,6 +373,7 @@ void three_products(Pool& pool, const ThreeProducts& a) {
 }
 
 void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, int64_t count) {
+  const Planes planes = planes_of(pool, x, products, count);
   pool.reserve_own(size_t(kMostTokens) * kPanel * sizeof(float) + kScratch);
   each_panel(pool, products, count, [](const Int8Product& p) { return p.O; },
              [&](const Place<Int8Product>& place, const Place<Int8Product>& following, int thread) {
@@ -669,7 +384,7 @@ void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, 
     uint8_t* scratch = reinterpret_cast<uint8_t*>(sums + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
       const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
-      panel(p.type, at.w, at.groups, next, x, p.first + t, T, sums, scratch);
+      panel(p.type, at.w, at.groups, next, x, planes, p.first + t, T, sums, scratch);
       for (int64_t i = 0; i < T; i++) {
         float* y = p.y[t + i] + at.row;
         if (p.b) for (int64_t r = 0; r < at.rows; r++) y[r] = sums[i * kPanel + r] + p.b[at.row + r];
@@ -680,6 +395,7 @@ void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, 
 }
 
 void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* products, int64_t count, const Quantized& out) {
+  const Planes planes = planes_of(pool, x, products, count);
   pool.reserve_own(size_t(2 * kMostTokens) * kPanel * sizeof(float) + kScratch);
   each_panel(pool, products, count, [](const Int8Gated& p) { return p.F; },
              [&](const Place<Int8Gated>& place, const Place<Int8Gated>& following, int thread) {
@@ -691,8 +407,8 @@ void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* produc
     uint8_t* scratch = reinterpret_cast<uint8_t*>(ups + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
       const int64_t T = p.T - t < kMostTokens ? p.T - t : kMostTokens;
-      panel(p.gate_type, gate.w, gate.groups, up.w, x, p.first + t, T, gates, scratch);
-      panel(p.up_type, up.w, up.groups, next, x, p.first + t, T, ups, scratch);
+      panel(p.gate_type, gate.w, gate.groups, up.w, x, planes, p.first + t, T, gates, scratch);
+      panel(p.up_type, up.w, up.groups, next, x, planes, p.first + t, T, ups, scratch);
       for (int64_t i = 0; i < T; i++) {
         float *g = gates + i * kPanel, *u = ups + i * kPanel;
         const vec s = splat(p.scales ? p.scales[t + i] : 1);  // gate(s · x) = s · gate(x)
