@@ -16,6 +16,10 @@ namespace {
 
 #if defined(__AMX_TILE__)
 
+// Columns taken apart at a time: with what tiles have of x and their sums, two registers of rows by them stay in the
+// first-level cache.
+constexpr int64_t kTileChunk = 256;
+
 // Activations as tiles want them: block b of all rows side by side, integers and scales apart. The distance between the
 // same row of two blocks is a quarter of a 4-KiB page, or as much behind a whole one: blocks that are multiplied
 // together then lie in different sets of the first-level cache.
@@ -109,7 +113,7 @@ void multiply_runs(const Unpacked<Type> (&w)[2], int64_t run, const Planes& x, i
 template <int Type>
 void panel_by_tiles(const uint8_t* w, int64_t groups, const uint8_t* next, const Planes& x, int64_t I, int64_t first,
                     int64_t T, float* sums, uint8_t* scratch) {
-  constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
+  constexpr int64_t block = Format<Type>::block, chunk = kTileChunk / block;
   const int64_t blocks = I / block;
   const Tiles tiles(4 * Format<Type>::steps);
   Unpacked<Type> unpacked[2];
