@@ -7,8 +7,8 @@
 //
 // A panel is 64 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
 // for many a chunk of columns at a time stays in the first-level cache, and where taking it apart is work, that is done
-// once. Where there are tiles, these multiply whole runs of 16 tokens: the integers are the same, and so is what follows
-// from them.
+// once. Where there are tiles, these multiply many tokens (int8-tiles.h): the integers are the same, and so is what
+// follows from them.
 
 #include <atomic>
 
