@@ -92,9 +92,7 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
     );
   const checkpoint = options.vision === false ? withoutVision(opened) : opened;
   try {
-    const { config, chatTemplate, defaults: sampling } = checkpoint;
-    const tokenizer = openTokenizer(checkpoint);
-    if (checkpoint.vision && tokenizer) checkPatch(path, config.tokens.patch, tokenizer.special.get("<|patch|>"));
+    const { config, defaults: sampling } = checkpoint;
     const backend = await openBackend(options.backend, { threads, activations }, onWarning);
     try {
       const views: TensorView[] = [];
@@ -102,11 +100,15 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
       if (checkpoint.vision) mapVision(checkpoint.vision, (view) => views.push(view));
       const isReference = backend.name === "reference";
       const room = roomFor(new Set(views), config, options, isReference, availableMemory());
-      const tensors = await backend.load(views, { ...(onProgress && { onProgress }), ...(signal && { signal }) });
+      const stop = new AbortController();
+      const reading = backend.load(views, {
+        ...(onProgress && { onProgress }),
+        signal: signal ? AbortSignal.any([signal, stop.signal]) : stop.signal,
+      });
+      const prompts = await beside(reading, stop, () => openPrompts(checkpoint));
       return {
-        ...{ path, checkpoint, config, backend, tokenizer, sampling, ...room },
-        ...loaded(checkpoint, tensors),
-        chatFormat: tokenizer && chatFormat(tokenizer, chatTemplate),
+        ...{ path, checkpoint, config, backend, sampling, ...room, ...prompts },
+        ...loaded(checkpoint, await reading),
         loadMs: performance.now() - start,
         close: () => backend.close(),
       };
@@ -117,6 +119,26 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   } finally {
     await checkpoint.close();
   }
+}
+
+/** What `body` returns, which runs while threads read. If it throws, they are stopped first. */
+async function beside<T>(reading: Promise<unknown>, stop: AbortController, body: () => T): Promise<T> {
+  try {
+    return body();
+  } catch (error) {
+    stop.abort();
+    await reading.catch(() => {});
+    throw error;
+  }
+}
+
+/** The tokenizer, and how it writes a chat. */
+function openPrompts(checkpoint: Checkpoint): Pick<OpenModel, "tokenizer" | "chatFormat"> {
+  const { config, chatTemplate } = checkpoint;
+  const tokenizer = openTokenizer(checkpoint);
+  if (checkpoint.vision && tokenizer)
+    checkPatch(checkpoint.path, config.tokens.patch, tokenizer.special.get("<|patch|>"));
+  return { tokenizer, chatFormat: tokenizer && chatFormat(tokenizer, chatTemplate) };
 }
 
 /** What stands for an image in a prompt must be what the model replaces by its features. */
