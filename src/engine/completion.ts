@@ -89,7 +89,7 @@ export function complete(
   if (constraint && !grammars)
     throw new RequestError("a constraint without a tokenizer; expected a checkpoint that has one");
   const matcher = constraint && grammars!.begin(constraint);
-  const text = tokenizer && new ReplyText(tokenizer, stop, toolsOf(request), isForcedCall(constraint));
+  const text = tokenizer && new ReplyText(tokenizer, stop, toolsOf(request), constraint);
   if (!text && stop.length > 0)
     throw new RequestError("stop strings without a tokenizer; expected a checkpoint that has one");
   const said: Said[] = []; // by the tokens sampled and not yet handed on
@@ -172,13 +172,13 @@ class ReplyText {
   readonly #calls: ToolCallParser;
   readonly #hasNoText: boolean;
 
-  /** With `hasNoText` the reply is calls alone: what is left of one that was cut off is not told as text. */
-  constructor(tokenizer: Tokenizer, stop: readonly string[], tools: readonly string[] = [], hasNoText = false) {
-    this.#hasNoText = hasNoText;
+  /** Of a forced call nothing is told as text, not even what is left of one that was cut off. */
+  constructor(tokenizer: Tokenizer, stop: readonly string[], tools: readonly string[] = [], constraint?: Constraint) {
+    this.#hasNoText = isForcedCall(constraint);
     this.#tokenizer = tokenizer;
     this.#decoder = tokenizer.streamDecoder({ skipSpecial: true });
     this.#stops = new StopStrings(stop);
-    this.#calls = new ToolCallParser({ tools });
+    this.#calls = new ToolCallParser({ tools, areSure: constraint?.type === "tool_calls" });
   }
 
   get stopString(): string | undefined {

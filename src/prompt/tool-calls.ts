@@ -11,16 +11,22 @@ export class ToolCallParser {
   readonly #accepts: (name: string) => boolean;
   readonly #mayBecome: (start: string) => boolean;
   readonly #isOff: boolean;
+  readonly #areSure: boolean;
   #input = new Input();
   #scan: Scan | undefined; // of what may be a call, from the first character of #input on
+  #hasTold = false; // a call of the list that is read
   #code: string | undefined; // what came since <|python_start|>
 
-  /** With `tools`, only their names count as calls; without, any name does. */
-  constructor({ tools }: { tools?: Iterable<string> | undefined } = {}) {
+  /**
+   * With `tools`, only their names count as calls; without, any name does. `areSure`: what begins as a list of calls goes on
+   * as one, so each is told when it ends, and of a list that is cut off those that ended.
+   */
+  constructor({ tools, areSure = false }: { tools?: Iterable<string> | undefined; areSure?: boolean } = {}) {
     const names = tools && [...tools];
     this.#accepts = (name) => !names || names.includes(name);
     this.#mayBecome = (start) => !names || names.some((name) => name.startsWith(start));
     this.#isOff = names?.length === 0;
+    this.#areSure = areSure;
   }
 
   /** The next piece of ordinary text. */
@@ -68,15 +74,19 @@ export class ToolCallParser {
         const at = this.#input.text.search(START);
         events.push(...textEvents(this.#input.take(at < 0 ? this.#input.text.length : at)));
         if (at < 0) return joined(events);
-        this.#scan = scanCalls(this.#input, this.#accepts, this.#mayBecome);
+        this.#scan = scanCalls(this.#input, this.#accepts, this.#mayBecome, this.#areSure);
+        this.#hasTold = false;
       }
       const { done, value: calls } = this.#scan.next();
-      if (!done) return joined(events); // it needs more text
-      this.#scan = undefined;
+      if (!done && !calls) return joined(events); // it needs more text
+      if (done) this.#scan = undefined;
       if (calls) {
         this.#input.take(this.#input.at);
         events.push(...calls.map((call) => ({ type: "call" as const, call })));
-      } else events.push(...textEvents(this.#input.take(1)));
+        this.#hasTold = true;
+      } else if (this.#hasTold)
+        this.#input.take(this.#input.text.length); // of a list that was cut off
+      else events.push(...textEvents(this.#input.take(1)));
     }
   }
 }
@@ -159,34 +169,47 @@ class Input {
 // Thrown where the text cannot be a call; no Error, because nobody reads its stack and it is thrown often.
 const NO_CALL = Symbol("no call");
 
-type Scan = Generator<undefined, readonly ToolCall[] | undefined>;
+/** Yields calls that are taken from the input at once, or nothing where it needs more text. */
+type Scan = Generator<readonly ToolCall[] | undefined, readonly ToolCall[] | undefined>;
 
 /** Reads the calls at the start of the input and leaves `at` behind them, or finds that there is none. */
-function* scanCalls(input: Input, accepts: (name: string) => boolean, mayBecome: (start: string) => boolean): Scan {
+function* scanCalls(
+  input: Input,
+  accepts: (name: string) => boolean,
+  mayBecome: (start: string) => boolean,
+  areSure: boolean,
+): Scan {
   try {
     const first = yield* input.peek();
     if (first === "<") return [yield* functionTag(input, accepts, mayBecome)];
     if (first === "{") return [yield* jsonCall(input, accepts)];
-    return yield* list(input, accepts, mayBecome);
+    return yield* list(input, accepts, mayBecome, areSure);
   } catch (error) {
     if (error === NO_CALL) return undefined;
     throw error;
   }
 }
 
-/** `[f(a="x"), g(b=2)]`, or the same with calls in JSON. */
+/** `[f(a="x"), g(b=2)]`, or the same with calls in JSON. Where they are sure each is yielded when it has ended. */
 function* list(
   input: Input,
   accepts: (name: string) => boolean,
   mayBecome: (start: string) => boolean,
-): Generator<undefined, ToolCall[]> {
-  const calls: ToolCall[] = [];
+  areSure: boolean,
+): Generator<ToolCall[] | undefined, ToolCall[]> {
+  let calls: ToolCall[] = [];
+  let isFirst = true;
   yield* input.expect("[");
   do {
     yield* input.blanks();
     const c = yield* input.peek();
-    if (c === "]" && calls.length > 0) break;
+    if (c === "]" && !isFirst) break;
     calls.push(c === "{" ? yield* jsonCall(input, accepts) : yield* pythonCall(input, accepts, mayBecome));
+    isFirst = false;
+    if (areSure) {
+      yield calls;
+      calls = [];
+    }
   } while (yield* input.skips(","));
   yield* input.blanks();
   yield* input.expect("]");

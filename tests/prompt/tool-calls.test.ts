@@ -80,6 +80,41 @@ describe("calls are found", () => {
   });
 });
 
+describe("calls that are sure", () => {
+  const sure = () => new ToolCallParser({ tools: TOOLS, areSure: true });
+
+  test("are told one by one, when each has ended", () => {
+    const parser = sure();
+    expect(parser.push("[f(a=1")).toEqual([]);
+    expect(parser.push("), f(")).toEqual([call("f", { a: 1 })]);
+    expect(parser.push("a=2)]")).toEqual([call("f", { a: 2 })]);
+    expect(parser.end()).toEqual([]);
+  });
+
+  test("of a list that is cut off those that had ended are told, and nothing of the rest", () => {
+    for (const [cut, calls] of [
+      ["[f(a=1), f(a=2), f(a", 2],
+      ["[f(a=1),", 1],
+      ["[f(a=1)", 1],
+      ['[{"name": "f", "parameters": {}}, {"name', 1],
+    ] as const) {
+      const events = [...sure().push(cut)];
+      const parser = sure();
+      const apart = [...cut].flatMap((c) => parser.push(c)).concat(parser.end());
+      expect(events).toHaveLength(calls);
+      expect(apart).toEqual(events);
+    }
+  });
+
+  test.each(CASES.filter(([, source]) => !source.includes("f(a=, ")))(
+    "else as if they were not: %s",
+    (_, source, expected) => {
+      const parser = sure();
+      expect(joined([...parser.push(source), ...parser.end()])).toEqual(expected);
+    },
+  );
+});
+
 describe("text that only looks like a call is text", () => {
   const LOOKS = [
     "[1] a footnote, [link](http://x), [f], [f(], [f(1)], [f(a)], [f(a=b)], [f(a=1) and more",

@@ -152,6 +152,19 @@ describe("/v1/chat/completions", () => {
     expect([message.content, message.tool_calls, finish_reason]).toEqual(["", undefined, "length"]);
   });
 
+  it("tells the calls that ended before it was cut", async () => {
+    const body = { ...hello, max_tokens: 60, tools: [nothing], tool_choice: "required" };
+    let most = 0;
+    for (const seed of seeds) {
+      const [{ message, finish_reason }] = (await asked(path, { ...body, seed })).choices;
+      if (finish_reason !== "length") continue;
+      for (const call of message.tool_calls ?? [])
+        expect(call.function).toMatchObject({ name: "nothing", arguments: "{}" });
+      most = Math.max(most, message.tool_calls?.length ?? 0);
+    }
+    expect(most).toBeGreaterThan(0);
+  });
+
   it("calls or answers in a form where both are asked for", async () => {
     let calls = 0;
     for (const seed of Array.from({ length: 24 }, (_, seed) => seed)) {
