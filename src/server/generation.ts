@@ -224,13 +224,18 @@ async function* withPrompt(
   yield { ...said, usage, finish: { reason: "length", usage } };
 }
 
+/** Calls in a reply, which ends with the last of them: a small model that has to call goes on and on. */
+const MOST_CALLS = 128;
+
 async function* reply(index: number, pieces: AsyncIterable<Piece>, oneCall: boolean): AsyncGenerator<Said> {
+  const most = oneCall ? 1 : MOST_CALLS;
   let prompt: Usage | undefined;
   let completionTokens = 0;
   let calls = 0;
   for await (const piece of pieces) {
     const { text, tokens, logprobs = [], toolCalls = [], routes, finishReason, stopString, usage, timings } = piece;
     completionTokens += tokens.length;
+    const room = most - calls;
     calls += toolCalls.length;
     const first = prompt ? undefined : usage;
     prompt ??= usage;
@@ -238,9 +243,9 @@ async function* reply(index: number, pieces: AsyncIterable<Piece>, oneCall: bool
     const isEnd = finishReason === "stop" && stopString === undefined;
     const heard = { tokens, logprobs: isEnd ? [] : logprobs, routes: routes ? [routes] : [] };
     const said = { index, text, ...heard, toolCalls, usage: first };
-    if (oneCall && calls > 0) {
+    if (calls >= most) {
       const usage = { ...prompt!, completionTokens }; // the first piece has brought it
-      yield { ...said, toolCalls: toolCalls.slice(0, 1), finish: { reason: "tool_calls", usage } };
+      yield { ...said, toolCalls: toolCalls.slice(0, room), finish: { reason: "tool_calls", usage } };
       return; // leaving the loop ends the rest
     }
     if (!finishReason) yield said;

@@ -183,6 +183,14 @@ describe("POST /v1/chat/completions", () => {
       expect(model.left).toBe(1);
     });
 
+    it("ends a reply with its 128th call", async () => {
+      const { model, handler } = served({ lines: Array.from({ length: 200 }, (_, a) => call("weather", { a })) });
+      const { choices, usage } = await json(await handler(post(path, { ...hello, tools: [weather] })));
+      expect(choices[0].finish_reason).toBe("tool_calls");
+      expect(choices[0].message.tool_calls.length).toBe(128);
+      expect([usage.completion_tokens, model.left]).toEqual([128, 1]);
+    });
+
     it("shows the model no tools with tool_choice none", async () => {
       const { model, handler } = served({ lines: ["x"] });
       await handler(post(path, { ...hello, tools: [weather], tool_choice: "none" }));
