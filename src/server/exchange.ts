@@ -12,7 +12,7 @@ export class Exchange {
 
   constructor(left: AbortSignal, mostMs: number, held: Held) {
     this.held = held;
-    const leave = () => this.#cancel.abort(left.reason);
+    const leave = () => this.#cancel.abort(new Refusal(499, "The client has left.")); // its own reason may be no Error
     const late = () =>
       this.#cancel.abort(new Refusal(504, `The request took longer than ${mostMs / 1000} seconds, and was given up.`));
     left.addEventListener("abort", leave);

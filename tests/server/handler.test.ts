@@ -1,6 +1,7 @@
 // What holds for every path: who may ask, what is refused before anything is computed, and how requests end.
 
 import { describe, expect, it } from "vitest";
+import { prometheus } from "../../src/server/node-metrics.ts";
 import { CapacityError, CheckpointError, RequestError } from "../../src/tensor/errors.ts";
 import { eventsOf, json, post, type Script, served, user } from "./scripted.ts";
 
@@ -385,6 +386,19 @@ describe("a request ends", () => {
     cancel.abort();
     expect((await response).status).toBe(499);
     expect(model.left).toBe(1);
+  });
+
+  // @hono/node-server aborts with a string, which was no error to hono: the handler rejected, and nothing was counted
+  it("and is counted when the client leaves, whatever reason is given for it", async () => {
+    const statuses: number[] = [];
+    const observer = { ...prometheus(), answered: (_: string, status: number) => statuses.push(status) };
+    const { handler } = served(slow, { observer });
+    const cancel = new AbortController();
+    const response = handler(post(path, hello, {}, cancel.signal));
+    await soon();
+    cancel.abort("Client connection prematurely closed.");
+    expect((await response).status).toBe(499);
+    expect(statuses).toEqual([499]);
   });
 
   it("when the client leaves the queue", async () => {
