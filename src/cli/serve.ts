@@ -116,7 +116,7 @@ async function served(session: Session, options: ServeOptions, version?: string)
     isDraining: () => session.signal.aborted,
     onError: (error, id) => process.stderr.write(`${id}: ${error instanceof Error ? error.stack : String(error)}\n`),
   });
-  const server = await listen(handler, { host, port, page: chatPage(hosts) });
+  const server = await listen(handler, { host, port, page: chatPage(hosts), idleMs: limits.idleMs });
   const { url } = server;
   if (session.json) process.stdout.write(`${JSON.stringify({ url })}\n`);
   else process.stdout.write(`${name} at ${url}/v1${existsSync(PAGE) ? `, to chat with at ${url}` : ""}\n`);

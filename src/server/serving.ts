@@ -23,9 +23,9 @@ export interface Limits extends AdmissionLimits {
   readonly images: number;
   /** Tokens, of prompts and replies, that a client may use in a minute. */
   readonly tokensPerMinute: number;
-  /** From a request's arrival to its last byte. */
+  /** From a request's arrival to the end of its reply: a stream's last byte; of a whole answer, when it is computed. */
   readonly requestMs: number;
-  /** A reader of a stream that takes nothing for so long is given up. */
+  /** A reader of a stream that takes nothing for so long is given up; on a port, one of any answer (`listen`). */
   readonly idleMs: number;
 }
 

@@ -101,6 +101,67 @@ describe("listening", () => {
     for (const socket of sockets) socket.destroy();
   });
 
+  describe("with readers of a large file", () => {
+    const LARGE = 12e6; // more than the system takes for a reader that reads nothing
+    const page = (request: Request) =>
+      new URL(request.url).pathname === "/large" ? new Response(new Uint8Array(LARGE)) : undefined;
+    const ask = (server: Listening, times = 1) => {
+      const socket = connect(Number(new URL(server.url).port), "127.0.0.1");
+      socket.on("error", () => {}).write("GET /large HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".repeat(times));
+      return socket;
+    };
+    const wait = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+    /** Bytes that still come, until the connection ends. */
+    const rest = (socket: ReturnType<typeof ask>) =>
+      new Promise<number>((resolve) => {
+        let bytes = 0;
+        socket.on("data", (piece) => {
+          bytes += piece.length;
+          if (bytes >= LARGE) socket.destroy();
+        });
+        socket.on("close", () => resolve(bytes));
+      });
+
+    // only streams had a time in which something has to be read
+    it("cuts one that takes nothing, and none that takes little at a time", async () => {
+      const { server } = await start({ page, idleMs: 400 });
+      const [stalled, slow] = [ask(server, 2), ask(server)];
+      let bytes = 0;
+      slow.on("data", (piece) => {
+        bytes += piece.length;
+        if (bytes >= LARGE) slow.destroy();
+        slow.pause();
+        setTimeout(() => slow.resume(), 5);
+      });
+      const closed = new Promise((resolve) => slow.on("close", resolve));
+      await wait(1500);
+      expect(await rest(stalled)).toBeLessThan(LARGE);
+      await closed;
+      expect(bytes).toBeGreaterThanOrEqual(LARGE);
+    });
+
+    it("waits as long as it takes to compute an answer", async () => {
+      const { server, model } = await start({ idleMs: 50 });
+      model.script = { lines: ["a", { wait: wait(300) }, "b"] };
+      const headers = { "content-type": "application/json" };
+      const init = { method: "POST", headers, body: JSON.stringify({ prompt: "x" }) };
+      const answer = await (await fetch(`${server.url}/v1/completions`, init)).json();
+      expect(answer.choices[0].text).toBe("ab");
+    });
+
+    it("cuts those that take nothing for new connections, where there are too many", async () => {
+      const { server } = await start({ page, idleMs: 60_000, mostConnections: 4 });
+      const stalled = Array.from({ length: 4 }, () => ask(server, 2));
+      await wait(2500); // they are looked at each second
+      for (let i = 0; i < 3; i++) {
+        const answer = await fetch(`${server.url}/health`, { headers: { connection: "close" } });
+        expect(answer.status).toBe(200);
+      }
+      expect(await rest(stalled[0]!)).toBeLessThan(LARGE);
+      for (const socket of stalled) socket.destroy();
+    });
+  });
+
   it("drains: what is being answered is answered, and then it is gone", async () => {
     const { server, model } = await start();
     let go = (_: unknown) => {};
