@@ -178,7 +178,7 @@ export class SchemaDocument {
     this.#made.set(values, { enum: mapped.length > 0 ? mapped : [name] });
     return forms.map((form) => {
       if (form.type !== "object") return form;
-      const own = form.properties.get(propertyName) ?? form.others;
+      const own = this.#property(form, propertyName);
       const isNamed = own === false || this.#inside(() => this.forms(own).every(({ type }) => type === "value"), true);
       if (isNamed) return form;
       const properties = new Map(form.properties).set(propertyName, together(own, [values]));
@@ -291,17 +291,18 @@ export class SchemaDocument {
     }));
     const { additionalProperties } = schema;
     const others = this.#places(additionalProperties, `${place}/additionalProperties`);
+    const names: Places = schema["propertyNames"] === undefined ? [] : [`${place}/propertyNames`];
     const properties = new Map<string, Places | false>();
     for (const name of new Set([...listed, ...(required as readonly string[])])) {
       const matched = matching.filter(({ language }) => this.#matches(language, name)).map(({ value }) => value);
       const own = listed.includes(name) ? [under("properties", name)] : matched.length > 0 ? [] : others;
-      properties.set(name, [own, ...matched].reduce(together));
+      properties.set(name, this.#fitsPlaces(names, name) && [own, ...matched].reduce(together));
     }
     return {
       type: "object",
       ...{ properties, required: new Set(required as readonly string[]), matching, others },
       saysOthers: additionalProperties !== undefined,
-      names: schema["propertyNames"] === undefined ? [] : [`${place}/propertyNames`],
+      names,
       ...this.#counts(schema, "Properties", place),
     };
   }
@@ -410,15 +411,9 @@ export class SchemaDocument {
         a.matching[0]!.language.where.split("at ")[1]!,
         `"patternProperties" in two schemas that hold together is not supported`,
       );
-    const of = (form: ObjectForm, name: string): Places | false => {
-      const own = form.properties.get(name);
-      if (own !== undefined) return own;
-      const matched = form.matching.filter(({ language }) => this.#matches(language, name)).map(({ value }) => value);
-      return matched.length > 0 ? matched.reduce(together) : form.others;
-    };
     const properties = new Map<string, Places | false>();
     for (const name of new Set([...a.properties.keys(), ...b.properties.keys()]))
-      properties.set(name, together(of(a, name), of(b, name)));
+      properties.set(name, together(this.#property(a, name), this.#property(b, name)));
     const required = new Set([...a.required, ...b.required]);
     for (const name of required) {
       const places = properties.get(name) ?? [];
@@ -434,6 +429,15 @@ export class SchemaDocument {
       names: [...a.names, ...b.names],
       ...counts(a, b),
     };
+  }
+
+  /** What a property's value has to satisfy; false where an object has none of that name. */
+  #property({ properties, names, matching, others }: ObjectForm, name: string): Places | false {
+    const own = properties.get(name);
+    if (own !== undefined) return own;
+    if (!this.#fitsPlaces(names, name)) return false;
+    const matched = matching.filter(({ language }) => this.#matches(language, name)).map(({ value }) => value);
+    return matched.length > 0 ? matched.reduce(together) : others;
   }
 
   /** Whether it is known already that nothing satisfies them. */
@@ -482,11 +486,7 @@ export class SchemaDocument {
         const names = Object.keys(value);
         if (names.length < form.least || names.length > form.most) return false;
         if ([...form.required].some((name) => !Object.hasOwn(value, name))) return false;
-        return names.every((name) => {
-          const matched = form.matching.filter(({ language }) => this.#matches(language, name)).map((m) => m.value);
-          const own = form.properties.get(name) ?? (matched.length > 0 ? matched.reduce(together) : form.others);
-          return this.#fitsPlaces(own, value[name] as Json) && this.allows(form.names, name);
-        });
+        return names.every((name) => this.#fitsPlaces(this.#property(form, name), value[name] as Json));
       }
       case "value":
         return isSame(form.value, value);

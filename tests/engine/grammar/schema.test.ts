@@ -183,6 +183,15 @@ const schemas: Record<string, object | boolean> = {
     propertyNames: { pattern: "^[a-c]{1,2}$" },
     additionalProperties: { type: "null" },
   },
+  // a fault: it was asked of names that are not listed alone
+  "names of a language, listed ones among them": {
+    type: "object",
+    properties: { abc: { const: 1 }, ab: { const: 2 } },
+    propertyNames: { maxLength: 2 },
+    allOf: [
+      { propertyNames: { pattern: "^[a-c]" }, properties: { xy: {}, a: { const: 3 } }, additionalProperties: true },
+    ],
+  },
   "so many properties": {
     type: "object",
     properties: { a: { const: 1 }, b: { const: 2 }, c: { const: 3 } },
@@ -399,6 +408,8 @@ describe("a schema", () => {
     { allOf: [{ type: "string" }, { type: "null" }] },
     { type: "string", pattern: "^a{3}$", maxLength: 2 },
     { type: "object", properties: { a: false }, required: ["a"] },
+    { type: "object", required: ["abc"], propertyNames: { enum: ["x"] } },
+    { allOf: [{ type: "object", required: ["abc"] }, { propertyNames: { maxLength: 2 } }] },
     { type: "array", items: false, minItems: 1 },
     { type: "object", properties: { next: { $ref: "#" } }, required: ["next"] },
     { type: "number", exclusiveMinimum: 1, exclusiveMaximum: 1.0000000000000002 },
