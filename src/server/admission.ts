@@ -124,7 +124,7 @@ export class Admission {
   }
 }
 
-/** So many tokens a minute for each client: a bucket that fills steadily, and may be overdrawn by the last reply. */
+/** So many tokens a minute for each client: a bucket that fills steadily, and may be overdrawn by the last prompt and by replies. */
 export class TokenRate {
   readonly #perMinute: number;
   readonly #now: () => number;
@@ -133,6 +133,10 @@ export class TokenRate {
   constructor(perMinute: number, now: () => number = () => performance.now()) {
     this.#perMinute = perMinute;
     this.#now = now;
+  }
+
+  get isLimited(): boolean {
+    return this.#perMinute !== Infinity;
   }
 
   /** Throws Refusal where the client has used up its tokens. */
@@ -150,7 +154,7 @@ export class TokenRate {
   }
 
   #filled(client: string): { tokens: number; at: number } {
-    if (this.#perMinute === Infinity) return { tokens: Infinity, at: 0 };
+    if (!this.isLimited) return { tokens: Infinity, at: 0 };
     const now = this.#now();
     const bucket = this.#buckets.get(client) ?? { tokens: this.#perMinute, at: now };
     bucket.tokens = Math.min(this.#perMinute, bucket.tokens + ((now - bucket.at) / 60_000) * this.#perMinute);

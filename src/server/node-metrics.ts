@@ -36,20 +36,22 @@ export function prometheus(): Observer {
   const waiting = gauge("engine_sequences_waiting", "Sequences that wait for room in the cache.");
   const cache = gauge("kv_cache_slots", "Slots of the KV cache.", ["layers"]);
   const cacheUsed = gauge("kv_cache_slots_used", "Slots that running requests hold.", ["layers"]);
-  const steps = gauge("engine_steps_total", "Steps of the engine.");
-  const stepTokens = gauge("engine_step_tokens_total", "Tokens computed in them, prompts' and replies'.");
-  const tiles = gauge("image_tiles_encoded_total", "Tiles that the vision encoder has encoded.");
-  const found = gauge("image_cache_hits_total", "Images whose features were kept from before.");
+  const steps = counter("engine_steps_total", "Steps of the engine.");
+  const stepTokens = counter("engine_step_tokens_total", "Tokens computed in them, prompts' and replies'.");
+  const tiles = counter("image_tiles_encoded_total", "Tiles that the vision encoder has encoded.");
+  const found = counter("image_cache_hits_total", "Images whose features were kept from before.");
   const imageBytes = gauge("image_cache_bytes", "Bytes of images' features that are kept.");
-  const experts = gauge("expert_tokens_total", "Tokens that an expert has had.", ["layer", "expert"]);
+  const experts = counter("expert_tokens_total", "Tokens that an expert has had.", ["layer", "expert"]);
 
   return {
     answered: (route, status) => requests.inc({ route, status }),
     cancelled: () => cancelled.inc(),
-    firstToken(ms, prompt) {
-      first.observe(ms / 1000);
+    prompt(prompt) {
       promptTokens.inc(prompt.promptTokens);
       cachedTokens.inc(prompt.cachedTokens);
+    },
+    firstToken(ms) {
+      first.observe(ms / 1000);
       tokens.inc();
     },
     nextToken(ms) {
@@ -61,20 +63,21 @@ export function prometheus(): Observer {
       running.set(now.running);
       batch.set(now.engine.running);
       waiting.set(now.engine.waiting);
-      steps.set(now.engine.steps);
-      stepTokens.set(now.engine.stepTokens);
+      for (const counted of [steps, stepTokens, tiles, found, experts]) counted.reset(); // the engine has counted from its beginning
+      steps.inc(now.engine.steps);
+      stepTokens.inc(now.engine.stepTokens);
       for (const [layers, slots] of Object.entries(now.engine.cache)) {
         if (!slots) continue;
         cache.set({ layers }, slots.total);
         cacheUsed.set({ layers }, slots.used);
       }
       if (now.engine.images) {
-        tiles.set(now.engine.images.tilesEncoded);
-        found.set(now.engine.images.found);
+        tiles.inc(now.engine.images.tilesEncoded);
+        found.inc(now.engine.images.found);
         imageBytes.set(now.engine.images.bytes);
       }
       for (const { layer, tokens } of now.engine.experts)
-        for (const [expert, count] of tokens.entries()) experts.set({ layer, expert }, count);
+        for (const [expert, count] of tokens.entries()) experts.inc({ layer, expert }, count);
       return { type: registry.contentType, text: await registry.metrics() };
     },
   };

@@ -45,8 +45,10 @@ export const LIMITS: Limits = {
 export interface Observer {
   /** A request has its answer; a stream has its beginning. */
   answered(route: string, status: number, ms: number): void;
+  /** A prompt has been read, once for all its replies. */
+  prompt(tokens: { readonly promptTokens: number; readonly cachedTokens: number }): void;
   /** A reply's first token came so long after its request. */
-  firstToken(ms: number, prompt: { readonly promptTokens: number; readonly cachedTokens: number }): void;
+  firstToken(ms: number): void;
   /** One more came so long after the one before. */
   nextToken(ms: number): void;
   /** A reply was given up: its reader left, or took nothing. */
@@ -81,6 +83,11 @@ const textsOf = ({ content, toolCalls = [] }: Message<AskedPart>): string[] => [
   ...(typeof content === "string" ? [content] : content.flatMap((part) => (part.type === "text" ? [part.text] : []))),
   ...toolCalls.map((call) => JSON.stringify(call)),
 ];
+
+/** What is asked for, with the files' bytes in place of their URLs. */
+type Seen = Parameters<typeof generate>[1];
+
+const sum = (numbers: readonly number[]): number => numbers.reduce((all, number) => all + number, 0);
 
 const MOST_CHARACTERS = 128; // of a token of Llama 4's
 const BYTES_OF_AN_IMAGE = 6e6; // 17 tiles of 336 × 336 pixels
@@ -201,7 +208,29 @@ export class Server {
     const seen = isChat
       ? { ...prompts, messages: await withFiles(prompts.messages, this.#charged(held), signal) }
       : prompts;
-    return this.#measured(generate(this.#model, { ...ask, prompts: seen }, { signal, atOnce }), client, exchange);
+    const charged = await this.#charge(client, { ...ask, prompts: seen }, signal);
+    const said = generate(this.#model, { ...ask, prompts: seen }, { signal, atOnce });
+    return this.#measured(said, { client, n, charged }, exchange);
+  }
+
+  /**
+   * Takes the prompts' tokens from those that the client may use before any is computed: requests that come at once would
+   * all find the same left. Says how many each prompt has; none where clients may use what they want.
+   */
+  async #charge(client: string, { prompts, bos = false, options: { media } }: Seen, signal: AbortSignal) {
+    const charged: number[] = [];
+    if (!this.#rate.isLimited) return charged;
+    if ("messages" in prompts) {
+      const { messages, tools } = prompts;
+      charged.push((await this.#model.encodeChat(messages, { media, ...(tools && { tools }), signal })).length);
+    } else
+      for (const prompt of prompts) {
+        const tokens = typeof prompt === "string" ? await this.#model.encode(prompt, { bos, signal }) : prompt;
+        charged.push(tokens.length);
+      }
+    this.#rate.check(client);
+    this.#rate.spend(client, sum(charged));
+    return charged;
   }
 
   async #encodeChat(chat: Chat, { held, signal }: Exchange): Promise<Int32Array> {
@@ -249,18 +278,32 @@ export class Server {
       });
   }
 
-  /** The same, measured and counted. */
-  async *#measured(said: AsyncGenerator<Said>, client: string, exchange: Exchange): AsyncGenerator<Said> {
+  /** The same, measured and counted. What was `charged` for a prompt is set right by what it took. */
+  async *#measured(
+    said: AsyncGenerator<Said>,
+    { client, n, charged }: { readonly client: string; readonly n: number; readonly charged: number[] },
+    exchange: Exchange,
+  ): AsyncGenerator<Said> {
     const { observer } = this.#options;
     const last = new Map<number, number>();
-    for await (const piece of said) {
-      const { index, tokens, usage } = piece;
-      const now = performance.now();
-      if (usage) observer?.firstToken(now - exchange.start, usage);
-      else if (last.has(index)) observer?.nextToken(now - last.get(index)!);
-      if (usage || last.has(index)) last.set(index, now); // a prompt that is told comes before
-      this.#rate.spend(client, tokens.length + (usage?.promptTokens ?? 0));
-      yield piece;
+    try {
+      for await (const piece of said) {
+        const { index, tokens, usage } = piece;
+        const now = performance.now();
+        if (usage && index % n === 0) {
+          observer?.prompt(usage);
+          this.#rate.spend(client, usage.promptTokens - (charged[index / n] ?? 0));
+          charged[index / n] = 0;
+        }
+        if (usage && tokens.length > 0) observer?.firstToken(now - exchange.start);
+        else if (last.has(index)) observer?.nextToken(now - last.get(index)!);
+        if (usage || last.has(index)) last.set(index, now); // a prompt that is told comes before
+        this.#rate.spend(client, tokens.length);
+        yield piece;
+      }
+    } catch (error) {
+      if (!exchange.signal.aborted) this.#rate.spend(client, -sum(charged)); // of prompts that were refused
+      throw error;
     }
   }
 

@@ -123,6 +123,29 @@ describe("keys", () => {
     expect((await as("second-key")).status).toBe(200);
   });
 
+  // what was used was looked at when a request came, and was spent once its first token was there
+  it("each have their own tokens a minute, for requests that come at once too", async () => {
+    const { handler } = served({ lines: ["a"] }, { keys, limits: { tokensPerMinute: 10 } });
+    const ask = async (key: string) =>
+      (await handler(post("/v1/completions", { prompt: "x".repeat(6) }, { "x-api-key": key }))).status; // of 7 tokens
+    const statuses = await Promise.all(Array.from({ length: 20 }, () => ask("first-key")));
+    expect(statuses.filter((status) => status === 200).length).toBe(2);
+    expect(statuses.filter((status) => status === 429).length).toBe(18);
+    expect(await ask("second-key")).toBe(200);
+  });
+
+  it("are charged for a prompt once, whatever its number of replies, and not where it is refused", async () => {
+    const { model, handler } = served({ lines: ["a"] }, { keys, limits: { tokensPerMinute: 20 } });
+    const ask = async (n: number) => (await handler(post(path, { ...hello, n }, { "x-api-key": keys[0]! }))).status;
+    expect(await ask(6)).toBe(200); // 7 of the prompt and 12 of the replies
+    expect(await ask(1)).toBe(200);
+    expect(await ask(1)).toBe(429);
+    model.script = { lines: [new RequestError("no")] };
+    const refused = { prompt: "x".repeat(100) };
+    for (let i = 0; i < 3; i++)
+      expect((await handler(post("/v1/completions", refused, { "x-api-key": keys[1]! }))).status).toBe(400);
+  });
+
   it("each keep their limit of requests where others use theirs up", async () => {
     const limits = { perClient: 2, concurrent: 3, queue: 8 };
     const { handler } = served(slow, { keys, limits });
