@@ -134,7 +134,7 @@ export async function* generate(
 ): AsyncGenerator<Said> {
   const begin = (i: number): AsyncGenerator<Said> => {
     // a seed means the same n replies again, not n times the same one
-    const seed = options.seed === undefined ? undefined : options.seed + (i % n);
+    const seed = options.seed === undefined ? undefined : seedAfter(options.seed, i % n);
     const all = { ...options, seed, signal };
     if ("messages" in prompts) return reply(i, model.chat(prompts.messages, { ...all, tools: prompts.tools }), oneCall);
     const prompt = prompts[Math.floor(i / n)]!;
@@ -151,6 +151,12 @@ export async function* generate(
   const echoes = new Map<number, Promise<Echo>>();
   const count = n * ("messages" in prompts ? 1 : prompts.length);
   yield* together(count, begin, { waits: (i) => i % n !== 0, isRead: ({ usage }) => usage !== undefined, atOnce });
+}
+
+/** Round at 2⁵³, beyond which not every whole number is one; no sum on the way is. */
+function seedAfter(seed: number, i: number): number {
+  const beyond = seed + (i - 2 ** 53);
+  return beyond >= 0 ? beyond : seed + i;
 }
 
 /** Log-probabilities that a request may be told of its prompts. */

@@ -86,7 +86,7 @@ export const samplingFields = {
     z
       .number()
       .int()
-      .transform((seed) => Math.abs(seed)),
+      .transform((seed) => (seed < 0 ? seed + 2 ** 53 : seed)),
   ),
   top_k: maybe(z.number().int().min(-1)),
   min_p: maybe(z.number().min(0).max(1)),

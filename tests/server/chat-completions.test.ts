@@ -96,11 +96,25 @@ describe("POST /v1/chat/completions", () => {
     };
     await handler(post(path, { ...hello, ...choices }));
     expect(model.asked[0]).toMatchObject({
-      ...{ temperature: 0.5, topP: 0.8, presencePenalty: 1, frequencyPenalty: -1, seed: 4, topK: 0, minP: 0.1 },
+      ...{
+        temperature: 0.5,
+        topP: 0.8,
+        presencePenalty: 1,
+        frequencyPenalty: -1,
+        seed: 2 ** 53 - 4,
+        topK: 0,
+        minP: 0.1,
+      },
       ...{ logitBias: { 5: -100 }, stop: ["END"], maxTokens: 9 },
     });
     await handler(post(path, { ...hello, temperature: null, stop: null }));
     expect(model.asked[1]).toMatchObject({ temperature: undefined, stop: undefined, maxTokens: undefined });
+  });
+
+  it("takes the largest seed for many replies, and each has its own", async () => {
+    const { model, handler } = served({ lines: ["a"] });
+    await handler(post(path, { ...hello, n: 4, seed: 2 ** 53 - 2 }));
+    expect(model.asked.map(({ seed }) => seed)).toEqual([2 ** 53 - 2, 2 ** 53 - 1, 0, 1]);
   });
 
   it("gives n replies to one prompt, each with a seed of its own", async () => {
@@ -340,6 +354,9 @@ describe("POST /v1/chat/completions", () => {
       await handler(post(path, { messages: [user([png("low"), png("low")])] }));
       await handler(post(path, { messages: [user([png("low"), png()])] }));
       expect(model.asked.map(({ media }) => media)).toEqual([{ maxTiles: 1 }, undefined]);
+      await handler(post("/tokenize", { messages: [user([png("low")])] }));
+      await handler(post("/tokenize", { messages: [user([png()])] }));
+      expect(model.encoded.map(({ media }) => media)).toEqual([{ maxTiles: 1 }, undefined]);
     });
 
     it.each([
