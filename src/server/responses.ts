@@ -158,7 +158,7 @@ function messagesOf({ input, instructions }: Body): Message<AskedPart>[] {
         role: "assistant",
         content: before?.type === "message" && before.role === "assistant" ? partsOf(before.content) : "",
         toolCalls: calls.map(({ name, arguments: json }, j): ToolCall => {
-          return { name, arguments: argumentsOf(json, `input[${from + j}].arguments`) };
+          return { name, arguments: argumentsOf(json, `input[${places[from + j]}].arguments`) };
         }),
       });
     } else {
