@@ -16,6 +16,7 @@ import {
   list,
   MOST_TOOLS,
   maybe,
+  mediaOf,
   newId,
   samplingFields,
   samplingOf,
@@ -150,7 +151,7 @@ function ask(body: Body): Ask {
       routes: body.return_routed_experts,
       maxTokens: body.max_completion_tokens ?? body.max_tokens,
       stop: typeof stop === "string" ? [stop] : stop,
-      media: areAllSmall(body.messages) ? { maxTiles: 1 } : undefined,
+      media: mediaOf(detailsOf(body.messages)),
       constraint: constraintOf({
         choice: typeof tool_choice === "object" ? tool_choice.function : tool_choice,
         tools,
@@ -163,12 +164,11 @@ function ask(body: Body): Ask {
   };
 }
 
-/** Whether every image is asked to be seen in low detail: one tile then has to do. */
-function areAllSmall(messages: Body["messages"]): boolean {
-  const parts = messages.flatMap(({ role, content }) => (role === "user" && Array.isArray(content) ? content : []));
-  const details = parts.flatMap((part) => (part.type === "image_url" ? [part.image_url.detail] : []));
-  return details.length > 0 && details.every((detail) => detail === "low");
-}
+/** In what detail each image is asked to be seen. */
+export const detailsOf = (messages: Body["messages"]): (string | undefined)[] =>
+  messages
+    .flatMap(({ role, content }) => (role === "user" && Array.isArray(content) ? content : []))
+    .flatMap((part) => (part.type === "image_url" ? [part.image_url.detail] : []));
 
 /** The conversation in a body, as the model takes it. */
 export function chatOf({ messages, tools = [] }: ChatBody): Chat {

@@ -16,6 +16,7 @@ import {
   list,
   MOST_TOOLS,
   maybe,
+  mediaOf,
   newId,
   seconds,
   toolOf,
@@ -125,6 +126,7 @@ function ask(body: Body): Ask {
       topP: body.top_p,
       ...(wantsLogprobs && { logprobs: top_logprobs ?? 0 }),
       maxTokens: body.max_output_tokens,
+      media: mediaOf(detailsOf(body)),
       constraint: constraintOf({
         choice,
         tools,
@@ -137,10 +139,21 @@ function ask(body: Body): Ask {
   };
 }
 
+/** In what detail each image is asked to be seen. */
+function detailsOf({ input }: Body): (string | undefined)[] {
+  if (typeof input === "string") return [];
+  const contents = input.map((item) =>
+    item.type === "message" ? item.content : item.type === "function_call_output" ? item.output : "",
+  );
+  const parts = contents.flatMap((content) => (typeof content === "string" ? [] : content));
+  return parts.flatMap((part) => (part.type === "input_image" ? [part.detail] : []));
+}
+
 function messagesOf({ input, instructions }: Body): Message<AskedPart>[] {
   const list: Message<AskedPart>[] = instructions === undefined ? [] : [{ role: "system", content: instructions }];
   if (typeof input === "string") return [...list, { role: "user", content: input }];
   const items = input.filter((item) => item.type !== "reasoning");
+  const places = input.flatMap((item, place) => (item.type === "reasoning" ? [] : [place]));
   for (let i = 0; i < items.length; ) {
     const item = items[i]!;
     const from = i++;

@@ -2,9 +2,10 @@
 
 import { z } from "zod";
 import type { Message } from "../prompt/chat-format.ts";
+import type { MediaOptions } from "../prompt/media.ts";
 import { Admission, type AdmissionLimits, TokenRate } from "./admission.ts";
 import { ByteBudget, Held, readJson } from "./body.ts";
-import { chatFields, chatOf } from "./chat-completions.ts";
+import { chatFields, chatOf, detailsOf } from "./chat-completions.ts";
 import { tokenIds } from "./completions.ts";
 import type { Dialect, Meta } from "./dialect.ts";
 import { failed, Refusal, refusalOf } from "./errors.ts";
@@ -13,7 +14,7 @@ import { Exchange } from "./exchange.ts";
 import { type AskedPart, type Chat, collect, generate, type Said, type ServedModel } from "./generation.ts";
 import { chatOf as conversationOf, countedSchema } from "./messages.ts";
 import { type FetchMedia, filesOf, withFiles } from "./urls.ts";
-import { maybe, parsed } from "./wire.ts";
+import { maybe, mediaOf, parsed } from "./wire.ts";
 
 export interface Limits extends AdmissionLimits {
   /** Of a request's body. */
@@ -144,7 +145,8 @@ export class Server {
       const { signal } = exchange;
       const asked = parsed(tokenizeSchema, body);
       let tokens: Int32Array;
-      if ("messages" in asked) tokens = await this.#encodeChat(chatOf(asked), exchange);
+      if ("messages" in asked)
+        tokens = await this.#encodeChat(chatOf(asked), exchange, mediaOf(detailsOf(asked.messages)));
       else {
         this.#checkLength([asked.prompt]);
         tokens = await this.#model.encode(asked.prompt, { bos: asked.add_special_tokens ?? true, signal });
@@ -233,10 +235,10 @@ export class Server {
     return charged;
   }
 
-  async #encodeChat(chat: Chat, { held, signal }: Exchange): Promise<Int32Array> {
+  async #encodeChat(chat: Chat, { held, signal }: Exchange, media?: MediaOptions): Promise<Int32Array> {
     this.#checkChat(chat, held);
     const messages = await withFiles(chat.messages, this.#charged(held), signal);
-    return this.#model.encodeChat(messages, { ...(chat.tools?.length && { tools: chat.tools }), signal });
+    return this.#model.encodeChat(messages, { media, ...(chat.tools?.length && { tools: chat.tools }), signal });
   }
 
   /** What fetches files, whose bytes are the request's as those of its body are. */

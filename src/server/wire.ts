@@ -3,6 +3,7 @@
 import { z } from "zod";
 import type { Constraint, TextConstraint } from "../engine/constraint.ts";
 import type { Tool, ToolCall } from "../prompt/chat-format.ts";
+import type { MediaOptions } from "../prompt/media.ts";
 import { Refusal } from "./errors.ts";
 
 /** May be left out or null. */
@@ -110,6 +111,10 @@ export function samplingOf(
     repetitionPenalty: body.repetition_penalty,
   };
 }
+
+/** One tile for each image, where all are asked to be seen in low detail. */
+export const mediaOf = (details: readonly (string | undefined)[]): MediaOptions | undefined =>
+  details.length > 0 && details.every((detail) => detail === "low") ? { maxTiles: 1 } : undefined;
 
 /** A body as its schema wants it, or a Refusal that names the field. */
 export function parsed<T extends z.ZodType>(schema: T, body: unknown): z.output<T> {

@@ -142,12 +142,34 @@ describe("POST /v1/responses", () => {
     expect(answer.output[0].content[0].logprobs).toMatchObject([{ token: "a", top_logprobs: [{ token: "a" }] }]);
   });
 
+  it("takes one tile where all images are asked for in low detail", async () => {
+    const { model, handler } = served({ lines: ["x"] });
+    const image = (detail: string) => ({ type: "input_image", image_url: "data:image/png;base64,AAAA", detail });
+    const calls = [
+      { type: "function_call", call_id: "1", name: "f", arguments: "{}" },
+      { type: "function_call_output", call_id: "1", output: [image("low")] },
+    ];
+    for (const detail of ["low", "high"])
+      await handler(post(path, { input: [{ role: "user", content: [image(detail)] }, ...calls] }));
+    expect(model.asked.map(({ media }) => media)).toEqual([{ maxTiles: 1 }, undefined]);
+  });
+
   it.each([
     [{}, "input"],
     [{ input: "x", previous_response_id: "resp_1" }, "previous_response_id"],
     [{ input: "x", tools: [{ type: "web_search" }] }, "tools[0].type"],
     [{ input: "x", background: true }, "background"],
     [{ input: [{ type: "item_reference", id: "1" }] }, "input[0]"],
+    [
+      {
+        input: [
+          { role: "user", content: "x" },
+          { type: "reasoning" },
+          { type: "function_call", call_id: "1", name: "f", arguments: "{" },
+        ],
+      },
+      "input[2].arguments",
+    ],
   ])("refuses %j and names the field", async (body, param) => {
     const { handler } = served({ lines: [] });
     const response = await handler(post(path, body));

@@ -28,6 +28,8 @@ export class Scripted implements ServedModel {
     vision: {},
   };
   readonly asked: Asked[] = [];
+  /** With what conversations were encoded. */
+  readonly encoded: Pick<Asked, "media">[] = [];
   script: Script;
   ended: Error | undefined;
   /** Replies that were left before their end. */
@@ -105,7 +107,8 @@ export class Scripted implements ServedModel {
     return Int32Array.from(bos ? [256, ...bytes] : bytes);
   }
 
-  async encodeChat(messages: readonly Message[]): Promise<Int32Array> {
+  async encodeChat(messages: readonly Message[], options: Pick<Asked, "media"> = {}): Promise<Int32Array> {
+    this.encoded.push(options);
     return Int32Array.from(messages.map((_, i) => i));
   }
 
