@@ -65,7 +65,6 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
     const names = ["One.", "Two.", "Three.", "Four.", "Five."];
     for (const colour of ["#d6282d", "#2d69d7", "#2e9e44"])
       for (const [i, at] of places.entries()) {
-        if (colour === "#d6282d" && i === 3) continue; // four red dots are five to it: its card says so
         const dots = at.map((n) => `<circle cx="${8 + 16 * (n % 3)}" cy="${8 + 16 * Math.floor(n / 3)}" r="6.5"/>`);
         const picture = await drawn(dots.join(""), colour, "#fafaf8");
         expect(await says(picture, "How many are there?"), `${i + 1} in ${colour}`).toBe(names[i]);
@@ -112,6 +111,6 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
   });
 
   it("finds a number in texts longer than those it learnt from", async () => {
-    expect(await found(70)).toBeGreaterThanOrEqual(16); // 17 when it shipped, 18 the model before it
+    expect(await found(70)).toBeGreaterThanOrEqual(21); // 23 when it shipped
   }, 60_000);
 });
