@@ -44,6 +44,12 @@ type Env = { Bindings: Client; Variables: { requestId: string; client: string } 
 
 /** The server. Any number of requests may run at the same time. */
 export function createHandler(model: ServedModel, options: HandlerOptions): Handler {
+  const app = createApp(model, options);
+  return async (request, client = {}) => app.fetch(request, client);
+}
+
+/** Its paths. */
+export function createApp(model: ServedModel, options: HandlerOptions): Hono<Env> {
   const {
     name,
     version = "0",
@@ -168,7 +174,7 @@ export function createHandler(model: ServedModel, options: HandlerOptions): Hand
     if (refusal.status === 401) c.header("www-authenticate", "Bearer");
     return c.json(dialect.error(refusal, requestId), refusal.status as 400); // hono lists the numbers that it knows
   });
-  return async (request, client = {}) => app.fetch(request, client);
+  return app;
 }
 
 /** The APIs by their paths. */
@@ -180,7 +186,8 @@ export const dialects: Readonly<Record<string, Dialect>> = {
 };
 
 const plainRoutes = {
-  "/v1/models": { get: "The model that is served." },
+  "/v1/models": { get: "The model that is served, as a list." },
+  "/v1/models/{id}": { get: "The model that is served, by its name." },
   "/v1/messages/count_tokens": {
     post: "How many tokens a conversation takes, in Anthropic's words.",
     schema: countedSchema,
@@ -193,4 +200,7 @@ const plainRoutes = {
 };
 
 /** A path as measurements name it: few names, whatever clients ask for. */
-const routeOf = (path: string): string => (path in dialects || path in plainRoutes ? path : "other");
+const routeOf = (path: string): string => {
+  if (path in dialects || path in plainRoutes) return path;
+  return path.startsWith("/v1/models/") ? "/v1/models/{id}" : "other";
+};

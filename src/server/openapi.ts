@@ -24,7 +24,11 @@ export function openApi(
   for (const [path, { schema, summary }] of Object.entries(dialects))
     paths[path] = { post: operation(summary, schema) };
   for (const [path, { get, post, schema }] of Object.entries(others))
-    paths[path] = { ...(get && { get: operation(get) }), ...(post && { post: operation(post, schema) }) };
+    paths[path] = {
+      ...parametersOf(path),
+      ...(get && { get: operation(get) }),
+      ...(post && { post: operation(post, schema) }),
+    };
   return {
     openapi: "3.1.0",
     info: { title: "llama4.ts", version },
@@ -37,4 +41,12 @@ export function openApi(
     },
     security: [{}, { bearer: [] }, { key: [] }],
   };
+}
+
+/** The names in braces that a path has. */
+function parametersOf(path: string): object {
+  const parameters = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => {
+    return { name, in: "path", required: true, schema: { type: "string" } };
+  });
+  return parameters.length > 0 ? { parameters } : {};
 }

@@ -1,23 +1,23 @@
 import { expect, it } from "vitest";
-import { json, served } from "./scripted.ts";
+import { createApp } from "../../src/server/handler.ts";
+import { prometheus } from "../../src/server/node-metrics.ts";
+import { json, Scripted } from "./scripted.ts";
 
 it("the OpenAPI document lists every path with what it takes", async () => {
-  const { handler } = served({ lines: [] }, { version: "1.2.3" });
-  const document = await json(await handler(new Request("http://server/openapi.json")));
+  const options = { name: "m", version: "1.2.3", observer: prometheus() };
+  const app = createApp(new Scripted({ lines: [] }), options);
+  const document = await json(await app.request("/openapi.json"));
   expect(document).toMatchObject({ openapi: "3.1.0", info: { version: "1.2.3" } });
-  expect(Object.keys(document.paths).sort()).toEqual([
-    "/detokenize",
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/tokenize",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/models",
-    "/v1/responses",
-  ]);
+  const routes = app.routes.filter(({ method }) => method !== "ALL"); // those of all methods are middleware
+  const paths = routes.map(({ path, method }) => `${method} ${path.replace(/:(\w+)(\{.*\})?/, "{$1}")}`);
+  const methods = (of: object) => Object.keys(of).filter((key) => key === "get" || key === "post");
+  expect(
+    Object.entries<object>(document.paths)
+      .flatMap(([path, of]) => methods(of).map((method) => `${method.toUpperCase()} ${path}`))
+      .sort(),
+  ).toEqual(paths.sort());
+  expect(paths).toContain("POST /v1/chat/completions");
+  expect(document.paths["/v1/models/{id}"].parameters).toMatchObject([{ name: "id", in: "path", required: true }]);
   const schema = (path: string) => document.paths[path].post.requestBody.content["application/json"].schema;
   expect(schema("/v1/chat/completions").required).toEqual(["messages"]);
   expect(schema("/v1/chat/completions").properties.temperature).toMatchObject({
