@@ -48,7 +48,7 @@ export interface OpenImage {
 
 /** A video that is open: its length and size, and its frames at some times, in order. */
 export interface OpenVideo {
-  /** The same for the same video, and for no other. */
+  /** The same for the same video, and for no other; of bytes, their `digest`. */
   readonly key: string;
   readonly length: VideoLength;
   frames(plan: FramePlan): AsyncIterable<{ readonly seconds: number; readonly pixels: Pixels }>;
@@ -178,9 +178,12 @@ export class ImageProcessor {
     const config = this.#config;
     const tiling = tileOptions(config, options);
     const { videoTokens = VIDEO_TOKENS } = options;
+    const keyOf = (key: string) => `${key} ${JSON.stringify([tiling, videoTokens])}`;
+    const early = part.data instanceof Uint8Array ? this.#videos.get(keyOf(await digest(part.data))) : undefined;
+    if (early) return early;
     const video = await this.#decoders.video(part, options, signal);
     try {
-      const key = `${video.key} ${JSON.stringify([tiling, videoTokens])}`;
+      const key = keyOf(video.key);
       const known = this.#videos.get(key);
       if (known) return known;
       const { length } = video;

@@ -1,7 +1,14 @@
 import { describe, expect, it } from "vitest";
 import type { ContentPart } from "../../src/prompt/chat-format.ts";
 import { metaFormat } from "../../src/prompt/chat-format.ts";
-import { type Decoders, encodeParts, expandImages, ImageProcessor, imageTokenCount } from "../../src/prompt/media.ts";
+import {
+  type Decoders,
+  digest,
+  encodeParts,
+  expandImages,
+  ImageProcessor,
+  imageTokenCount,
+} from "../../src/prompt/media.ts";
 import { byteLevel } from "../../src/prompt/small-vocabularies.ts";
 import { CapacityError, RequestError } from "../../src/tensor/errors.ts";
 
@@ -95,6 +102,22 @@ describe("a prompt with images", () => {
     expect(second.images).toEqual(first.images.slice(0, 3));
     await fresh.contents([turns], { maxTiles: 1 });
     expect(decoded).toBe(4);
+  });
+
+  it("opens a video's bytes once, however often they come", async () => {
+    let opened = 0;
+    const video: Decoders["video"] = async ({ data = new Uint8Array() }, options) => {
+      opened++;
+      return { ...(await decoders.video({ path: "clip" }, options)), key: await digest(data) };
+    };
+    const fresh = new ImageProcessor(config, { ...decoders, video });
+    const ask = (byte: number, options = {}) =>
+      fresh.contents([[{ type: "video", data: Uint8Array.of(byte) }]], options);
+    expect((await ask(1)).images).toEqual((await ask(1)).images);
+    expect(opened).toBe(1);
+    await ask(2);
+    await ask(1, { maxTiles: 1 });
+    expect(opened).toBe(3);
   });
 
   it("refuses what takes more tokens than there is room for, before anything is decoded", async () => {
