@@ -119,7 +119,10 @@ export interface Reply extends Pick<Said, "text" | "tokens" | "logprobs" | "tool
   readonly finish: Finish;
 }
 
-/** The replies to all prompts: to prompt p, n·p to n·p + n − 1. A prompt is computed once for all its replies. */
+/**
+ * The replies to all prompts: to prompt p, n·p to n·p + n − 1. A prompt is computed once for all its replies. Those to one
+ * with images or videos begin one after the other: each hands its bytes to the engine's thread once more.
+ */
 export async function* generate(
   model: ServedModel,
   {
@@ -150,8 +153,12 @@ export async function* generate(
     await checkTold(model, prompts, { n, top: options.logprobs, bos, signal });
   const echoes = new Map<number, Promise<Echo>>();
   const count = n * ("messages" in prompts ? 1 : prompts.length);
-  yield* together(count, begin, { waits: (i) => i % n !== 0, isRead: ({ usage }) => usage !== undefined, atOnce });
+  const inTurn = "messages" in prompts && prompts.messages.some(hasFiles);
+  const isRead = ({ usage }: Said) => usage !== undefined;
+  yield* together(count, begin, { waits: (i) => i % n !== 0, isRead, inTurn, atOnce });
 }
+
+const hasFiles = ({ content }: Message) => typeof content !== "string" && content.some(({ type }) => type !== "text");
 
 /** Round at 2⁵³, beyond which not every whole number is one; no sum on the way is. */
 function seedAfter(seed: number, i: number): number {
@@ -159,8 +166,36 @@ function seedAfter(seed: number, i: number): number {
   return beyond >= 0 ? beyond : seed + i;
 }
 
-/** Log-probabilities that a request may be told of its prompts. */
+/** Log-probabilities that an answer may tell of its prompts, and of its replies; the experts of a layer count as one. */
 const MOST_TOLD = 2 ** 20;
+
+const tooMuchTold = () =>
+  new Refusal(
+    400,
+    `The answer would tell more than ${MOST_TOLD.toLocaleString("en")} log-probabilities, and layers' experts: tokens of the replies times replies times those of a token; ` +
+      "expected fewer tokens or replies, fewer likeliest tokens, or a stream.",
+    { param: "max_tokens" },
+  );
+
+/** Refuses more before any is computed: a whole answer holds them all. One that names no `maxTokens` is counted as it comes. */
+export function checkAnswer(
+  { prompts, n, options: { maxTokens = 0, logprobs, routes } }: Pick<Ask, "prompts" | "n" | "options">,
+  { context, shape }: ServedModel["info"],
+): void {
+  const count = n * ("messages" in prompts ? 1 : prompts.length);
+  const ofToken = (logprobs === undefined ? 0 : 1 + logprobs) + (routes ? (shape?.expertLayers.length ?? 0) : 0);
+  if (count * Math.min(maxTokens, context) * ofToken > MOST_TOLD) throw tooMuchTold();
+}
+
+/** Hears what is told of the replies of one answer, and throws Refusal where that is more than it may hold. */
+export function toldCount(): (said: Pick<Said, "logprobs" | "routes">) => void {
+  let told = 0;
+  return ({ logprobs, routes }) => {
+    for (const { top } of logprobs) told += 1 + top.length;
+    for (const { layers } of routes) told += layers.length;
+    if (told > MOST_TOLD) throw tooMuchTold();
+  };
+}
 
 /** Refuses more before any is computed: they are held, and sent, all at once. */
 async function checkTold(
@@ -264,7 +299,7 @@ async function* reply(index: number, pieces: AsyncIterable<Piece>, oneCall: bool
 
 /**
  * What several generators yield, as it comes, from at most `atOnce` at a time. Those that wait begin when the one before them
- * has yielded what says that their common prompt is read.
+ * has yielded what says that their common prompt is read; `inTurn` one by one.
  */
 async function* together<T>(
   count: number,
@@ -272,8 +307,14 @@ async function* together<T>(
   {
     waits,
     isRead,
+    inTurn,
     atOnce,
-  }: { readonly waits: (i: number) => boolean; readonly isRead: (value: T) => boolean; readonly atOnce: number },
+  }: {
+    readonly waits: (i: number) => boolean;
+    readonly isRead: (value: T) => boolean;
+    readonly inTurn: boolean;
+    readonly atOnce: number;
+  },
 ): AsyncGenerator<T> {
   const running = new Map<number, AsyncGenerator<T>>();
   const next = new Map<number, Promise<{ i: number; result: IteratorResult<T> }>>();
@@ -304,10 +345,10 @@ async function* together<T>(
         continue;
       }
       advance(i);
-      if (!waits(i) && !read.has(i) && isRead(result.value)) {
+      if ((inTurn || !waits(i)) && !read.has(i) && isRead(result.value)) {
         read.add(i);
         const behind: number[] = [];
-        for (let j = i + 1; j < count && waits(j); j++) behind.push(j);
+        for (let j = i + 1; j < count && waits(j) && !(inTurn && behind.length > 0); j++) behind.push(j);
         ready = [...behind, ...ready];
         open();
       }
@@ -318,7 +359,7 @@ async function* together<T>(
   }
 }
 
-/** All replies, once they are whole, in order. */
+/** All replies, once they are whole, in order. Throws Refusal where they tell too much. */
 export async function collect(said: AsyncIterable<Said>): Promise<Reply[]> {
   const empty = () => ({
     text: "",
@@ -330,7 +371,9 @@ export async function collect(said: AsyncIterable<Said>): Promise<Reply[]> {
   });
   const replies = new Map<number, ReturnType<typeof empty>>();
   const done: Reply[] = [];
+  const hold = toldCount();
   for await (const { index, text, tokens, logprobs, routes, toolCalls, promptTokens, finish } of said) {
+    hold({ logprobs, routes });
     const reply = replies.get(index) ?? empty();
     replies.set(index, reply);
     reply.text += text;

@@ -6,7 +6,7 @@ import type { Message, ToolCall } from "../prompt/chat-format.ts";
 import type { Dialect, Meta } from "./dialect.ts";
 import { openAiError } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
-import type { Ask, AskedPart, Finish, Reply, Said } from "./generation.ts";
+import { type Ask, type AskedPart, type Finish, type Reply, type Said, toldCount } from "./generation.ts";
 import {
   argumentsOf,
   constraintOf,
@@ -281,8 +281,10 @@ async function* events(body: Body, said: AsyncIterable<Said>, { model }: Meta): 
     output.push(item);
     open = undefined;
   }
+  const hold = toldCount(); // the last events tell all of them again
   let isBegun = false; // with the first piece: a refusal before it is told with its status
-  for await (const { text, logprobs, toolCalls, finish } of said) {
+  for await (const { text, logprobs, routes, toolCalls, finish } of said) {
+    hold({ logprobs, routes });
     if (!isBegun) {
       isBegun = true;
       yield tell("response.created", whole());

@@ -11,7 +11,15 @@ import type { Dialect, Meta } from "./dialect.ts";
 import { failed, Refusal, refusalOf } from "./errors.ts";
 import { eventStream, type ServerEvent, within } from "./events.ts";
 import { Exchange } from "./exchange.ts";
-import { type AskedPart, type Chat, collect, generate, type Said, type ServedModel } from "./generation.ts";
+import {
+  type AskedPart,
+  type Chat,
+  checkAnswer,
+  collect,
+  generate,
+  type Said,
+  type ServedModel,
+} from "./generation.ts";
 import { chatOf as conversationOf, countedSchema } from "./messages.ts";
 import { type FetchMedia, filesOf, withFiles } from "./urls.ts";
 import { maybe, mediaOf, parsed } from "./wire.ts";
@@ -126,8 +134,11 @@ export class Server {
     try {
       this.#rate.check(client);
       const body = parsed(dialect.schema, await readJson(request, this.#limits.bodyBytes, exchange));
-      const said = await this.#said(dialect.ask(body), client, exchange);
-      if (!dialect.isStreamed(body)) {
+      const ask = dialect.ask(body);
+      const isStreamed = dialect.isStreamed(body);
+      if (!isStreamed) checkAnswer(ask, this.#model.info);
+      const said = await this.#said(ask, client, exchange);
+      if (!isStreamed) {
         const whole = dialect.whole(body, await collect(said), meta);
         exchange.end();
         return Response.json(whole);

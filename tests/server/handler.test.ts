@@ -334,6 +334,69 @@ describe("bodies", () => {
     expect(model.asked).toEqual([]);
   });
 
+  // 128 replies of all tokens with 20 likeliest ones each were held until they could not be written any more
+  it.each([
+    ["/v1/completions", { prompt: "a", n: 100, max_tokens: 1000, logprobs: 20 }],
+    ["/v1/completions", { prompt: Array(100).fill("a"), max_tokens: 1e9, logprobs: 20 }],
+    [path, { ...hello, n: 100, max_tokens: 1000, logprobs: true, top_logprobs: 20 }],
+    [path, { ...hello, n: 128, max_tokens: 1000, logprobs: true, top_logprobs: 6, return_routed_experts: true }],
+  ])("that ask for more log-probabilities than an answer may hold are refused: %s", async (at, body) => {
+    const { model, handler } = served({ lines: ["a"] }, { limits: { concurrent: 16 } });
+    const response = await handler(post(at, body));
+    expect(response.status).toBe(400);
+    expect((await json(response)).error.message).toContain("more than 1,048,576 log-probabilities");
+    expect(model.asked).toEqual([]);
+    const { logprobs: _, top_logprobs: __, return_routed_experts: ___, ...none } = body as Record<string, unknown>;
+    expect((await handler(post(at, none))).status).toBe(200);
+    const stream = await handler(post(at, { ...body, stream: true }));
+    expect(stream.status).toBe(200);
+    await stream.body!.cancel();
+  });
+
+  it("whose replies turn out to tell more are given up", async () => {
+    const { model, handler } = served({ lines: [] });
+    model.chat = async function* () {
+      const top = Array(1000).fill({ token: 1, logprob: -1, text: "a", bytes: [97] });
+      const usage = { promptTokens: 1, cachedTokens: 0, completionTokens: 1 };
+      for (;;) yield { text: "", tokens: [1], logprobs: [{ ...top[0], top }], usage };
+    };
+    const answers = [
+      await handler(post(path, { ...hello, logprobs: true, top_logprobs: 20 })),
+      await handler(post("/v1/responses", { input: "x", top_logprobs: 20 })),
+    ];
+    for (const { status } of answers) expect(status).toBe(400);
+    const events = await eventsOf(await handler(post("/v1/responses", { input: "x", top_logprobs: 20, stream: true })));
+    expect(events.at(-1)!.data.message).toContain("more than 1,048,576 log-probabilities");
+  });
+
+  // the others' bytes were all handed to the engine's thread at once
+  it.each([
+    [
+      "one by one where there is an image",
+      [{ type: "image_url", image_url: { url: "data:image/png;base64,AAAA" } }],
+      1,
+    ],
+    ["together where there is none", "Hello", 3],
+  ])("with many replies begin them %s", async (_, content, expected) => {
+    const { model, handler } = served({ lines: ["a", "b"] });
+    const chat = model.chat.bind(model);
+    let reading = 0;
+    let most = 0;
+    model.chat = async function* (messages, options) {
+      most = Math.max(most, ++reading);
+      await soon(5);
+      let isRead = false;
+      for await (const piece of chat(messages, options)) {
+        if (!isRead) reading--;
+        isRead = true;
+        yield piece;
+      }
+    };
+    const { choices } = await json(await handler(post(path, { messages: [user(content)], n: 4 })));
+    expect(choices.length).toBe(4);
+    expect(most).toBe(expected);
+  });
+
   it("with too many images are refused before they are decoded", async () => {
     const { model, handler } = served({ lines: [] });
     const image = { type: "image_url", image_url: { url: "data:image/png;base64,AAAA" } };
