@@ -43,6 +43,8 @@ export interface Outcome {
   /** From sending to the first event. */
   readonly firstMs: number | undefined;
   readonly text: string;
+  /** Characters that came. */
+  readonly length: number;
   /** The response came to its end. */
   readonly isWhole: boolean;
 }
@@ -53,22 +55,25 @@ export interface Sending {
   readonly signal?: AbortSignal | undefined;
   /** Milliseconds that the reader waits before each piece that it takes. */
   readonly readEveryMs?: number;
+  /** Milliseconds that it waits once, behind the first piece. */
+  readonly stallMs?: number;
 }
 
 /** Sends a body on a connection of its own, and reads what comes. Never rejects: what went wrong is in the outcome. */
 export function send(url: string, body: string | Buffer, options: Sending = {}): Promise<Outcome> {
-  const { path = "/v1/completions", type = "application/json", signal, readEveryMs = 0 } = options;
+  const { path = "/v1/completions", type = "application/json", signal, readEveryMs = 0, stallMs = 0 } = options;
   const { hostname, port } = new URL(url);
   return new Promise((resolve) => {
     const start = performance.now();
     let status = 0;
     let firstMs: number | undefined;
     let text = "";
+    let length = 0;
     let isWhole = false;
     let waiting: ReturnType<typeof setTimeout> | undefined;
     const headers = { "content-type": type, "content-length": Buffer.byteLength(body) };
     const sent = request({ hostname, port, path, method: "POST", agent: false, headers, ...(signal && { signal }) });
-    const done = () => resolve({ status, firstMs, text, isWhole });
+    const done = () => resolve({ status, firstMs, text, length, isWhole });
     signal?.addEventListener("abort", done); // one that reads nothing would not hear of its end
     sent.on("error", () => {}); // a cut connection: `close` follows
     sent.on("close", () => status === 0 && done());
@@ -78,10 +83,12 @@ export function send(url: string, body: string | Buffer, options: Sending = {}):
       response.setEncoding("utf8");
       response.on("data", (piece: string) => {
         firstMs ??= performance.now() - start;
+        const waitMs = length === 0 && stallMs > 0 ? stallMs : readEveryMs;
         text = (text + piece).slice(-2000); // the end says how it ended
-        if (readEveryMs === 0) return;
+        length += piece.length;
+        if (waitMs === 0) return;
         response.pause();
-        waiting = setTimeout(() => response.resume(), readEveryMs);
+        waiting = setTimeout(() => response.resume(), waitMs);
       });
       response.on("close", () => clearTimeout(waiting));
       response.on("end", () => {
