@@ -121,7 +121,10 @@ async function served(session: Session, options: ServeOptions, version?: string)
   if (session.json) process.stdout.write(`${JSON.stringify({ url })}\n`);
   else process.stdout.write(`${name} at ${url}/v1${existsSync(PAGE) ? `, to chat with at ${url}` : ""}\n`);
   session.allowToEnd(graceMs + 5000);
-  await new Promise((resolve) => session.signal.addEventListener("abort", resolve));
+  await new Promise<void>((resolve) => {
+    session.signal.addEventListener("abort", () => resolve());
+    if (session.signal.aborted) resolve(); // since the model was loaded
+  });
   process.stderr.write(`stopping: replies have ${grace} seconds to end\n`);
   const late = setTimeout(() => stop.abort(), graceMs); // what is told so ends its stream or its request
   const later = setTimeout(server.cut, graceMs + 1000);

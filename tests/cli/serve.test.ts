@@ -65,6 +65,16 @@ describe("llama4 serve", () => {
     expect(await ended).toBe(0);
   });
 
+  it("ends with 0 when it is told to just before it listens", async () => {
+    const early =
+      "import net from 'node:net'; const { listen } = net.Server.prototype; net.Server.prototype.listen = function (...given) " +
+      "{ process.kill(process.pid, 'SIGINT'); setTimeout(() => listen.apply(this, given), 100); return this; };";
+    const args = ["--import", `data:text/javascript,${encodeURIComponent(early)}`, main];
+    const child = spawn(process.execPath, [...args, "serve", "--model", model, "--port", "0", "--json"]);
+    started.push(child);
+    expect(await new Promise((resolve) => child.on("exit", resolve))).toBe(0);
+  });
+
   it("serves a .gguf file", async () => {
     const file = place.at("tiny.gguf");
     expect((await llama4(["convert", model, file, "--allow-lossy"])).status).toBe(0);
