@@ -91,6 +91,8 @@ async function served(session: Session, options: ServeOptions, version?: string)
   const { host, port, model: path = shippedModel(), grace, maxConcurrent } = options;
   const keys = [...(options.apiKey ?? []), ...(process.env["LLAMA4_API_KEY"]?.split(",") ?? [])];
   checkKeys(keys, host, options.insecure ?? 0);
+  checkOrigins(options.corsOrigin);
+  checkHosts(options);
   const graceMs = timeout("--grace", grace);
   const limits = {
     concurrent: maxConcurrent,
@@ -150,6 +152,24 @@ function checkKeys(keys: readonly string[], host: string, insecure: number): voi
     `serve: ${host} can be reached by other machines, and there is no API key; give one (LLAMA4_API_KEY, --api-key), listen on 127.0.0.1, ` +
       "or say --insecure twice, if everyone there may use and exhaust this machine",
   );
+}
+
+/** As browsers send them; another form would never be met. */
+function checkOrigins(origins: readonly string[] = []): void {
+  const wrong = origins.find(
+    (origin) => origin !== "*" && !(URL.canParse(origin) && new URL(origin).origin === origin),
+  );
+  if (wrong !== undefined)
+    throw new RequestError(`--cors-origin is ${wrong}; expected an origin as https://chat.example.org, or "*"`);
+}
+
+function checkHosts({ imageHost, privateImages }: ServeOptions): void {
+  const isHost = (host: string) => URL.canParse(`https://${host}`) && new URL(`https://${host}`).hostname === host;
+  const wrong = imageHost?.find((host) => host !== "*" && !isHost(host.replace(/^\*\./, "")));
+  if (wrong !== undefined)
+    throw new RequestError(`--image-host is ${wrong}; expected a name as pictures.example.org, "*.example.org" or "*"`);
+  if (privateImages && !imageHost)
+    throw new RequestError("--private-images without --image-host, so that nothing is fetched; name the hosts with it");
 }
 
 const privateOf = ({ privateImages }: ServeOptions) => ({ allowPrivate: privateImages, allowHttp: privateImages });

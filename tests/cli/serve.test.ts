@@ -172,6 +172,18 @@ describe("llama4 serve", () => {
     child.kill("SIGTERM");
   });
 
+  it.each([
+    [["--cors-origin", "chat.example.org"], "expected an origin as https://chat.example.org"],
+    [["--cors-origin", "https://chat.example.org/"], "expected an origin as https://chat.example.org"],
+    [["--image-host", "https://pictures.example.org"], "expected a name as pictures.example.org"],
+    [["--image-host", "pictures.example.org:443"], "expected a name as pictures.example.org"],
+    [["--private-images"], "--private-images without --image-host"],
+  ])("refuses %j, which nothing would ever meet", async (args, message) => {
+    const refused = await llama4(["serve", "--model", model, "--port", "0", "--json", ...args]);
+    expect(refused.status).toBe(2);
+    expect(objectOf(refused)).toMatchObject({ error: { message: expect.stringContaining(message) } });
+  });
+
   it.each(["--request-timeout", "--idle-timeout", "--grace"])(
     "refuses %s beyond what a timer counts",
     async (option) => {
