@@ -107,6 +107,8 @@ const schema = z
       ]),
     ),
     parallel_tool_calls: maybe(z.boolean()),
+    functions: maybe(z.never("this server has `tools` in their place")),
+    function_call: maybe(z.never("this server has `tool_choice` in its place")),
     response_format: maybe(
       z.discriminatedUnion("type", [
         z.object({ type: z.literal("text") }),

@@ -205,6 +205,18 @@ describe("POST /v1/chat/completions", () => {
       expect([usage.completion_tokens, model.left]).toEqual([128, 1]);
     });
 
+    it("refuses what tools have replaced", async () => {
+      const { handler } = served({ lines: ["x"] });
+      const functions = [{ name: "f", parameters: { type: "object" } }];
+      const answer = await handler(post(path, { ...hello, functions, function_call: { name: "f" } }));
+      expect(answer.status).toBe(400);
+      expect((await json(answer)).error).toMatchObject({
+        param: "functions",
+        message: expect.stringContaining("`tools`"),
+      });
+      expect((await handler(post(path, { ...hello, functions: null }))).status).toBe(200);
+    });
+
     it("shows the model no tools with tool_choice none", async () => {
       const { model, handler } = served({ lines: ["x"] });
       await handler(post(path, { ...hello, tools: [weather], tool_choice: "none" }));
