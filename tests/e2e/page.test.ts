@@ -296,16 +296,29 @@ describe.skipIf(missing.length > 0)("the page", () => {
     expect(await question(page).inputValue()).toBe("const answer: number = 42; // as ever");
   });
 
-  it("keeps a question at once, whatever comes of its reply", async () => {
-    const { server } = await scripted({ lines: ["Half a", " reply", { wait: new Promise(() => {}) }] });
+  it.each([0, 1500])("keeps a question, and what has come of its reply, when it is left %i ms later", async (ms) => {
+    const { model, server } = await scripted({ lines: ["Half a", " reply", { wait: new Promise(() => {}) }] });
     const page = await visit(server.url);
+    const reopen = async () => {
+      await page.waitForTimeout(ms);
+      await page.reload();
+      const list = page.getByRole("navigation", { name: "Conversations" });
+      await list.getByRole("button", { name: "Tell me a story", exact: true }).click();
+    };
     await ask(page, "Tell me a story");
     await replies(page).getByText("Half a reply").waitFor();
-    await page.reload();
-    const list = page.getByRole("navigation", { name: "Conversations" });
-    await list.getByRole("button", { name: "Tell me a story", exact: true }).click();
+    await reopen();
     await page.getByRole("article", { name: "Question" }).getByText("Tell me a story").waitFor();
+    await replies(page).getByText("Half a reply").waitFor();
     await replies(page).getByText("stopped").waitFor();
+
+    model.script = { lines: ["Another", " half", { wait: new Promise(() => {}) }] };
+    await page.getByRole("button", { name: "Write another reply" }).click();
+    await replies(page).getByText("Another half").waitFor();
+    await reopen();
+    await replies(page).getByText("Another half").waitFor();
+    await page.getByRole("button", { name: "The one before" }).click();
+    await replies(page).getByText("Half a reply").waitFor();
   });
 
   it("stops a reply, writes another beside it, and a question that is edited", async () => {

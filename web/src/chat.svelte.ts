@@ -20,8 +20,8 @@ import { Storage } from "./storage.ts";
 
 export class Chat {
   /** All that are kept, and one that has no question yet. */
-  conversations = $state.raw<readonly Conversation[]>([]);
-  currentId = $state("");
+  conversations = $state.raw<readonly Conversation[]>([newConversation()]);
+  currentId = $state(this.conversations[0]!.id);
   settings = $state.raw<Settings>(loadSettings());
   model = $state.raw<Model | undefined>();
   /** What is wrong with the server, as long as it is. */
@@ -51,11 +51,10 @@ export class Chat {
   async open(): Promise<void> {
     try {
       this.storage = await Storage.open();
-      this.conversations = (await this.storage.all()).map(ended);
+      await this.load(this.storage);
     } catch {
       this.unkept = "This browser keeps no data for this page: conversations are lost when it is closed.";
     }
-    this.begin();
     this.isReady = true;
     document.addEventListener("visibilitychange", () => {
       if (document.visibilityState === "hidden") this.saveNow();
@@ -165,6 +164,17 @@ export class Chat {
     this.runs.get(id)?.abort();
   }
 
+  /** All conversations; of a reply that was being written when the page was left, what had come. */
+  private async load(storage: Storage): Promise<void> {
+    const [kept, replies] = await Promise.all([storage.all(), storage.replies()]);
+    this.conversations = [...this.conversations, ...kept.map((conversation) => ended(conversation, replies))];
+    for (const { id } of replies) {
+      const at = this.conversations.find(({ messages }) => messages.some((message) => message.id === id));
+      if (at) await storage.put(at);
+      await storage.deleteReply(id);
+    }
+  }
+
   private async answer(id: string, parent: string): Promise<void> {
     const controller = new AbortController();
     const { signal } = controller;
@@ -180,6 +190,7 @@ export class Chat {
     this.change(id, begun, 0);
     const writer = new Writer(answer, (changed) => this.replace(id, changed));
     const asked = pathOf({ ...this.conversations.find((c) => c.id === id)!, leaf: parent });
+    const keeping = setInterval(() => this.keepReply(id), 1000);
     let finish: Finish = "stopped";
     try {
       const asking = { ...this.settings, routes: this.isMapOpen };
@@ -191,13 +202,15 @@ export class Chat {
         if (error instanceof ServerError && ["gone", "key"].includes(error.trouble)) void this.findModel();
       }
     }
+    clearInterval(keeping);
     const runs = new Map(this.runs);
     runs.delete(id);
     this.runs = runs;
     writer.end(finish);
     if (writer.isEmpty && finish === "failed") this.withdraw(id, answer);
     if (id === this.currentId) this.announcement = finish === "failed" ? "The reply failed." : `Reply: ${writer.text}`;
-    this.save(id, 0);
+    await this.write(id);
+    await this.storage?.deleteReply(answer.id).catch(() => {}); // the next page that opens tries again
   }
 
   /** Takes back a reply of which nothing came; an earlier one to the same question is shown again. */
@@ -239,33 +252,44 @@ export class Chat {
     const waiting = this.unsaved.get(id);
     if (waiting && waiting.at <= at) return;
     clearTimeout(waiting?.timer);
-    this.unsaved.set(id, { at, timer: setTimeout(() => this.write(id), inMs) });
+    this.unsaved.set(id, { at, timer: setTimeout(() => void this.write(id), inMs) });
+  }
+
+  /** Keeps what has come of the reply that is being written in a conversation. */
+  private keepReply(id: string): void {
+    const conversation = this.conversations.find((c) => c.id === id);
+    const answer = conversation?.messages.findLast(isWritten);
+    if (answer?.text) this.storage?.putReply(answer).catch(() => {}); // at its end it is saved all the same
   }
 
   private saveNow(): void {
-    for (const [id, { timer }] of this.unsaved) {
-      clearTimeout(timer);
-      this.write(id);
-    }
+    for (const id of this.runs.keys()) this.keepReply(id);
+    for (const id of this.unsaved.keys()) void this.write(id);
   }
 
-  private write(id: string): void {
+  private async write(id: string): Promise<void> {
+    clearTimeout(this.unsaved.get(id)?.timer);
     this.unsaved.delete(id);
     const conversation = this.conversations.find((c) => c.id === id);
     if (!conversation || conversation.messages.length === 0) return;
-    this.storage?.put(conversation).catch(() => {
+    try {
+      await this.storage?.put(conversation);
+    } catch {
       this.unkept = "The browser has no room for this conversation: it is lost when the page is closed.";
-    });
+    }
   }
 }
 
 const MOST_RETRIES = 5;
 
-/** A reply that was being written when the page was left has stopped. */
-const ended = (conversation: Conversation): Conversation => ({
+/** Whether a message is a reply that has not ended. */
+const isWritten = (message: Message): message is Answer => message.role === "assistant" && message.finish === undefined;
+
+/** A reply that was being written when the page was left has stopped, with as much of it as was kept. */
+const ended = (conversation: Conversation, replies: readonly Answer[]): Conversation => ({
   ...conversation,
   messages: conversation.messages.map((message) =>
-    message.role === "assistant" && message.finish === undefined ? { ...message, finish: "stopped" } : message,
+    isWritten(message) ? { ...(replies.find(({ id }) => id === message.id) ?? message), finish: "stopped" } : message,
   ),
 });
 

@@ -1,22 +1,24 @@
 // Conversations in the browser's IndexedDB: they never leave the machine but as questions to the server.
 
-import type { Conversation } from "./conversation.ts";
+import type { Answer, Conversation } from "./conversation.ts";
 
-const NAME = "llama4";
-const STORE = "conversations";
+// Databases of their own: another version of one would wait for every page that has it open.
+const CONVERSATIONS = { name: "llama4", store: "conversations" };
+const REPLIES = { name: "llama4.replies", store: "replies" };
 
 export class Storage {
-  readonly #db: IDBDatabase;
+  readonly #conversations: IDBDatabase;
+  readonly #replies: IDBDatabase;
 
-  private constructor(db: IDBDatabase) {
-    this.#db = db;
+  private constructor(conversations: IDBDatabase, replies: IDBDatabase) {
+    this.#conversations = conversations;
+    this.#replies = replies;
   }
 
   /** Rejects where the browser keeps nothing, as in some private windows. */
   static async open(): Promise<Storage> {
-    const request = indexedDB.open(NAME, 1);
-    request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
-    return new Storage(await done(request));
+    const [conversations, replies] = await Promise.all([database(CONVERSATIONS), database(REPLIES)]);
+    return new Storage(conversations, replies);
   }
 
   all(): Promise<Conversation[]> {
@@ -33,11 +35,39 @@ export class Storage {
 
   async clear(): Promise<void> {
     await done(this.#store("readwrite").clear());
+    await done(this.#replyStore("readwrite").clear());
+  }
+
+  /** Replies that were being written when a page was left. */
+  replies(): Promise<Answer[]> {
+    return done(this.#replyStore("readonly").getAll());
+  }
+
+  /** A reply that is being written, without its conversation, whose pictures would be written each time. */
+  async putReply(answer: Answer): Promise<void> {
+    const store = this.#replyStore("readwrite");
+    const put = done(store.put(answer));
+    store.transaction.commit(); // at once: the page may be about to go
+    await put;
+  }
+
+  async deleteReply(id: string): Promise<void> {
+    await done(this.#replyStore("readwrite").delete(id));
   }
 
   #store(mode: IDBTransactionMode): IDBObjectStore {
-    return this.#db.transaction(STORE, mode).objectStore(STORE);
+    return this.#conversations.transaction(CONVERSATIONS.store, mode).objectStore(CONVERSATIONS.store);
   }
+
+  #replyStore(mode: IDBTransactionMode): IDBObjectStore {
+    return this.#replies.transaction(REPLIES.store, mode).objectStore(REPLIES.store);
+  }
+}
+
+function database({ name, store }: { readonly name: string; readonly store: string }): Promise<IDBDatabase> {
+  const request = indexedDB.open(name, 1);
+  request.onupgradeneeded = () => request.result.createObjectStore(store, { keyPath: "id" });
+  return done(request);
 }
 
 function done<T>(request: IDBRequest<T>): Promise<T> {
