@@ -255,8 +255,11 @@ const markdown = `Here is a **table**, and \`code\`:
 const answer: number = 42; // as ever
 \`\`\`
 
-1. one
-2. two
+3. one
+4. two
+
+- [ ] to be done
+- [x] already done
 
 <script>alert(1)</script> <img src=x onerror=alert(1)> [bad](javascript:alert(1))
 
@@ -275,6 +278,11 @@ describe.skipIf(missing.length > 0)("the page", () => {
     expect(await reply.locator("td").allInnerTexts()).toEqual(["0", "8,192", "3", "everything"]);
     expect(await reply.locator(".hljs-keyword").textContent()).toBe("const");
     expect(await reply.locator("ol > li").allInnerTexts()).toEqual(["one", "two"]);
+    expect(await reply.locator("ol").getAttribute("start")).toBe("3");
+    const boxes = reply.getByRole("checkbox", { disabled: true });
+    expect(await Promise.all((await boxes.all()).map((box) => box.isChecked()))).toEqual([false, true]);
+    expect((await boxes.first().boundingBox())!.width).toBeLessThan(20);
+    expect(await reply.locator(".table").getAttribute("tabindex")).toBe("0"); // what scrolls is reached by keyboard
     expect(await reply.locator("script, img, iframe, [onerror], [href^=javascript]").count()).toBe(0);
     await reply.getByText("<script>alert(1)</script>").waitFor();
     const link = reply.getByRole("link", { name: "a picture" });

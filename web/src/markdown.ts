@@ -50,6 +50,9 @@ const marked = new Marked({
       const row = (cells: typeof token.header, tag: string) => `<tr>${cells.map((c) => cell(tag, c)).join("")}</tr>`;
       return `<div class="table" tabindex="0"><table><thead>${row(token.header, "th")}</thead><tbody>${token.rows.map((r) => row(r, "td")).join("")}</tbody></table></div>`;
     },
+    checkbox({ checked }) {
+      return `<input type="checkbox" aria-label="${checked ? "done" : "to do"}" disabled${checked ? " checked" : ""}> `;
+    },
     // A picture elsewhere would tell its host who reads; the page's policy forbids it, so a link stands for it.
     image({ href, text }) {
       return `<a href="${escaped(href)}">${escaped(text === "" ? "picture" : text)}</a>`;
@@ -69,6 +72,9 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 
 /** HTML that DOMPurify has made; in browsers that know trusted types, and take nothing else, it is one. */
 export type SafeHtml = ReturnType<typeof safe>;
+
+/** Attributes that DOMPurify would take for addresses, and drop. */
+const notAddresses = ["type", "start", "tabindex", "aria-label"];
 
 const allowed = {
   RETURN_TRUSTED_TYPE: true as const,
@@ -93,8 +99,9 @@ const allowed = {
     ],
     ...["li", "ol", "p", "pre", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
   ],
-  ALLOWED_ATTR: ["href", "class", "type", "checked", "disabled", "start", "tabindex", "data-copy", "target", "rel"],
+  ALLOWED_ATTR: ["href", "class", "checked", "disabled", "data-copy", "target", "rel", ...notAddresses],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ADD_URI_SAFE_ATTR: notAddresses,
 };
 
 /** Safe HTML of each top-level block of a text. */
