@@ -407,6 +407,48 @@ describe.skipIf(missing.length > 0)("the page", () => {
     expect(model.asked[0]!.messages).toMatchObject([{ content: [{ type: "image" }, { type: "video" }] }]);
   });
 
+  it("names every file that it cannot take", async () => {
+    const { server } = await scripted({ lines: ["I see"] });
+    const page = await visit(server.url);
+    await page.getByRole("heading", { name: "Show me something, or ask." }).waitFor();
+    const file = (name: string, mimeType: string, text: string) => ({ name, mimeType, buffer: Buffer.from(text) });
+    const svg = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"/>';
+    await page
+      .locator("input[type=file]")
+      .setInputFiles([
+        file("a.txt", "text/plain", "text"),
+        file("broken.png", "image/png", "no picture"),
+        file("drawn.svg", "image/svg+xml", svg),
+        file("notes.pdf", "application/pdf", "%PDF"),
+      ]);
+    await page.getByRole("button", { name: "Remove drawn.svg" }).waitFor();
+    const complaint = page.locator(".complaint", { hasText: "notes.pdf" });
+    expect((await complaint.textContent())!.split("\n").map((line) => line.split(" ")[0])).toEqual([
+      ...["a.txt", "broken.png", "notes.pdf"],
+    ]);
+  });
+
+  it("says which pictures are too many, in a question and in a conversation", async () => {
+    const { server } = await scripted({ lines: ["I see"] });
+    const page = await visit(server.url);
+    const asked = bodies(page);
+    await page.getByRole("heading", { name: "Show me something, or ask." }).waitFor();
+    await drop(page, ...Array.from({ length: 18 }, (_, i) => `rgb(0, 0, ${i})`));
+    await page.getByText("A question may have 16 pictures and videos: 2 more are left out.").waitFor();
+    expect(await page.getByRole("button", { name: /^Remove/ }).count()).toBe(16);
+    await ask(page, "Which is blue?");
+    await answered(page);
+    const told = page.getByText("The model is shown the newest 16 pictures and videos");
+    expect(await told.count()).toBe(0);
+    await drop(page, "red", "green");
+    await told.getByText("the oldest 2 are left out").waitFor();
+    await ask(page, "And these?");
+    await replies(page).nth(1).waitFor();
+    await answered(page);
+    await told.getByText("the oldest 2 are left out").waitFor();
+    expect(JSON.stringify(asked[1]).match(/"image_url":/g)).toHaveLength(16);
+  });
+
   it("takes no HTML that has not come through the two policies", async () => {
     const { server } = await scripted({ lines });
     const page = await visit(server.url, {}, /Trusted/);

@@ -4,6 +4,7 @@ import {
   byDay,
   type Conversation,
   leafBelow,
+  leftOut,
   newConversation,
   pathOf,
   type Question,
@@ -124,5 +125,10 @@ describe("what is sent of a path", () => {
       "(1 earlier attachment left out)",
       "c",
     ]);
+  });
+
+  it("is counted, with what is attached to the next question", () => {
+    const path = [seen("a", 2), answer("A", "a"), seen("b", 1)];
+    expect([leftOut(path, 0, 3), leftOut(path, 2, 3), leftOut([], 0, 3)]).toEqual([0, 2, 0]);
   });
 });

@@ -93,7 +93,13 @@ export function pathOf({ messages, leaf }: Pick<Conversation, "messages" | "leaf
   return path;
 }
 
-const MOST_ATTACHMENTS = 16; // what servers take in a request unless they are told otherwise
+export const MOST_ATTACHMENTS = 16; // what servers take in a request unless they are told otherwise
+
+/** How many attachments of a path, and of a question that is still written, are too many to be sent. */
+export function leftOut(path: readonly Message[], written = 0, most = MOST_ATTACHMENTS): number {
+  const count = path.reduce((n, message) => n + (message.role === "user" ? message.attachments.length : 0), written);
+  return Math.max(0, count - most);
+}
 
 /** What is sent of a path: the newest attachments, and in place of older ones how many there were. */
 export function withNewest(path: readonly Message[], most = MOST_ATTACHMENTS): Message[] {
