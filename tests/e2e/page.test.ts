@@ -449,6 +449,25 @@ describe.skipIf(missing.length > 0)("the page", () => {
     expect(JSON.stringify(asked[1]).match(/"image_url":/g)).toHaveLength(16);
   });
 
+  it("shows pictures of several sizes in a row of one height", async () => {
+    const { server } = await scripted({ lines: ["I see"] });
+    const page = await visit(server.url);
+    await page.getByRole("heading", { name: "Show me something, or ask." }).waitFor();
+    const drawn = (name: string, width: number, height: number) => ({
+      ...{ name, mimeType: "image/svg+xml" },
+      buffer: Buffer.from(`<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"/>`),
+    });
+    const files = [drawn("small.svg", 50, 50), drawn("wide.svg", 900, 500), drawn("high.svg", 300, 900)];
+    await page.locator("input[type=file]").setInputFiles(files);
+    await page.getByRole("button", { name: "Remove high.svg" }).waitFor();
+    await ask(page, "Which is larger?");
+    await answered(page);
+    const pictures = await page.getByRole("article", { name: "Question" }).getByRole("img").all();
+    const boxes = await Promise.all(pictures.map((picture) => picture.boundingBox()));
+    expect(new Set(boxes.map((box) => `${box!.y} ${box!.height}`)).size).toBe(1);
+    await shot(page, "pictures");
+  });
+
   it("takes no HTML that has not come through the two policies", async () => {
     const { server } = await scripted({ lines });
     const page = await visit(server.url, {}, /Trusted/);
