@@ -489,6 +489,37 @@ describe.skipIf(missing.length > 0)("the page", () => {
     expect(model.asked[0]).toMatchObject({ temperature: 2, seed: 2 });
   });
 
+  it("keeps the end in sight when the expert map takes of its width", async () => {
+    const { server } = await scripted({ lines: Array.from({ length: 400 }, (_, i) => `word${i} `) });
+    const page = await visit(server.url);
+    await ask(page, "Go on");
+    await answered(page);
+    await page.getByRole("button", { name: "Expert map", exact: true }).click();
+    await page.getByRole("complementary", { name: "Expert map" }).waitFor();
+    const below = () =>
+      page.locator(".scroller").evaluate((at) => Math.round(at.scrollHeight - at.scrollTop - at.clientHeight));
+    await expect.poll(below).toBeLessThan(2);
+    await page.setViewportSize({ width: 1000, height: 500 });
+    await expect.poll(below).toBeLessThan(2);
+    expect(await page.getByRole("button", { name: "To the end" }).count()).toBe(0);
+  });
+
+  it("closes the expert map by Esc where it lies over the chat", async () => {
+    const { server } = await scripted({ lines: ["Hi"] });
+    const page = await visit(server.url, { viewport: { width: 375, height: 740 }, hasTouch: true });
+    const button = page.getByRole("button", { name: "Expert map", exact: true });
+    const map = page.getByRole("complementary", { name: "Expert map" });
+    await button.click();
+    await map.waitFor();
+    await shot(page, "map-375");
+    await page.keyboard.press("Escape");
+    await map.waitFor({ state: "detached" });
+    await button.click();
+    await map.waitFor();
+    await button.click(); // which is in sight still
+    await map.waitFor({ state: "detached" });
+  });
+
   it("takes no HTML that has not come through the two policies", async () => {
     const { server } = await scripted({ lines });
     const page = await visit(server.url, {}, /Trusted/);
