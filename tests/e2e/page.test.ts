@@ -215,7 +215,7 @@ describe.skipIf(missing.length > 0)("the page at a model", () => {
     await page.getByRole("dialog", { name: "red.png" }).waitFor();
     await page.keyboard.press("Escape");
 
-    await page.reload();
+    await page.getByRole("button", { name: "New chat" }).click();
     await page.getByRole("button", { name: "Are these the same?" }).click();
     await page.getByRole("article", { name: "Question" }).getByRole("img", { name: "a purple umbrella" }).waitFor();
     await answered(page);
@@ -311,8 +311,6 @@ describe.skipIf(missing.length > 0)("the page", () => {
     const reopen = async () => {
       await page.waitForTimeout(ms);
       await page.reload();
-      const list = page.getByRole("navigation", { name: "Conversations" });
-      await list.getByRole("button", { name: "Tell me a story", exact: true }).click();
     };
     await ask(page, "Tell me a story");
     await replies(page).getByText("Half a reply").waitFor();
@@ -518,6 +516,40 @@ describe.skipIf(missing.length > 0)("the page", () => {
     await map.waitFor();
     await button.click(); // which is in sight still
     await map.waitFor({ state: "detached" });
+  });
+
+  it("has an address for each conversation", async () => {
+    const { server } = await scripted({ lines: ["Hi"] });
+    const page = await visit(server.url);
+    const address = () => page.evaluate(() => location.href);
+    const shown = (text: string) => page.getByRole("article", { name: "Question" }).getByText(text).waitFor();
+    const start = page.getByRole("heading", { name: "Show me something, or ask." });
+    await ask(page, "The first");
+    await answered(page);
+    const first = await address();
+    expect(first.slice(server.url.length)).toMatch(/^\/?#\/c\/[0-9a-f]{32}$/);
+    await page.reload();
+    await shown("The first");
+    await page.getByRole("button", { name: "New chat" }).click();
+    await start.waitFor();
+    expect(await address()).not.toContain("#");
+    await ask(page, "The second");
+    await answered(page);
+    const second = await address();
+    await page.goBack();
+    await shown("The first");
+    expect(await address()).toBe(first);
+    await page.goForward();
+    await shown("The second");
+    expect(await address()).toBe(second);
+
+    await page.getByRole("button", { name: "Actions on The second" }).click();
+    await page.getByRole("menuitem", { name: "Delete" }).click();
+    await start.waitFor();
+    expect(await address()).not.toContain("#");
+    await page.goto(second);
+    await start.waitFor();
+    expect(await address()).not.toContain("#");
   });
 
   it("takes no HTML that has not come through the two policies", async () => {

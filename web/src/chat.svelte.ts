@@ -21,7 +21,7 @@ import { Storage } from "./storage.ts";
 export class Chat {
   /** All that are kept, and one that has no question yet. */
   conversations = $state.raw<readonly Conversation[]>([newConversation()]);
-  currentId = $state(this.conversations[0]!.id);
+  currentId = $state(addressed() ?? this.conversations[0]!.id);
   settings = $state.raw<Settings>(loadSettings());
   model = $state.raw<Model | undefined>();
   /** What is wrong with the server, as long as it is. */
@@ -55,7 +55,9 @@ export class Chat {
     } catch {
       this.unkept = "This browser keeps no data for this page: conversations are lost when it is closed.";
     }
+    this.follow();
     this.isReady = true;
+    addEventListener("popstate", () => this.follow());
     document.addEventListener("visibilitychange", () => {
       if (document.visibilityState === "hidden") this.saveNow();
     });
@@ -76,15 +78,16 @@ export class Chat {
   }
 
   /** A new conversation; one without a question is used again. */
-  begin(): void {
+  begin(how: Visit = "pushState"): void {
     const empty = this.conversations.find(({ messages }) => messages.length === 0) ?? newConversation();
     if (!this.conversations.includes(empty)) this.conversations = [empty, ...this.conversations];
-    this.show(empty.id);
+    this.show(empty.id, how);
   }
 
-  show(id: string): void {
+  show(id: string, how: Visit = "pushState"): void {
     this.currentId = id;
     this.mapped = null;
+    this.address(how);
   }
 
   rename(id: string, title: string): void {
@@ -96,7 +99,7 @@ export class Chat {
     this.conversations = this.conversations.filter((conversation) => conversation.id !== id);
     clearTimeout(this.unsaved.get(id)?.timer);
     this.unsaved.delete(id);
-    if (id === this.currentId) this.begin();
+    if (id === this.currentId) this.begin("replaceState");
     await this.storage?.delete(id);
   }
 
@@ -105,7 +108,7 @@ export class Chat {
     this.conversations = [];
     for (const { timer } of this.unsaved.values()) clearTimeout(timer);
     this.unsaved.clear();
-    this.begin();
+    this.begin("replaceState");
     await this.storage?.clear();
   }
 
@@ -127,6 +130,7 @@ export class Chat {
       messages: [...conversation.messages, question],
       leaf: question.id,
     }));
+    this.address("replaceState");
     await this.answer(id, question.id);
   }
 
@@ -162,6 +166,21 @@ export class Chat {
 
   stop(id = this.currentId): void {
     this.runs.get(id)?.abort();
+  }
+
+  /** Shows the conversation that the address names; where it is not kept, a new one. */
+  private follow(): void {
+    const id = addressed();
+    if (this.kept.some((conversation) => conversation.id === id)) this.show(id!, "replaceState");
+    else this.begin("replaceState");
+  }
+
+  /** Gives the shown conversation its address: without a fragment while it has no question. */
+  private address(how: Visit): void {
+    const { id, messages } = this.current;
+    const { pathname, search, href } = location;
+    const url = new URL(messages.length === 0 ? `${pathname}${search}` : `#/c/${id}`, href).href;
+    if (url !== href) history[how](null, "", url);
   }
 
   /** All conversations; of a reply that was being written when the page was left, what had come. */
@@ -281,6 +300,12 @@ export class Chat {
 }
 
 const MOST_RETRIES = 5;
+
+/** Whether the history gets another entry, or its last one another address. */
+type Visit = "pushState" | "replaceState";
+
+/** The conversation that the page's address names. */
+const addressed = () => /^#\/c\/(.+)$/.exec(location.hash)?.[1];
 
 /** Whether a message is a reply that has not ended. */
 const isWritten = (message: Message): message is Answer => message.role === "assistant" && message.finish === undefined;
