@@ -38,15 +38,13 @@ const network = `(?:${octet}(?:\\.0){3}/8|${octet}\\.${octet}(?:\\.0){2}/16|(?:$
 // {"alg":"HS256","typ":"JWT"}, or RS256, ES256
 const jwt = `^eyJhbGciOiJ(?:IUzI1NiIs|SUzI1NiIs|FUzI1NiIs)InR5cCI6IkpXVCJ9\\.${base64url}+\\.${base64url}+$`;
 
-/** Of whole numbers, as OpenAPI names them: the least and the most. 2^63 − 1 and 2^64 − 1 are no doubles; the next are 2^63 and 2^64. */
-export const integers: ReadonlyMap<string, readonly [number, number]> = new Map([
-  ...[8, 16, 32].flatMap((bits): [string, [number, number]][] => [
-    [`int${bits}`, [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]],
-    [`uint${bits}`, [0, 2 ** bits - 1]],
+/** Of whole numbers, as OpenAPI names them: the least, and the first that is too large, since 2^63 − 1 and 2^64 − 1 are no doubles. */
+export const integers: ReadonlyMap<string, readonly [number, number]> = new Map(
+  [8, 16, 32, 64].flatMap((bits): [string, [number, number]][] => [
+    [`int${bits}`, [-(2 ** (bits - 1)), 2 ** (bits - 1)]],
+    [`uint${bits}`, [0, 2 ** bits]],
   ]),
-  ["int64", [-(2 ** 63), 2 ** 63]],
-  ["uint64", [0, 2 ** 64]],
-]);
+);
 
 /** Of texts, by name. */
 export const formats: ReadonlyMap<string, string> = new Map([

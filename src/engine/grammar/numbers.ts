@@ -88,8 +88,14 @@ export const isInRange = (value: number, { isInteger, min, max, step }: NumberRa
   (!max || (max.isExclusive ? value < max.value : value <= max.value)) &&
   (!step || inSteps(value, step).isExact);
 
-const lowest = ({ value, isExclusive }: Bound) => (isExclusive ? Math.floor(value) + 1 : Math.ceil(value));
-const highest = ({ value, isExclusive }: Bound) => (isExclusive ? Math.ceil(value) - 1 : Math.floor(value));
+const lowest = ({ value, isExclusive }: Bound) =>
+  isExclusive ? BigInt(Math.floor(value)) + 1n : BigInt(Math.ceil(value));
+const highest = ({ value, isExclusive }: Bound) =>
+  isExclusive ? BigInt(Math.ceil(value)) - 1n : BigInt(Math.floor(value));
+
+/** With the whole number that it comes to; beyond 2^53, where that may be no double, as it is. */
+const wholeBound = (bound: Bound, whole: bigint): Bound =>
+  Math.abs(bound.value) <= Number.MAX_SAFE_INTEGER ? { value: Number(whole), isExclusive: false } : bound;
 
 /** The tighter of two bounds. */
 export function tighter(a: Bound | undefined, b: Bound | undefined, side: "min" | "max"): Bound | undefined {
@@ -105,8 +111,8 @@ export function numbers(range: NumberRange, regexes: Regexes): Regex {
   if (!range.min && !range.max && !step) return written.any(isInteger);
   const parts = [written.short({ isInteger, min, max })];
   if (step) parts.push(written.multiples(step));
-  if (min) parts.push(written.atLeast(isInteger ? { value: lowest(min), isExclusive: false } : min));
-  if (max) parts.push(written.atMost(isInteger ? { value: highest(max), isExclusive: false } : max));
+  if (min) parts.push(written.atLeast(isInteger ? wholeBound(min, lowest(min)) : min));
+  if (max) parts.push(written.atMost(isInteger ? wholeBound(max, highest(max)) : max));
   return regexes.and(...parts);
 }
 

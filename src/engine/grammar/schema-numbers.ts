@@ -12,14 +12,15 @@ type Keywords = Readonly<Record<string, unknown>>;
 
 /** The numbers that a schema allows. */
 export function rangeOf(schema: Keywords, isInteger: boolean, wrong: Wrong): NumberRange {
-  const [least, most] = integers.get(String(schema["format"])) ?? [];
-  const limit = (value: number | undefined) => (value === undefined ? undefined : { value, isExclusive: false });
+  const [least, beyond] = integers.get(String(schema["format"])) ?? [];
+  const limit = (value: number | undefined, isExclusive: boolean) =>
+    value === undefined ? undefined : { value, isExclusive };
   const either = (side: "min" | "max", keyword: "minimum" | "maximum", limit: Bound | undefined) =>
     tighter(tighter(inclusive(schema, keyword, wrong), exclusive(schema, keyword, wrong), side), limit, side);
   return {
     ...stepped(isInteger || least !== undefined, givenStep(schema["multipleOf"], wrong), undefined, wrong),
-    min: either("min", "minimum", limit(least)),
-    max: either("max", "maximum", limit(most)),
+    min: either("min", "minimum", limit(least, false)),
+    max: either("max", "maximum", limit(beyond, true)),
   };
 }
 

@@ -4,6 +4,8 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { numbers } from "../../../src/engine/grammar/numbers.ts";
 import { Regexes } from "../../../src/engine/grammar/regex.ts";
+import { rangeOf } from "../../../src/engine/grammar/schema-numbers.ts";
+import { RequestError } from "../../../src/tensor/errors.ts";
 
 const value = fc.oneof(
   fc.integer({ min: -1200, max: 1200 }),
@@ -46,6 +48,22 @@ describe("the numbers of a range", () => {
       ),
       { numRuns: 1000 },
     );
+  });
+
+  it("of a format of 64 bits end where it ends", () => {
+    const regexes = new Regexes();
+    const has = (format: string, text: string, more = {}) => {
+      const wrong = (_: string, what: string) => new RequestError(what);
+      return regexes.has(numbers(rangeOf({ format, ...more }, true, wrong), regexes), text);
+    };
+    expect(has("int64", "9223372036854775807")).toBe(true);
+    expect(has("int64", "9223372036854775808")).toBe(false);
+    expect(has("int64", "-9223372036854775808")).toBe(true);
+    expect(has("int64", "-9223372036854775809")).toBe(false);
+    expect(has("uint64", "18446744073709551615", { minimum: 1e19 })).toBe(true);
+    expect(has("uint64", "18446744073709551616", { minimum: 1e19 })).toBe(false);
+    expect(has("int8", "127") && has("int8", "-128")).toBe(true);
+    expect(has("int8", "128") || has("int8", "-129")).toBe(false);
   });
 
   it("have no leading zeros, no bare points and no plus", () => {
