@@ -198,15 +198,33 @@ const CLASSES: Readonly<Record<string, CodePoints>> = {
 };
 const CONTROLS: Readonly<Record<string, string>> = { n: "\n", r: "\r", t: "\t", v: "\v", f: "\f", "0": "\0" };
 
-/** Flag u allows no backslash that means nothing (`\-` outside of a class) and no bracket alone, but many patterns have some. */
+/**
+ * Flag u allows no backslash that means nothing (`\-` outside of a class), no bracket alone, and no hyphen between a class and
+ * something else (`[\w-.]`), but many patterns have some.
+ */
 const strict = (source: string): string =>
   source
     .replaceAll(/\\(.)/gsu, (written, c: string) =>
       /[\dA-Za-z^$\\.*+?()[\]{}|/]/.test(c) ? written : `\\u{${c.codePointAt(0)!.toString(16)}}`,
     )
     .replaceAll(/\\[pPu]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\d+(?:,\d*)?\}|[\]{}]/gsu, (written) =>
-      /^[\]{}]$/.test(written) ? `\\${written}` : written,
+      /^[\]{}]$/.test(written) ? `\\${written}` : written.startsWith("[") ? bracketed(written) : written,
     );
+
+const MEMBER = String.raw`\\[pPu]\{[^}]*\}|\\u[\da-fA-F]{4}|\\x[\da-fA-F]{2}|\\c[A-Za-z]|\\.|[^\\]`;
+const MEMBERS = new RegExp(`(${MEMBER})(?:-(${MEMBER}))?`, "gsu"); // and ranges
+
+/** A class in brackets, its hyphens escaped that make no range. */
+function bracketed(written: string): string {
+  const [, open, members] = /^(\[\^?)(.*)\]$/su.exec(written)!;
+  const isClass = (member: string) => /^\\[dDsSwWpP]/.test(member);
+  const literal = (member: string) => (member === "-" ? "\\-" : member);
+  const ranges = members!.replaceAll(MEMBERS, (range, low: string, high: string | undefined) => {
+    if (high === undefined) return literal(low);
+    return isClass(low) || isClass(high) ? `${literal(low)}\\-${literal(high)}` : range;
+  });
+  return `${open}${ranges}]`;
+}
 
 class PatternParser {
   readonly #source: string;

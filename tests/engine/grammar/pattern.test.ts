@@ -123,6 +123,12 @@ describe("a pattern", () => {
     ["(?:^|,)a(?:$|,)", ["a", "b,a", "a,b", "b,a,b"], ["ba", "a b"]],
     ["a(^b)|(a$)b|c", ["c"], ["ab"]],
     ["^[a]{2}]{}$", ["aa]{}"], ["aa"]],
+    // flag u has none of these
+    ["^[\\w-.]+$", ["a-b.c", "-"], ["a b", "/", ""]],
+    ["^[.-\\d]$", [".", "-", "7"], ["/", "a"]],
+    ["^[\\d-a-z]$", ["7", "-", "a", "z"], ["b"]],
+    ["^[^\\s-x]$", ["a", "w"], [" ", "-", "x"]],
+    ["^[*--\\w]$", ["*", "+", "-", "a"], [".", "/"]],
   ])("%s is understood as JavaScript does", (source, right, wrong) => {
     const regexes = new Regexes();
     const term = pattern(source, "p", regexes, { alphabet: rawAlphabet(regexes), searches: true });
