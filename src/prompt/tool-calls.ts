@@ -19,7 +19,8 @@ export class ToolCallParser {
 
   /**
    * With `tools`, only their names count as calls; without, any name does. `areSure`: what begins as a list of calls goes on
-   * as one, so each is told when it ends, and of a list that is cut off those that ended.
+   * as one, so each is told when it ends, and of a list that is cut off those that ended; and in JSON, keys and names count
+   * as what holds a reply to calls knows them, without escapes and triple quotes.
    */
   constructor({ tools, areSure = false }: { tools?: Iterable<string> | undefined; areSure?: boolean } = {}) {
     const names = tools && [...tools];
@@ -92,10 +93,20 @@ export class ToolCallParser {
 }
 
 // Where a call may start: what follows the bracket fits, or has not come yet.
-const START = /\[(?=\s*(?:[\p{L}_{]|$))|\{(?=\s*(?:["']|$))|<(?=f|$)/u;
+const START = /\[(?=\s*(?:[\p{L}_{]|[\ud800-\udbff]?$))|\{(?=\s*(?:["']|$))|<(?=f|$)/u;
 
 /** Meta's name for the tool that runs the code between `<|python_start|>` and `<|python_end|>`. */
 const CODE_TOOL = "code_interpreter";
+
+/** What may be called in a list as Python has it. */
+export const isCallName = (name: string): boolean =>
+  /^[\p{L}_]/u.test(name) && Array.from(name).every((c) => IN_NAME.test(c));
+
+/** What may be an argument's name there. */
+export const isKeyword = (name: string): boolean => name !== "" && Array.from(name).every((c) => IN_KEYWORD.test(c));
+
+const IN_NAME = /[\p{L}\p{N}_.:/-]/u;
+const IN_KEYWORD = /[\p{L}\p{N}_]/u;
 
 const textEvents = (text: string): ReplyEvent[] => (text === "" ? [] : [{ type: "text", text }]);
 
@@ -125,17 +136,26 @@ class Input {
 
   /** The next character, "" at the end. */
   *peek(): Generator<undefined, string> {
-    while (this.at >= this.text.length) {
+    for (;;) {
+      const c = this.#here();
+      if (c !== undefined) return c;
       if (this.isClosed) return "";
       yield;
     }
-    return this.text[this.at]!;
+  }
+
+  /** The character that has come, whole: of a surrogate pair, both halves. */
+  #here(): string | undefined {
+    const c = this.text[this.at];
+    if (c === undefined || c < "\ud800" || c > "\udbff") return c;
+    const hasCome = this.isClosed || this.at + 1 < this.text.length;
+    return hasCome ? String.fromCodePoint(this.text.codePointAt(this.at)!) : undefined;
   }
 
   *next(): Generator<undefined, string> {
     const c = yield* this.peek();
     if (c === "") throw NO_CALL;
-    this.at++;
+    this.at += c.length;
     return c;
   }
 
@@ -147,8 +167,9 @@ class Input {
   *run(set: RegExp): Generator<undefined, string> {
     const start = this.at;
     for (;;) {
-      while (this.at < this.text.length && set.test(this.text[this.at]!)) this.at++;
-      if (this.at < this.text.length || this.isClosed) return this.text.slice(start, this.at);
+      let c = this.#here();
+      for (; c !== undefined && set.test(c); c = this.#here()) this.at += c.length;
+      if (c !== undefined || this.isClosed) return this.text.slice(start, this.at);
       yield;
     }
   }
@@ -182,7 +203,7 @@ function* scanCalls(
   try {
     const first = yield* input.peek();
     if (first === "<") return [yield* functionTag(input, accepts, mayBecome)];
-    if (first === "{") return [yield* jsonCall(input, accepts)];
+    if (first === "{") return [yield* jsonCall(input, accepts, areSure)];
     return yield* list(input, accepts, mayBecome, areSure);
   } catch (error) {
     if (error === NO_CALL) return undefined;
@@ -204,7 +225,7 @@ function* list(
     yield* input.blanks();
     const c = yield* input.peek();
     if (c === "]" && !isFirst) break;
-    calls.push(c === "{" ? yield* jsonCall(input, accepts) : yield* pythonCall(input, accepts, mayBecome));
+    calls.push(c === "{" ? yield* jsonCall(input, accepts, areSure) : yield* pythonCall(input, accepts, mayBecome));
     isFirst = false;
     if (areSure) {
       yield calls;
@@ -228,7 +249,7 @@ function* pythonCall(
     if (given.length > 0) yield* input.expect(",");
     if (given.length > 0 && (yield* input.skips(")"))) break;
     yield* input.blanks();
-    const key = yield* input.run(/[\p{L}\p{N}_]/u);
+    const key = yield* input.run(IN_KEYWORD);
     if (key === "" || !(yield* input.skips("="))) throw NO_CALL;
     given.push([key, yield* value(input)]);
   }
@@ -245,7 +266,7 @@ function* toolName(
   let name = "";
   for (let c = yield* input.next(); c !== end; c = yield* input.next()) {
     name += c;
-    if (!/[\p{L}\p{N}_.:/-]/u.test(c) || !mayBecome(name)) throw NO_CALL;
+    if (!IN_NAME.test(c) || !mayBecome(name)) throw NO_CALL;
   }
   if (name === "" || !accepts(name)) throw NO_CALL;
   return name;
@@ -275,18 +296,20 @@ function* functionTag(
 const CALL_KEYS = ["type", "name", "parameters", "arguments", "function", "id"];
 
 /** `{"name": "f", "parameters": {…}}`, Meta's, or OpenAI's with `arguments`, `type` or the call under `function`. */
-function* jsonCall(input: Input, accepts: (name: string) => boolean): Generator<undefined, ToolCall> {
+function* jsonCall(input: Input, accepts: (name: string) => boolean, isPlain: boolean): Generator<undefined, ToolCall> {
   yield* input.expect("{");
   const fields = new Map<string, unknown>();
   do {
     yield* input.blanks();
-    const key = yield* string(input);
+    const key = isPlain ? yield* plain(input) : yield* string(input);
     if (!CALL_KEYS.includes(key) || fields.has(key) || !(yield* input.skips(":"))) throw NO_CALL;
     yield* input.blanks();
     const nested = key === "function" && (yield* input.peek()) === "{";
-    const field = nested ? yield* jsonCall(input, accepts) : yield* value(input);
+    const isName = key === "name" || (key === "function" && !nested);
+    const other = isName && isPlain ? plain : value;
+    const field = nested ? yield* jsonCall(input, accepts, isPlain) : yield* other(input);
     if (key === "type" && field !== "function") throw NO_CALL;
-    if (key === "name" && !(typeof field === "string" && accepts(field))) throw NO_CALL;
+    if (isName && !(typeof field === "string" && accepts(field))) throw NO_CALL;
     if (nested) fields.set("call", field);
     fields.set(key, field);
   } while (yield* input.skips(","));
@@ -398,6 +421,15 @@ function* string(input: Input): Generator<undefined, string> {
       text += quote;
     }
   }
+}
+
+/** A string that is written as it is, or as JSON has it. */
+function* plain(input: Input): Generator<undefined, string> {
+  const start = input.at;
+  const text = yield* string(input);
+  const written = input.text.slice(start, input.at);
+  if (written !== JSON.stringify(text) && written !== `'${text}'`) throw NO_CALL;
+  return text;
 }
 
 const ESCAPES: ReadonlyMap<string, string> = new Map([

@@ -2,6 +2,7 @@
 // template asks for them, alone or in a list. What reads them is src/prompt/tool-calls.ts.
 
 import type { Tool } from "../../prompt/chat-format.ts";
+import { isCallName } from "../../prompt/tool-calls.ts";
 import { RequestError } from "../../tensor/errors.ts";
 import { ALL } from "./code-points.ts";
 import type { Expression } from "./expressions.ts";
@@ -11,8 +12,6 @@ import type { Regex } from "./regex.ts";
 
 /** A tool without parameters is called without arguments. */
 const NO_PARAMETERS = { type: "object", additionalProperties: false };
-
-const isName = (name: string): boolean => /^[\p{L}\p{N}_.:/-]+$/u.test(name);
 
 /** One call, or with `parallel` one or several. */
 export function toolCalls(tools: readonly Tool[], parallel: boolean, made: Tools): Expression {
@@ -56,7 +55,7 @@ function callsOf(
     throw new RequestError(`${what}: its parameters are no object; expected a schema of type "object"`);
   const head = regexes.concat(text("{"), type, key("name"), text(JSON.stringify(name)), comma, key("parameters"));
   const json = expressions.sequence(expressions.regex(head), writer.object(), expressions.regex(text("}")));
-  const keywords = isName(name) ? new JsonWriter(parameters, what, "python", made).keywords() : undefined;
+  const keywords = isCallName(name) ? new JsonWriter(parameters, what, "python", made).keywords() : undefined;
   const python =
     keywords && expressions.sequence(expressions.regex(text(`${name}(`)), keywords, expressions.regex(text(")")));
   return { json, python };
@@ -68,7 +67,7 @@ export function textWithoutCalls(tools: readonly Tool[], { regexes }: Tools): Re
   const any = regexes.many(regexes.character(ALL));
   const blanks = regexes.many(regexes.character(BLANKS));
   const quote = regexes.union(text('"'), text("'"));
-  const names = regexes.union(...tools.map(({ name }) => text(name)));
+  const names = regexes.union(...tools.flatMap(({ name }) => [text(name), text(JSON.stringify(name).slice(1, -1))]));
   const quoted = regexes.concat(
     quote,
     regexes.union(text("name"), text("function")),

@@ -48,7 +48,7 @@ const tools: readonly Tool[] = [
 ];
 
 function read(text: string, names: readonly string[]): ReplyEvent[] {
-  const parser = new ToolCallParser({ tools: names });
+  const parser = new ToolCallParser({ tools: names, areSure: true });
   return [...parser.push(text), ...parser.end()];
 }
 
@@ -94,6 +94,24 @@ describe("a reply that has to be calls", () => {
       for (let seed = 0; seed < 10; seed++) {
         const text = walk(tokenizers["words"]!, forced({ tools: [tool], parallel: false }), seed);
         expect(read(text, [tool.name])).toMatchObject([{ type: "call", call: { name: tool.name } }]);
+      }
+  });
+});
+
+// The parser took names apart in UTF-16 units, and wanted a letter at first: it found no call.
+describe("a forced call", () => {
+  it.each<[string, Tool]>([
+    [
+      "of an argument in letters beyond U+FFFF",
+      { name: "f", parameters: { properties: { 𝒙: { const: 1 } }, required: ["𝒙"] } },
+    ],
+    ["of a tool in letters beyond U+FFFF", { name: "𝒇𝒈" }],
+    ["of a tool that begins with a digit", { name: "2fa" }],
+  ])("%s is found", (_, tool) => {
+    for (const tokenizer of Object.values(tokenizers))
+      for (let seed = 0; seed < 20; seed++) {
+        const text = walk(tokenizer, forced({ tools: [tool], parallel: false }), seed);
+        expect(read(text, [tool.name]), text).toMatchObject([{ type: "call", call: { name: tool.name } }]);
       }
   });
 });
@@ -147,6 +165,24 @@ describe("a reply that may be text or calls", () => {
     }
     expect(calls).toBeGreaterThan(5);
     expect(calls).toBeLessThan(60);
+  });
+});
+
+// It was taken for text, and read as a call with any arguments.
+describe("a call whose name is written in another way", () => {
+  it.each([
+    String.raw`{"name": "\u0077eather", "parameters": {"city": 1}}`,
+    String.raw`{"n\u0061me": "weather", "parameters": {"city": 1}}`,
+    String.raw`[{"function": "weathe\x72", "parameters": {"city": 1}}]`,
+    `{'name': '''weather''', "parameters": {"city": 1}}`,
+    `{"""name""": "weather", "parameters": {"city": 1}}`,
+  ])("is text: %s", (text) => {
+    expect(new ToolCallParser({ tools: names }).push(text)).toMatchObject([{ type: "call" }]);
+    expect(read(text, names)).toEqual([{ type: "text", text }]);
+  });
+
+  it("is one in single quotes, too", () => {
+    expect(read("{'name': 'weather', 'parameters': {}}", names)).toMatchObject([{ type: "call" }]);
   });
 });
 
