@@ -88,6 +88,7 @@ export function complete(
   const { tokens, images, maxTokens, sampling, stop = [], constraint, routes, signal } = request;
   if (constraint && !grammars)
     throw new RequestError("a constraint without a tokenizer; expected a checkpoint that has one");
+  signal?.throwIfAborted();
   const matcher = constraint && grammars!.begin(constraint);
   const text = tokenizer && new ReplyText(tokenizer, stop, toolsOf(request), constraint);
   if (!text && stop.length > 0)

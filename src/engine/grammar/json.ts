@@ -1,6 +1,7 @@
 // JSON as a grammar: any, or what a schema allows. Properties are written in the schema's order, strings that a pattern binds
 // with the escapes they need and no others, and blanks where writers of JSON put them.
 
+import { isKeyword } from "../../prompt/tool-calls.ts";
 import { RequestError } from "../../tensor/errors.ts";
 import { ALL } from "./code-points.ts";
 import type { Expression, Expressions } from "./expressions.ts";
@@ -67,6 +68,9 @@ export class JsonWriter {
   readonly #name: string;
   readonly #style: Style;
   readonly #rules = new Map<string, Expression>();
+  /** Of forms that stand in several places. */
+  readonly #scalars = new Map<Form, Regex>();
+  readonly #bodies = new Map<readonly Form[], Expression>();
   /** A line break with what indents the next line, or a blank, or nothing. */
   readonly #blanks: Regex;
   /** A term of its own, with the blanks behind it: masks of all grammars share it. */
@@ -128,6 +132,13 @@ export class JsonWriter {
     const rule = this.#expressions.rule();
     this.#rules.set(key, rule);
     const forms = formsOf();
+    const body = this.#bodies.get(forms) ?? this.#body(forms);
+    this.#bodies.set(forms, body);
+    rule.rule.body = body;
+    return rule;
+  }
+
+  #body(forms: readonly Form[]): Expression {
     const plain = forms.flatMap((form) =>
       form.type === "array" || form.type === "object" ? [] : [this.#scalar(form)],
     );
@@ -136,11 +147,16 @@ export class JsonWriter {
     );
     const scalars = this.#regexes.union(...plain);
     const ways = this.#regexes.isAlive(scalars) ? [this.#expressions.regex(scalars), ...nested] : nested;
-    rule.rule.body = this.#expressions.choice(...ways);
-    return rule;
+    return this.#expressions.choice(...ways);
   }
 
-  #scalar(form: Exclude<Form, ArrayForm | ObjectForm>): Regex {
+  #scalar(form: Scalar): Regex {
+    const known = this.#scalars.get(form) ?? this.#written(form);
+    this.#scalars.set(form, known);
+    return known;
+  }
+
+  #written(form: Scalar): Regex {
     const { text, union } = this.#words();
     switch (form.type) {
       case "null":
@@ -284,6 +300,14 @@ export class JsonWriter {
       (name, places, isBehind) => this.#member(this.#regexes.text(JSON.stringify(name)), places, isBehind),
       (written, counts) => this.#others(free, form, written, counts),
     );
+    const listed = [...form.properties.values()].filter((places) => places !== false).length;
+    if (free.length > 0 && form.least > listed + 1 && form.most > listed)
+      this.#checks.push(() => {
+        if (content.height === Infinity)
+          throw new RequestError(
+            `${this.#name}: "minProperties" is ${form.least}, more than the listed properties and one more; expected "required" names, since others may repeat`,
+          );
+      });
     return this.#enclosed("{", content, "}", form.required.size === 0 && form.least === 0);
   }
 
@@ -391,10 +415,7 @@ export class JsonWriter {
     const ways = !counts || written >= least ? [nothing] : [];
     const room = counts ? most - written : Infinity;
     if (free.length === 0 || room <= 0) return expressions.choice(...ways);
-    if (counts && written < least && written + 1 < least)
-      throw new RequestError(
-        `${this.#name}: "minProperties" is ${least}, more than the listed properties and one more; expected "required" names, since others may repeat`,
-      );
+    if (counts && written + 1 < least) return expressions.choice();
     const member = (isBehind: boolean) =>
       expressions.choice(...free.map(({ name, value }) => this.#member(name, value, isBehind)));
     if (written > 0) return expressions.choice(...ways, expressions.repeat(member(true), 1, room));
@@ -426,6 +447,8 @@ export class JsonWriter {
 const MOST_LISTED = 100;
 const MOST_PERMUTED = 8;
 
+type Scalar = Exclude<Form, ArrayForm | ObjectForm>;
+
 /** What a form allows, where it can be listed. */
 function valuesOf(form: Form): readonly Json[] | undefined {
   if (form.type === "value") return [form.value];
@@ -438,6 +461,3 @@ function valuesOf(form: Form): readonly Json[] | undefined {
 }
 
 const isObjectForm = (form: Form): form is ObjectForm => form.type === "object";
-
-/** As what reads tool calls has them. */
-const isKeyword = (name: string): boolean => /^[\p{L}\p{N}_]+$/u.test(name);

@@ -61,7 +61,14 @@ const UNDERSTOOD = new Set([
   ...["patternProperties", "propertyNames", "minProperties", "maxProperties"],
 ]);
 
-const MOST_FORMS = 500;
+// They say nothing about a value by its type.
+const COMBINING = new Set(["enum", "const", "allOf", "anyOf", "oneOf", "not", "$ref", "discriminator", "nullable"]);
+
+const MOST_FORMS = 2000; // but for single values
+const MOST_VALUES = 10_000;
+const MOST_COMPARED = 1_000_000; // values and names that are looked at; a second or so
+const COPIED = 4; // a form that comes again is written again, which takes as long
+const MERGED = 10; // and so two that are put together
 const MOST_SCHEMAS = 20_000;
 const MOST_MEMBERS = 2000;
 
@@ -76,6 +83,8 @@ export class SchemaDocument {
   #open: readonly string[] = [];
   #around: readonly string[] = [];
   #read = 0;
+  #compared = 0;
+  readonly #keys = new WeakMap<Form, string>();
 
   /** `name` is what errors call it; `matches` says whether a language has a text. */
   constructor(root: unknown, name: string, matches: (language: Language, text: string) => boolean) {
@@ -131,21 +140,15 @@ export class SchemaDocument {
     if (schema["$ref"] !== undefined)
       forms = this.#both(forms, this.forms([this.#target(schema["$ref"], place)]), place);
     if (schema["anyOf"] !== undefined) {
-      const any = this.#list(schema, "anyOf", place).flatMap((_, i) => this.#alternative(schema, "anyOf", i, place));
-      forms = this.#both(forms, any, place);
+      const any = this.#list(schema, "anyOf", place).map((_, i) => this.#alternative(schema, "anyOf", i, place));
+      forms = this.#both(forms, this.#all(any, place), place);
     }
     if (schema["oneOf"] !== undefined) {
       const of = this.#list(schema, "oneOf", place).map((_, i) =>
         this.#both(forms, this.#alternative(schema, "oneOf", i, place), place),
       );
-      for (const [i, a] of of.entries())
-        for (const [j, b] of of.slice(0, i).entries())
-          if (this.#both(a, b, place).length > 0)
-            throw this.#wrong(
-              `${place}/oneOf`,
-              `a value may satisfy both alternative ${j} and ${i}, and is then none of one; expected "anyOf", or alternatives that exclude each other (other types, or a required property with another "const")`,
-            );
-      forms = of.flat();
+      this.#exclude(of, place);
+      forms = this.#all(of, place);
     }
     if (schema["not"] !== undefined) forms = this.#without(schema["not"], forms, place);
     for (const keyword of ["enum", "const"]) {
@@ -154,11 +157,85 @@ export class SchemaDocument {
       if (keyword === "enum" && !Array.isArray(given))
         throw this.#wrong(`${place}/enum`, `it is ${shown(given)}; expected a list`);
       const values = (keyword === "enum" ? given : [given]) as readonly Json[]; // a schema comes from JSON
-      this.#few(values, `${place}/enum`);
-      const fitting = values.filter((value) => forms.some((form) => this.#fits(form, value)));
+      this.#members(values, `${place}/enum`);
+      if (forms !== ANYTHING) this.#compare(values.length * forms.length, place);
+      const fitting = values.filter((value) => forms === ANYTHING || forms.some((form) => this.#fits(form, value)));
       forms = fitting.map((value) => ({ type: "value", value }));
     }
     return forms;
+  }
+
+  /** What satisfies one of several, which each have forms. */
+  #all(of: readonly (readonly Form[])[], place: string): readonly Form[] {
+    const copied = of.length === 1 ? 0 : of.reduce((count, { length }) => count + length, 0);
+    this.#compare(COPIED * copied, place);
+    return of.length === 1 ? of[0]! : this.#few(of.flat(), place);
+  }
+
+  /** Refuses alternatives of which a value may satisfy two. */
+  #exclude(of: readonly (readonly Form[])[], place: string): void {
+    const overlap = (i: number, j: number) =>
+      this.#wrong(
+        `${place}/oneOf`,
+        `a value may satisfy both alternative ${Math.min(i, j)} and ${Math.max(i, j)}, and is then none of one; expected "anyOf", or alternatives that exclude each other (other types, or a required property with another "const")`,
+      );
+    const values = new Map<string, number>();
+    const others = of.flatMap((forms, i) => forms.filter(isNoValue).map((form) => ({ form, i })));
+    const byType = new Map(TYPES.map((type) => [type as string, others.filter(({ form }) => form.type === type)]));
+    for (const [i, forms] of of.entries())
+      for (const form of forms) {
+        if (form.type !== "value") continue;
+        const same = values.get(this.#keyOf(form)) ?? i;
+        if (same !== i) throw overlap(same, i);
+        values.set(this.#keyOf(form), i);
+        const near = byType.get(typeOf(form.value))!;
+        this.#compare(near.length, place);
+        for (const other of near) if (other.i !== i && this.#fits(other.form, form.value)) throw overlap(other.i, i);
+      }
+    for (const alternatives of byType.values())
+      for (const [a, b] of this.#untagged(alternatives, place))
+        if (a.i !== b.i && this.#common(a.form, b.form, place)) throw overlap(a.i, b.i);
+  }
+
+  /** Pairs that no tag keeps apart: a property that both require, and whose values are listed. */
+  *#untagged<T extends { readonly form: Others }>(alternatives: readonly T[], place: string): Generator<[T, T]> {
+    const tags = alternatives.map(({ form }) => this.#tags(form, place));
+    const counts = new Map<string, number>();
+    for (const name of tags.flatMap((tag) => [...tag.keys()])) counts.set(name, (counts.get(name) ?? 0) + 1);
+    const [usual] = [...counts].sort(([, a], [, b]) => b - a)[0] ?? [];
+    const isApart = (i: number, j: number) =>
+      [...tags[i]!].some(([name, values]) => {
+        this.#compare(values.size, place);
+        const others = tags[j]!.get(name);
+        return others && ![...values].some((value) => others.has(value));
+      });
+    const byValue = new Map<string, number[]>();
+    const without: number[] = [];
+    for (const i of alternatives.keys()) {
+      const values = usual === undefined ? undefined : tags[i]!.get(usual);
+      const before = values
+        ? [...without, ...[...values].flatMap((value) => byValue.get(value) ?? [])]
+        : Array(i).keys();
+      for (const j of new Set(before)) {
+        if (!isApart(i, j)) yield [alternatives[j]!, alternatives[i]!];
+      }
+      if (!values) without.push(i);
+      for (const value of values ?? []) byValue.set(value, [...(byValue.get(value) ?? []), i]);
+    }
+  }
+
+  /** Required properties whose values are listed. */
+  #tags(form: Others, place: string): ReadonlyMap<string, ReadonlySet<string>> {
+    const tags = new Map<string, ReadonlySet<string>>();
+    if (form.type !== "object") return tags;
+    for (const name of form.required) {
+      const places = form.properties.get(name) || [];
+      const forms = this.#inside<readonly Form[]>(() => this.forms(places), []);
+      const values = forms.flatMap((form) => (form.type === "value" ? [this.#keyOf(form)] : []));
+      this.#compare(forms.length, place);
+      if (values.length > 0 && values.length === forms.length) tags.set(name, new Set(values));
+    }
+    return tags;
   }
 
   /** One of several; where a discriminator names it and it says no values of that property itself, with its names. */
@@ -217,6 +294,8 @@ export class SchemaDocument {
 
   /** What the keywords say that look at a value's type and at the value itself. */
   #own(schema: Readonly<Record<string, unknown>>, place: string): readonly Form[] {
+    const binding = Object.keys(schema).filter((keyword) => UNDERSTOOD.has(keyword) && !COMBINING.has(keyword));
+    if (binding.every((keyword) => schema[keyword] === undefined)) return ANYTHING;
     const types = this.#types(schema, place);
     const forms: Form[] = [];
     for (const type of TYPES) {
@@ -277,7 +356,7 @@ export class SchemaDocument {
       const value = schema[keyword];
       if (value === undefined) return [];
       if (!isObject(value)) throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected an object`);
-      return this.#few(Object.keys(value), `${place}/${keyword}`);
+      return this.#members(Object.keys(value), `${place}/${keyword}`);
     };
     const under = (keyword: string, name: string) => `${place}/${keyword}/${escaped(name)}`;
     const listed = named("properties");
@@ -326,10 +405,10 @@ export class SchemaDocument {
     const value = schema[keyword] ?? [];
     if (!Array.isArray(value))
       throw this.#wrong(`${place}/${keyword}`, `it is ${shown(value)}; expected a list of schemas`);
-    return this.#few(value, `${place}/${keyword}`);
+    return this.#members(value, `${place}/${keyword}`);
   }
 
-  #few<T>(list: readonly T[], place: string): readonly T[] {
+  #members<T>(list: readonly T[], place: string): readonly T[] {
     if (list.length <= MOST_MEMBERS) return list;
     throw this.#wrong(place, `there are ${list.length.toLocaleString("en")}; expected at most ${MOST_MEMBERS}`);
   }
@@ -364,34 +443,75 @@ export class SchemaDocument {
   #both(a: readonly Form[], b: readonly Form[], place: string): readonly Form[] {
     if (a === ANYTHING) return b;
     if (b === ANYTHING) return a;
-    const forms = a.flatMap((x) => b.flatMap((y) => this.#common(x, y, place) ?? []));
-    if (forms.length > MOST_FORMS)
-      throw this.#wrong(
-        place,
-        `there are ${forms.length} combinations of alternatives; expected at most ${MOST_FORMS}`,
-      );
+    const [x, y] = [a, b].map((forms) => forms.filter(isNoValue)) as [Others[], Others[]];
+    const [values, others] = [this.#valuesOf(a), this.#valuesOf(b)];
+    this.#compare(COPIED * (a.length + b.length) + values.size * y.length + x.length * others.size, place);
+    const fits = (forms: readonly Form[], value: Json) => forms.some((form) => this.#fits(form, value));
+    return this.#few(
+      [
+        ...x.flatMap((a) => y.flatMap((b) => this.#common(a, b, place) ?? [])),
+        ...[...values].flatMap(([key, form]) => (others.has(key) || fits(y, form.value) ? [form] : [])),
+        ...[...others].flatMap(([key, form]) => (!values.has(key) && fits(x, form.value) ? [form] : [])),
+      ],
+      place,
+    );
+  }
+
+  #few(forms: readonly Form[], place: string): readonly Form[] {
+    const others = forms.filter(isNoValue).length;
+    for (const [count, most] of [
+      [others, MOST_FORMS],
+      [forms.length - others, MOST_VALUES],
+    ] as const)
+      if (count > most)
+        throw this.#wrong(place, `there are ${count} combinations of alternatives; expected at most ${most}`);
     return forms;
   }
 
-  #common(a: Form, b: Form, place: string): Form | undefined {
-    if (a.type === "value") return this.#fits(b, a.value) ? a : undefined;
-    if (b.type === "value") return this.#fits(a, b.value) ? b : undefined;
+  /** Counts what is compared. */
+  #compare(count: number, place: string): void {
+    this.#compared += count;
+    if (this.#compared > MOST_COMPARED)
+      throw this.#wrong(
+        place,
+        `there are too many alternatives to compare; expected fewer, or in "oneOf" a required property with another "const" in each`,
+      );
+  }
+
+  #valuesOf(forms: readonly Form[]): ReadonlyMap<string, ValueForm> {
+    return new Map(forms.flatMap((form) => (form.type === "value" ? [[this.#keyOf(form), form]] : [])));
+  }
+
+  /** The same for the same values. */
+  #keyOf(form: ValueForm): string {
+    const known = this.#keys.get(form);
+    if (known !== undefined) return known;
+    const key = JSON.stringify(form.value, (_, value: unknown) =>
+      isObject(value) ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))) : value,
+    );
+    this.#keys.set(form, key);
+    return key;
+  }
+
+  #common(a: Others, b: Others, place: string): Form | undefined {
+    this.#compare(a.type === b.type ? MERGED : 1, place);
     const form = this.#merged(a, b, place);
     return form && !isEmpty(form) ? form : undefined;
   }
 
-  #merged(a: Exclude<Form, { type: "value" }>, b: Exclude<Form, { type: "value" }>, place: string): Form | undefined {
+  #merged(a: Others, b: Others, place: string): Form | undefined {
     if (a.type === "null" || a.type === "boolean") return a.type === b.type ? a : undefined;
     if (a.type === "number" && b.type === "number")
       return { type: "number", ...commonRange(a, b, this.#wrongAt(place)) };
     if (a.type === "string" && b.type === "string")
       return { type: "string", ...counts(a, b), languages: [...a.languages, ...b.languages] };
-    if (a.type === "array" && b.type === "array") return this.#arrays(a, b);
-    if (a.type === "object" && b.type === "object") return this.#objects(a, b);
+    if (a.type === "array" && b.type === "array") return this.#arrays(a, b, place);
+    if (a.type === "object" && b.type === "object") return this.#objects(a, b, place);
     return undefined;
   }
 
-  #arrays(a: ArrayForm, b: ArrayForm): Form | undefined {
+  #arrays(a: ArrayForm, b: ArrayForm, place: string): Form | undefined {
+    this.#compare(a.prefix.length + b.prefix.length, place);
     const item = (form: ArrayForm, i: number) => form.prefix[i] ?? form.items;
     const { least, most } = counts(a, b);
     const unique = a.unique ?? b.unique;
@@ -405,12 +525,13 @@ export class SchemaDocument {
     return { type: "array", prefix, items: together(a.items, b.items), least, most, unique };
   }
 
-  #objects(a: ObjectForm, b: ObjectForm): Form | undefined {
+  #objects(a: ObjectForm, b: ObjectForm, place: string): Form | undefined {
     if (a.matching.length > 0 && b.matching.length > 0)
       throw this.#wrong(
         a.matching[0]!.language.where.split("at ")[1]!,
         `"patternProperties" in two schemas that hold together is not supported`,
       );
+    this.#compare(a.properties.size + b.properties.size, place);
     const properties = new Map<string, Places | false>();
     for (const name of new Set([...a.properties.keys(), ...b.properties.keys()]))
       properties.set(name, together(this.#property(a, name), this.#property(b, name)));
@@ -446,7 +567,7 @@ export class SchemaDocument {
   }
 
   /** Looks at a value inside the one that is being looked at; `otherwise` where that cannot be told yet. */
-  #inside(look: () => boolean, otherwise: boolean): boolean {
+  #inside<T>(look: () => T, otherwise: T): T {
     const [open, around] = [this.#open, this.#around];
     this.#around = [...around, ...open];
     this.#open = [];
@@ -502,6 +623,11 @@ export class SchemaDocument {
 
 // Thrown where what is inside a value depends on what is being found out about the value.
 const UNKNOWN = Symbol("unknown yet");
+
+type ValueForm = Extract<Form, { type: "value" }>;
+type Others = Exclude<Form, ValueForm>;
+
+const isNoValue = (form: Form): form is Others => form.type !== "value";
 
 const isSchema = (value: unknown): value is Schema => typeof value === "boolean" || isObject(value);
 
