@@ -130,7 +130,8 @@ void panel_by_tiles(const uint8_t* w, int64_t groups, const uint8_t* next, const
         int64_t run = 0;
         for (; run + 4 <= runs; run += 4)
           multiply_runs<Type, 4>(unpacked, run, x, b * block / 32, first + t, n, b + run == 0, y);
-        for (; run < runs; run++) multiply_runs<Type, 1>(unpacked, run, x, b * block / 32, first + t, n, b + run == 0, y);
+        if constexpr (Format<Type>::runs % 4 != 0)  // else none is left
+          for (; run < runs; run++) multiply_runs<Type, 1>(unpacked, run, x, b * block / 32, first + t, n, b + run == 0, y);
       }
     }
   }
