@@ -37,7 +37,7 @@ export async function decodeImage(file: Uint8Array, options: DecodeOptions = {})
 /** Its pixels are sRGB bytes, what is transparent over white, embedded colour profiles left aside as in training. */
 async function openBytes(bytes: Uint8Array, options: DecodeOptions): Promise<OpenImage> {
   const { orient = true, page = 0 } = options;
-  const format = formatOf(bytes);
+  formatOf(bytes);
   checkBytes(bytes.byteLength, options);
   const sharp = await loadSharp();
   const open = () =>
@@ -47,7 +47,7 @@ async function openBytes(bytes: Uint8Array, options: DecodeOptions): Promise<Ope
       sequentialRead: true,
       autoOrient: orient,
     });
-  const { width = 0, height = 0, pageHeight = height, orientation = 1 } = await readable(format, open().metadata());
+  const { width = 0, height = 0, pageHeight = height, orientation = 1 } = await readable(bytes, open().metadata());
   checkSize("image", width, pageHeight, options);
   const isOnItsSide = orient && orientation > 4; // of EXIF's eight, 5 to 8 are quarter turns
   return {
@@ -55,7 +55,7 @@ async function openBytes(bytes: Uint8Array, options: DecodeOptions): Promise<Ope
     bytes,
     async pixels() {
       const pipeline = open().flatten({ background: "#ffffff" }).toColourspace("srgb").raw({ depth: "uchar" });
-      const { data, info } = await readable(format, pipeline.toBuffer({ resolveWithObject: true }));
+      const { data, info } = await readable(bytes, pipeline.toBuffer({ resolveWithObject: true }));
       if (info.channels !== 3) throw new Error(`image: decoded to ${info.channels} channels; expected 3`);
       return { data, width: info.width, height: info.height };
     },
@@ -117,9 +117,10 @@ export async function existing(what: string, path: string) {
 
 /** When each frame of an animated GIF or WebP is shown, in seconds, and until when the last one is. */
 export async function animationTimes(file: Uint8Array): Promise<{ starts: number[]; duration: number }> {
+  formatOf(file);
   const sharp = await loadSharp();
   const { pages = 1, delay = [] } = await readable(
-    formatOf(file),
+    file,
     sharp(file, { pages: -1, limitInputPixels: false }).metadata(), // each frame has its own limit when it is decoded
   );
   const starts: number[] = [];
@@ -132,7 +133,7 @@ export async function animationTimes(file: Uint8Array): Promise<{ starts: number
   return { starts, duration };
 }
 
-/** Told by the file's first bytes, so that no decoder but those of these formats ever sees it. */
+/** Told by the file's first bytes, or refused, so that no decoder but those of these formats ever sees it. */
 export function formatOf(file: Uint8Array): string {
   const head = String.fromCharCode(...file.subarray(0, 512)); // a byte a character; TextDecoder's "latin1" is windows-1252
   if (head.startsWith("\x89PNG\r\n\x1a\n")) return "PNG";
@@ -156,16 +157,15 @@ export function formatOf(file: Uint8Array): string {
 
 const printable = (text: string) => text.replaceAll(/[^\x20-\x7e]/g, ".");
 
-async function readable<T>(format: string, work: Promise<T>): Promise<T> {
+/** What a decoder says of a file is the error's cause: its libraries' names and pieces of C tell nobody what to do. */
+async function readable<T>(file: Uint8Array, work: Promise<T>): Promise<T> {
   try {
     return await work;
   } catch (error) {
-    const why = (error instanceof Error ? error.message : String(error))
-      .split("\n")
-      .filter(Boolean)
-      .at(-1)
-      ?.replace(/:\s*$/, "");
-    throw new RequestError(`image: this ${format} cannot be read (${why}); expected a whole file`, { cause: error });
+    throw new RequestError(
+      `image: this ${formatOf(file)} of ${file.byteLength.toLocaleString("en")} bytes cannot be decoded, as it is cut off, damaged or of a rare kind; expected a whole ${FORMATS}`,
+      { cause: error },
+    );
   }
 }
 

@@ -127,18 +127,19 @@ export class ImageProcessor {
     signal?: AbortSignal,
   ): Promise<{ contents: PlainPart[][]; images: ProcessedImage[] }> {
     for (const parts of contents) checkParts(parts);
+    const named = numbered(contents.flat());
     const images: ProcessedImage[] = [];
     const plain: PlainPart[][] = [];
-    let room = mostTokens - (await this.#countTokens(contents.flat(), options, mostTokens, signal));
+    let room = mostTokens - (await this.#countTokens(contents.flat(), named, options, mostTokens, signal));
     for (const parts of contents) {
       const withPlaces: PlainPart[] = [];
       for (const part of parts) {
         signal?.throwIfAborted();
         if (part.type === "image") {
-          images.push(await this.#image(part, options));
+          images.push(await named(part, () => this.#image(part, options)));
           withPlaces.push({ type: "image" });
         } else if (part.type === "video") {
-          for (const { seconds, image } of await this.#video(part, options, room, signal)) {
+          for (const { seconds, image } of await named(part, () => this.#video(part, options, room, signal))) {
             images.push(image);
             withPlaces.push({ type: "text", text: timestamp(seconds) }, { type: "image" });
             room -= tokenCount(image, this.#config.tokensPerTile);
@@ -151,13 +152,19 @@ export class ImageProcessor {
   }
 
   /** The tokens of all images but those of videos, by their files' headers. */
-  async #countTokens(parts: readonly ContentPart[], options: MediaOptions, most: number, signal?: AbortSignal) {
+  async #countTokens(
+    parts: readonly ContentPart[],
+    named: ReturnType<typeof numbered>,
+    options: MediaOptions,
+    most: number,
+    signal?: AbortSignal,
+  ) {
     let tokens = 0;
     for (const part of parts) {
       signal?.throwIfAborted();
       if (part.type !== "image") continue;
       const config = this.#config;
-      tokens += imageTokenCount(await this.#decoders.image(part, options), config, options);
+      tokens += imageTokenCount(await named(part, () => this.#decoders.image(part, options)), config, options);
       if (tokens > most) throw tooManyTokens("images", tokens, most);
     }
     return tokens;
@@ -205,6 +212,25 @@ export class ImageProcessor {
       await video.close();
     }
   }
+}
+
+/** What is wrong with one of several images, or videos, says which it is: "image 2: …", counted from 1. A path says that itself. */
+function numbered(parts: readonly ContentPart[]) {
+  const numbers = new Map<ContentPart, number>();
+  const counts = { text: 0, image: 0, video: 0 };
+  for (const part of parts) {
+    const number = ++counts[part.type];
+    if (part.type !== "text" && !numbers.has(part)) numbers.set(part, number);
+  }
+  return async <T>(part: ImagePart | VideoPart, work: () => Promise<T>): Promise<T> => {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof RequestError) || part.path !== undefined || counts[part.type] === 1) throw error;
+      const message = error.message.replace(/^(?:image|video)(?=: )/, `${part.type} ${numbers.get(part)}`);
+      throw new RequestError(message, { cause: error });
+    }
+  };
 }
 
 /** Checks what came from outside; the types alone do not hold there. */

@@ -146,6 +146,7 @@ function ask(body: Body): Ask {
   const oneCall = body.parallel_tool_calls === false;
   return {
     prompts: { messages, ...(tools.length > 0 && { tools }) },
+    fields: { prompt: () => "messages", format: "response_format" },
     n,
     options: {
       ...samplingOf(body),
@@ -183,38 +184,41 @@ function messagesOf(messages: Body["messages"]): Message<AskedPart>[] {
   let calls: string[] = [];
   for (let i = 0; i < messages.length; i++) {
     const message = messages[i]!;
+    const where = `messages[${i}].content`;
     if (message.role === "tool") {
       const from = i;
       while (messages[i + 1]?.role === "tool") i++;
       const results = messages.slice(from, i + 1).filter((m) => m.role === "tool");
       for (const { content } of inOrderOfCalls(results, (m) => m.tool_call_id, calls))
-        list.push({ role: "tool", content: partsOf(content) });
+        list.push({ role: "tool", content: partsOf(content, "") }); // texts only
       continue;
     }
     if (message.role === "assistant") {
       calls = message.tool_calls?.map(({ id }) => id) ?? [];
       list.push({
         role: "assistant",
-        content: partsOf(message.content ?? ""),
+        content: partsOf(message.content ?? "", where),
         ...(message.tool_calls?.length && { toolCalls: message.tool_calls.map((call, j) => callOf(call, i, j)) }),
       });
-    } else if (message.role === "user") list.push({ role: "user", content: partsOf(message.content) });
-    else list.push({ role: "system", content: partsOf(message.content) });
+    } else if (message.role === "user") list.push({ role: "user", content: partsOf(message.content, where) });
+    else list.push({ role: "system", content: partsOf(message.content, where) });
   }
   return list;
 }
 
 type WirePart = z.output<typeof part> | { readonly type: "refusal"; readonly refusal: string };
 
-const partsOf = (content: string | readonly WirePart[]): string | AskedPart[] =>
+/** `where` is the field that holds them. */
+const partsOf = (content: string | readonly WirePart[], where: string): string | AskedPart[] =>
   typeof content === "string"
     ? content
-    : content.map((part) => {
+    : content.map((part, i) => {
         if (part.type === "text") return part;
         if (part.type === "refusal") return { type: "text", text: part.refusal };
+        const param = `${where}[${i}].${part.type}`;
         return part.type === "image_url"
-          ? { type: "image", url: part.image_url.url }
-          : { type: "video", url: part.video_url.url };
+          ? { type: "image", url: part.image_url.url, param }
+          : { type: "video", url: part.video_url.url, param };
       });
 
 function callOf({ function: { name, arguments: json } }: z.output<typeof toolCall>, i: number, j: number): ToolCall {

@@ -75,6 +75,10 @@ function ask(body: Body): Ask {
     throw new Refusal(400, "Invalid value for 'max_tokens': expected at least 1, or 'echo'.", { param: "max_tokens" });
   return {
     prompts: promptsOf(body),
+    fields: {
+      prompt: (i) =>
+        typeof body.prompt === "string" || typeof body.prompt[0] === "number" ? "prompt" : `prompt[${i}]`,
+    },
     n,
     options: {
       ...samplingOf(body),

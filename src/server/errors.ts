@@ -1,4 +1,4 @@
-// What a client is told when the answer is no, in OpenAI's form and in Anthropic's. Nothing of the machine is in it.
+// What a client is told when the answer is no, in OpenAI's form and in Anthropic's.
 
 /** An answer that says no. Its message is for the client. */
 export class Refusal extends Error {
@@ -25,33 +25,13 @@ export class Refusal extends Error {
     this.param = param;
     this.retryAfterSeconds = retryAfterSeconds;
   }
-}
 
-/** What a client may know of an error; undefined where that is nothing but that there was one. */
-export function refusalOf(error: unknown, context: number): Refusal | undefined {
-  if (error instanceof Refusal) return error;
-  // by name: an error that comes out of the engine's thread may be of another copy of its class
-  if (!(error instanceof Error && ["RequestError", "CapacityError"].includes(error.name))) return undefined;
-  const [long] = /^the prompt(?: has [\d,]+ tokens|'s [^;]*)/.exec(error.message) ?? [];
-  if (long !== undefined)
-    return new Refusal(
-      400,
-      `This model's maximum context length is ${context} tokens, and ${long}; expected a shorter prompt.`,
-      { code: "context_length_exceeded", param: "messages" },
-    );
-  const [, about, what] = /^(json_schema|tool ".*?"): (.*)$/s.exec(error.message) ?? [];
-  if (about === "json_schema")
-    return new Refusal(400, `Invalid schema for response_format: ${what}`, { param: "response_format" });
-  if (about !== undefined)
-    return new Refusal(400, `Invalid schema for ${about}: ${what}`, {
-      code: "invalid_function_parameters",
-      param: "tools",
-    });
-  if (error.name === "RequestError") return new Refusal(400, error.message);
-  return new Refusal(503, "The server has no room for this request now; try again later.", { retryAfterSeconds: 5 });
+  /** The same about a field, where it names none yet. */
+  about(param: string): Refusal {
+    const { status, message, code, retryAfterSeconds } = this;
+    return this.param === null ? new Refusal(status, message, { code, param, retryAfterSeconds }) : this;
+  }
 }
-
-export const failed = (): Refusal => new Refusal(500, "The server failed on this request; its log says why.");
 
 interface OpenAiError {
   readonly message: string;

@@ -65,6 +65,8 @@ export interface UrlPart {
   readonly type: "image" | "video";
   /** A data URL, or where the file is. */
   readonly url: string;
+  /** The field of the request in which it stands. */
+  readonly param: string;
 }
 
 export type AskedPart = Extract<ContentPart, { type: "text" }> | UrlPart;
@@ -74,10 +76,19 @@ export interface Chat<Part = AskedPart> {
   readonly tools?: readonly Tool[] | undefined;
 }
 
+/** What the request calls what it asks for, so that an error can name the field that is wrong. */
+export interface Fields {
+  /** The prompt of a number; a conversation is the first. */
+  prompt(i: number): string;
+  /** What the form of the reply is given by. */
+  readonly format?: string | undefined;
+}
+
 /** What a request asks for, in no API's words. */
 export interface Ask {
   /** One conversation, or some texts or tokens to go on from. */
   readonly prompts: Chat | readonly (string | readonly number[])[];
+  readonly fields: Fields;
   /** Replies to each prompt. */
   readonly n: number;
   readonly options: ReplyOptions;

@@ -126,6 +126,7 @@ function ask(body: Body): Ask {
   const named = choice?.type === "tool" ? choice : choice?.type === "any" ? "required" : choice?.type;
   return {
     prompts: chat,
+    fields: { prompt: () => "messages", format: "output_config.format" },
     n: 1,
     options: {
       ...{ maxTokens, stop, temperature, topP: body.top_p, topK: body.top_k },
@@ -150,7 +151,8 @@ export function chatOf({ messages, system, tools = [], tool_choice }: z.output<t
   const told = typeof system === "string" ? system : system?.map(({ text }) => text).join("\n");
   const list: Message<AskedPart>[] = told === undefined ? [] : [{ role: "system", content: told }];
   let calls: string[] = [];
-  for (const { role, content } of messages) {
+  for (const [i, { role, content }] of messages.entries()) {
+    const where = `messages[${i}].content`;
     if (typeof content === "string") {
       list.push({ role, content });
       continue;
@@ -165,25 +167,28 @@ export function chatOf({ messages, system, tools = [], tool_choice }: z.output<t
       });
       continue;
     }
-    const results = content.filter((part) => part.type === "tool_result");
-    for (const { content } of inOrderOfCalls(results, (part) => part.tool_use_id, calls))
-      list.push({ role: "tool", content: partsOf(content ?? "") });
+    const results = content.flatMap((part, at) =>
+      part.type === "tool_result" ? [{ ...part, place: `${where}[${at}]` }] : [],
+    );
+    for (const { content, place } of inOrderOfCalls(results, (part) => part.tool_use_id, calls))
+      list.push({ role: "tool", content: partsOf(content ?? "", (j) => `${place}.content[${j}]`) });
     const rest = content.filter((part) => part.type !== "tool_result");
-    if (rest.length > 0) list.push({ role, content: partsOf(rest) });
+    if (rest.length > 0) list.push({ role, content: partsOf(rest, (j) => `${where}[${content.indexOf(rest[j]!)}]`) });
   }
   const listed = tool_choice?.type === "none" ? [] : tools;
   const known = listed.map(({ name, description, input_schema }) => toolOf(name, description, input_schema));
   return { messages: list, ...(known.length > 0 && { tools: known }) };
 }
 
-const partsOf = (content: z.output<typeof seen>): string | AskedPart[] =>
+/** `where` says at which field one of them stands. */
+const partsOf = (content: z.output<typeof seen>, where: (j: number) => string): string | AskedPart[] =>
   typeof content === "string"
     ? content
-    : content.map((part) => {
+    : content.map((part, j) => {
         if (part.type === "text") return part;
         const { source } = part;
         const url = source.type === "url" ? source.url : `data:${source.media_type};base64,${source.data}`;
-        return { type: "image", url };
+        return { type: "image", url, param: `${where(j)}.source` };
       });
 
 const useOf = ({ name, arguments: input }: ToolCall) => ({ type: "tool_use", id: newId("toolu_"), name, input });

@@ -120,6 +120,7 @@ function ask(body: Body): Ask {
   const wantsLogprobs = top_logprobs !== undefined || include.includes("message.output_text.logprobs");
   return {
     prompts: { messages: messagesOf(body), ...(tools.length > 0 && { tools }) },
+    fields: { prompt: () => "input", format: "text.format" },
     n: 1,
     options: {
       temperature: body.temperature,
@@ -152,15 +153,14 @@ function detailsOf({ input }: Body): (string | undefined)[] {
 function messagesOf({ input, instructions }: Body): Message<AskedPart>[] {
   const list: Message<AskedPart>[] = instructions === undefined ? [] : [{ role: "system", content: instructions }];
   if (typeof input === "string") return [...list, { role: "user", content: input }];
-  const items = input.filter((item) => item.type !== "reasoning");
-  const places = input.flatMap((item, place) => (item.type === "reasoning" ? [] : [place]));
+  const items = input.flatMap((item, i) => (item.type === "reasoning" ? [] : [{ ...item, where: `input[${i}]` }]));
   for (let i = 0; i < items.length; ) {
     const item = items[i]!;
     const from = i++;
     if (item.type === "message") {
       const role = item.role === "developer" ? "system" : item.role;
       if (role !== "assistant" || items[i]?.type !== "function_call")
-        list.push({ role, content: partsOf(item.content) });
+        list.push({ role, content: partsOf(item.content, `${item.where}.content`) });
       continue; // what the assistant says before calls belongs to them
     }
     while (items[i]?.type === item.type) i++;
@@ -169,27 +169,32 @@ function messagesOf({ input, instructions }: Body): Message<AskedPart>[] {
       const calls = items.slice(from, i).filter((item) => item.type === "function_call");
       list.push({
         role: "assistant",
-        content: before?.type === "message" && before.role === "assistant" ? partsOf(before.content) : "",
-        toolCalls: calls.map(({ name, arguments: json }, j): ToolCall => {
-          return { name, arguments: argumentsOf(json, `input[${places[from + j]}].arguments`) };
+        content:
+          before?.type === "message" && before.role === "assistant"
+            ? partsOf(before.content, `${before.where}.content`)
+            : "",
+        toolCalls: calls.map(({ name, arguments: json, where }): ToolCall => {
+          return { name, arguments: argumentsOf(json, `${where}.arguments`) };
         }),
       });
     } else {
       const calls = items.slice(0, from).flatMap((item) => (item.type === "function_call" ? [item.call_id] : []));
       const results = items.slice(from, i).filter((item) => item.type === "function_call_output");
-      for (const { output } of inOrderOfCalls(results, (item) => item.call_id, calls))
-        list.push({ role: "tool", content: partsOf(output) });
+      for (const { output, where } of inOrderOfCalls(results, (item) => item.call_id, calls))
+        list.push({ role: "tool", content: partsOf(output, `${where}.output`) });
     }
   }
   return list;
 }
 
-const partsOf = (given: z.output<typeof content>): string | AskedPart[] =>
+/** `where` is the field that holds them. */
+const partsOf = (given: z.output<typeof content>, where: string): string | AskedPart[] =>
   typeof given === "string"
     ? given
-    : given.map((part) => {
-        if (part.type === "input_image") return { type: "image", url: part.image_url };
-        if (part.type === "input_video") return { type: "video", url: part.video_url };
+    : given.map((part, i) => {
+        const param = (field: string) => `${where}[${i}].${field}`;
+        if (part.type === "input_image") return { type: "image", url: part.image_url, param: param("image_url") };
+        if (part.type === "input_video") return { type: "video", url: part.video_url, param: param("video_url") };
         return { type: "text", text: part.type === "refusal" ? part.refusal : part.text };
       });
 

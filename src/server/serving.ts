@@ -8,19 +8,22 @@ import { ByteBudget, Held, readJson } from "./body.ts";
 import { chatFields, chatOf, detailsOf } from "./chat-completions.ts";
 import { tokenIds } from "./completions.ts";
 import type { Dialect, Meta } from "./dialect.ts";
-import { failed, Refusal, refusalOf } from "./errors.ts";
+import { Refusal } from "./errors.ts";
 import { eventStream, type ServerEvent, within } from "./events.ts";
 import { Exchange } from "./exchange.ts";
 import {
+  type Ask,
   type AskedPart,
   type Chat,
   checkAnswer,
   collect,
+  type Fields,
   generate,
   type Said,
   type ServedModel,
 } from "./generation.ts";
 import { chatOf as conversationOf, countedSchema } from "./messages.ts";
+import { failed, refusalOf } from "./refusals.ts";
 import { type FetchMedia, filesOf, withFiles } from "./urls.ts";
 import { maybe, mediaOf, parsed } from "./wire.ts";
 
@@ -131,10 +134,11 @@ export class Server {
   /** Answers in the words of an API, whole or as a stream. */
   async reply(request: Request, dialect: Dialect, meta: Meta, client: string): Promise<Response> {
     const exchange = this.#open(request);
+    let ask: Ask | undefined;
     try {
       this.#rate.check(client);
       const body = parsed(dialect.schema, await readJson(request, this.#limits.bodyBytes, exchange));
-      const ask = dialect.ask(body);
+      ask = dialect.ask(body);
       const isStreamed = dialect.isStreamed(body);
       if (!isStreamed) checkAnswer(ask, this.#model.info);
       const said = await this.#said(ask, client, exchange);
@@ -143,11 +147,12 @@ export class Server {
         exchange.end();
         return Response.json(whole);
       }
-      return await this.#stream(dialect, dialect.events(body, said, meta), meta, exchange);
+      const refusal = (error: unknown) => refusalOf(error, this.#model.info.context, ask);
+      return await this.#stream(dialect, dialect.events(body, said, meta), { meta, exchange, refusal });
     } catch (error) {
       if (request.signal.aborted) this.#options.observer?.cancelled();
       exchange.end();
-      throw error;
+      throw refusalOf(error, this.#model.info.context, ask) ?? error;
     }
   }
 
@@ -159,7 +164,7 @@ export class Server {
       if ("messages" in asked)
         tokens = await this.#encodeChat(chatOf(asked), exchange, mediaOf(detailsOf(asked.messages)));
       else {
-        this.#checkLength([asked.prompt]);
+        this.#checkLength([asked.prompt], { prompt: () => "prompt" });
         tokens = await this.#model.encode(asked.prompt, { bos: asked.add_special_tokens ?? true, signal });
       }
       return { count: tokens.length, max_model_len: this.#model.info.context, tokens: [...tokens] };
@@ -177,8 +182,12 @@ export class Server {
   async detokenize(request: Request, client: string): Promise<object> {
     return this.#short(request, client, async (body) => {
       const { tokens } = parsed(detokenizeSchema, body);
-      this.#checkLength([tokens]);
-      return { prompt: await this.#model.decode(tokens) };
+      const fields = { prompt: () => "tokens" };
+      this.#checkLength([tokens], fields);
+      const prompt = await this.#model.decode(tokens).catch((error: unknown) => {
+        throw refusalOf(error, this.#model.info.context, { prompts: [tokens], fields }) ?? error;
+      });
+      return { prompt };
     });
   }
 
@@ -211,8 +220,8 @@ export class Server {
     const { signal, held } = exchange;
     const { prompts, n } = ask;
     const isChat = "messages" in prompts;
-    if (isChat) this.#checkChat(prompts, held);
-    else this.#checkLength(prompts);
+    if (isChat) this.#checkChat(prompts, held, ask.fields);
+    else this.#checkLength(prompts, ask.fields);
     const count = n * (isChat ? 1 : prompts.length);
     // one request of many replies leaves room for others
     const { concurrent } = this.#limits;
@@ -247,9 +256,13 @@ export class Server {
   }
 
   async #encodeChat(chat: Chat, { held, signal }: Exchange, media?: MediaOptions): Promise<Int32Array> {
-    this.#checkChat(chat, held);
+    const fields = { prompt: () => "messages" };
+    this.#checkChat(chat, held, fields);
     const messages = await withFiles(chat.messages, this.#charged(held), signal);
-    return this.#model.encodeChat(messages, { media, ...(chat.tools?.length && { tools: chat.tools }), signal });
+    const options = { media, ...(chat.tools?.length && { tools: chat.tools }), signal };
+    return this.#model.encodeChat(messages, options).catch((error: unknown) => {
+      throw refusalOf(error, this.#model.info.context, { prompts: chat, fields }) ?? error;
+    });
   }
 
   /** What fetches files, whose bytes are the request's as those of its body are. */
@@ -269,16 +282,28 @@ export class Server {
   }
 
   /** Refuses a conversation that is too long, or has too many images for the server or for its budget now. */
-  #checkChat({ messages, tools = [] }: Chat, held: Held): void {
-    this.#checkLength([...messages.flatMap(textsOf), ...tools.map((tool) => JSON.stringify(tool))]);
-    const files = filesOf(messages).length;
-    if (files > this.#limits.images)
-      throw new Refusal(400, `The request has ${files} images; expected at most ${this.#limits.images}.`);
-    held.take(files * BYTES_OF_AN_IMAGE);
+  #checkChat({ messages, tools = [] }: Chat, held: Held, fields: Fields): void {
+    this.#checkLength([...messages.flatMap(textsOf), ...tools.map((tool) => JSON.stringify(tool))], fields);
+    const files = filesOf(messages);
+    const [{ type, param } = { type: "image", param: null }] = files;
+    if (param !== null && !this.#model.info.vision)
+      throw new Refusal(
+        400,
+        `Invalid value for '${param}': there is ${type === "image" ? "an image" : "a video"}, and this model reads text only; expected text.`,
+        {
+          param,
+        },
+      );
+    const { images } = this.#limits;
+    if (files.length > images)
+      throw new Refusal(400, `The request has ${files.length} images; expected at most ${images}.`, {
+        param: files[images]!.param,
+      });
+    held.take(files.length * BYTES_OF_AN_IMAGE);
   }
 
   /** Refuses what is too long, texts however they are tokenized: that would hold up everybody's replies. */
-  #checkLength(texts: readonly (string | readonly number[])[]): void {
+  #checkLength(texts: readonly (string | readonly number[])[], fields: Fields): void {
     const { context } = this.#model.info;
     const characters = texts.reduce((sum, text) => sum + (typeof text === "string" ? text.length : 0), 0);
     if (
@@ -287,7 +312,7 @@ export class Server {
     )
       throw new Refusal(400, `This model's maximum context length is ${context} tokens; expected a shorter prompt.`, {
         code: "context_length_exceeded",
-        param: "messages",
+        param: fields.prompt(0),
       });
   }
 
@@ -323,14 +348,20 @@ export class Server {
   async #stream(
     dialect: Dialect,
     events: AsyncGenerator<ServerEvent>,
-    meta: Meta,
-    exchange: Exchange,
+    {
+      meta,
+      exchange,
+      refusal,
+    }: {
+      readonly meta: Meta;
+      readonly exchange: Exchange;
+      readonly refusal: (error: unknown) => Refusal | undefined;
+    },
   ): Promise<Response> {
     const first = events.next();
     first.catch(() => {}); // heard below, perhaps only later
     await within(first, COMMITS_AFTER_MS); // what is wrong with a request is told with its status, where that is known by then
     const { onError = console.error } = this.#options;
-    const { context } = this.#model.info;
     const all = async function* (): AsyncGenerator<ServerEvent> {
       let told = 0;
       try {
@@ -343,7 +374,7 @@ export class Server {
           yield event;
         }
       } catch (error) {
-        const known = refusalOf(error, context);
+        const known = refusal(error);
         if (!known && !exchange.signal.aborted) onError(error, meta.requestId);
         yield dialect.failure(known ?? failed(), meta, told);
       } finally {

@@ -28,24 +28,29 @@ export const filesOf = (messages: readonly Message<AskedPart>[]): UrlPart[] =>
     typeof content === "string" ? [] : content.filter((part) => part.type !== "text"),
   );
 
-async function fileOf({ type, url }: UrlPart, fetchMedia: FetchMedia | undefined, signal: AbortSignal) {
-  if (url.slice(0, 5).toLowerCase() === "data:") return fromDataUrl(type, url, signal);
+async function fileOf(part: UrlPart, fetchMedia: FetchMedia | undefined, signal: AbortSignal) {
+  const { type, url, param } = part;
+  if (url.slice(0, 5).toLowerCase() === "data:") return fromDataUrl(part, signal);
   if (!/^https?:/i.test(url))
-    throw new Refusal(400, `The URL of the ${type} begins with "${url.slice(0, 12)}"; expected a data URL or https.`);
-  if (!fetchMedia)
-    throw new Refusal(400, `This server fetches no files; expected the ${type} as a data URL.`, {
-      code: "invalid_image_url",
-    });
-  return fetchMedia(url, signal);
+    throw wrongFile(part, `the URL begins with "${url.slice(0, 12)}"; expected a data URL or https`);
+  if (!fetchMedia) throw wrongFile(part, `this server fetches no files; expected the ${type} as a data URL`);
+  return fetchMedia(url, signal).catch((error: unknown) => {
+    throw error instanceof Refusal ? error.about(param) : error;
+  });
 }
+
+/** An error about a file, which names the field where it stands. */
+const wrongFile = ({ param }: UrlPart, what: string, code = "invalid_image_url") =>
+  new Refusal(400, `Invalid value for '${param}': ${what}.`, { code, param });
 
 /** Characters of base64 that are decoded at once, about a millisecond: others have their turn in between. */
 const PIECE = 1 << 18;
 
-async function fromDataUrl(type: string, url: string, signal: AbortSignal): Promise<Uint8Array> {
+async function fromDataUrl(part: UrlPart, signal: AbortSignal): Promise<Uint8Array> {
+  const { url } = part;
   const comma = url.indexOf(",", 5);
   if (comma < 0 || !/;base64$/i.test(url.slice(5, Math.min(comma, 200))))
-    throw new Refusal(400, `The data URL of the ${type} is not "data:<type>;base64,<data>"; expected that.`);
+    throw wrongFile(part, 'the data URL is not "data:<type>;base64,<data>"; expected that');
   const bytes = new Uint8Array(Math.ceil(((url.length - comma - 1) * 3) / 4));
   let length = 0;
   let left = ""; // of a group of four
@@ -61,7 +66,7 @@ async function fromDataUrl(type: string, url: string, signal: AbortSignal): Prom
       binary = atob(text.slice(0, whole));
       if (length % 3 > 0 && text !== "") throw new Error("data behind the end"); // a group before was padded
     } catch {
-      throw new Refusal(400, `The data URL of the ${type} is not in base64; expected that.`);
+      throw wrongFile(part, "the data behind the comma is not in base64; expected that", "invalid_base64_image");
     }
     for (let i = 0; i < binary.length; i++) bytes[length++] = binary.charCodeAt(i);
   }

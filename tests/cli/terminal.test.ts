@@ -107,7 +107,7 @@ describe.skipIf(!haveScript())("llama4 chat in a terminal (skipped without util-
     const terminal = opened(["chat", "--model", seer, "--max-tokens", "2", "--temperature", "0"]);
     await terminal.until("> ");
     terminal.type(`/image ${broken}\r`);
-    await terminal.until("this PNG cannot be read");
+    await terminal.until("this PNG of 60 bytes cannot be decoded");
     terminal.type(`/image ${image}\r`);
     await terminal.until("40 × 30, 1 tile, 147 tokens");
     rmSync(image);

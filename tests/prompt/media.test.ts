@@ -51,6 +51,27 @@ const P = "<|patch|><|patch|>";
 const one = `<|image_start|><|image|>${P}<|image_end|>`;
 const two = `<|image_start|>${P}<|tile_x_separator|>${P}<|tile_y_separator|><|image|>${P}<|image_end|>`;
 
+// A picture of several that was broken was told of as any of them.
+it("an error about one of several images or videos says which it is", async () => {
+  const strict = new ImageProcessor(config, {
+    ...decoders,
+    image: (media, options) => {
+      if (media.data && media.data[0] !== 1) throw new RequestError("image: the file is empty; expected PNG");
+      return decoders.image({ path: media.path ?? "4x4:1" }, options);
+    },
+    video: () => {
+      throw new RequestError("video: the file has no video stream; expected one");
+    },
+  });
+  const bytes = (byte: number, type: "image" | "video" = "image"): ContentPart => ({ type, data: Uint8Array.of(byte) });
+  const whyNot = (...contents: ContentPart[][]) =>
+    strict.contents(contents, {}).catch((error: unknown) => (error instanceof RequestError ? error.message : error));
+  expect(await whyNot([bytes(1), text("?")], [bytes(2)])).toBe("image 2: the file is empty; expected PNG");
+  expect(await whyNot([bytes(2)])).toBe("image: the file is empty; expected PNG");
+  expect(await whyNot([bytes(1), bytes(1, "video"), bytes(1)])).toMatch(/^video: the file/);
+  expect(await whyNot([bytes(1, "video"), bytes(1, "video")])).toMatch(/^video 1: the file/);
+});
+
 describe("a prompt with images", () => {
   it("has all tokens of each image where the image stands, and nothing around them", async () => {
     expect(await tokensOf([image("4x4:1"), text("and"), image("8x4:2"), text("?")])).toContain(

@@ -375,14 +375,16 @@ describe("POST /v1/chat/completions", () => {
       ["ftp://host/a.png", 'begins with "ftp://host/a'],
       ["/etc/passwd", 'begins with "/etc/passwd"'],
       ["file:///etc/passwd", 'begins with "file:///etc/'],
-      ["https://host/a.png", "This server fetches no files"],
+      ["https://host/a.png", "this server fetches no files"],
       ["data:image/png,abc", 'is not "data:<type>;base64,<data>"'],
       ["data:image/png;base64,%%%", "is not in base64"],
     ])("refuses %s", async (url, message) => {
       const { handler } = served({ lines: ["x"] });
       const response = await handler(post(path, { messages: [user([{ type: "image_url", image_url: { url } }])] }));
       expect(response.status).toBe(400);
-      expect((await json(response)).error.message).toContain(message);
+      const { error } = await json(response);
+      expect(error.message).toContain(message);
+      expect(error.param).toBe("messages[0].content[0].image_url");
     });
   });
 
