@@ -31,6 +31,8 @@ export interface CallConstraint {
   readonly parallel: boolean;
   /** What may come in place of a call, and as a text also before it. Default: nothing, there has to be a call. */
   readonly otherwise?: { readonly type: "text" } | TextConstraint | undefined;
+  /** Names of tools that are known and not to be called: no text becomes a call of one. */
+  readonly others?: readonly string[] | undefined;
 }
 
 /** Whether a reply has to be a call, and is no text at all. */
@@ -164,11 +166,11 @@ function startOf(constraint: Constraint, made: Tools): Expression {
       return expressions.regex(term);
     }
     case "tool_calls": {
-      const { tools, parallel, otherwise } = constraint;
+      const { tools, parallel, otherwise, others = [] } = constraint;
       const calls = toolCalls(tools, parallel, made);
       if (!otherwise) return calls;
       if (otherwise.type !== "text") return expressions.choice(calls, startOf(otherwise, made));
-      const text = expressions.regex(textWithoutCalls(tools, made));
+      const text = expressions.regex(textWithoutCalls([...tools.map(({ name }) => name), ...others], made));
       return expressions.sequence(text, expressions.choice(expressions.sequence(), calls));
     }
     default:

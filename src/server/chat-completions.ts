@@ -8,6 +8,8 @@ import { openAiError } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
 import { type Ask, type AskedPart, type Chat, type Finish, type Reply, type Said, totalUsage } from "./generation.ts";
 import {
+  type Asked,
+  allowedTools,
   argumentsOf,
   constraintOf,
   formatConstraint,
@@ -76,6 +78,8 @@ export const chatFields = {
   ),
 };
 
+const namedTool = z.object({ type: z.literal("function"), function: z.object({ name: z.string() }) });
+
 type ChatBody = z.output<z.ZodObject<typeof chatFields>>;
 
 const schema = z
@@ -103,7 +107,8 @@ const schema = z
     tool_choice: maybe(
       z.union([
         z.enum(["none", "auto", "required"]),
-        z.object({ type: z.literal("function"), function: z.object({ name: z.string() }) }),
+        namedTool,
+        z.object({ type: z.literal("allowed_tools"), allowed_tools: z.object(allowedTools(namedTool)) }),
       ]),
     ),
     parallel_tool_calls: maybe(z.boolean()),
@@ -156,7 +161,7 @@ function ask(body: Body): Ask {
       stop: typeof stop === "string" ? [stop] : stop,
       media: mediaOf(detailsOf(body.messages)),
       constraint: constraintOf({
-        choice: typeof tool_choice === "object" ? tool_choice.function : tool_choice,
+        choice: choiceOf(tool_choice),
         tools,
         isStrict: body.tools?.some(({ function: { strict } }) => strict) ?? false,
         parallel: !oneCall,
@@ -165,6 +170,13 @@ function ask(body: Body): Ask {
     },
     oneCall,
   };
+}
+
+function choiceOf(choice: Body["tool_choice"]): Asked["choice"] {
+  if (typeof choice !== "object") return choice;
+  if (choice.type === "function") return choice.function;
+  const { mode, tools } = choice.allowed_tools;
+  return { mode, names: tools.map(({ function: { name } }) => name) };
 }
 
 /** In what detail each image is asked to be seen. */

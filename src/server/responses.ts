@@ -8,6 +8,8 @@ import { openAiError } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
 import { type Ask, type AskedPart, type Finish, type Reply, type Said, toldCount } from "./generation.ts";
 import {
+  type Asked,
+  allowedTools,
   argumentsOf,
   constraintOf,
   formatConstraint,
@@ -49,6 +51,8 @@ const item = z.union([
   z.object({ type: z.literal("reasoning") }), // of another model: left aside
 ]);
 
+const namedTool = z.object({ type: z.literal("function"), name: z.string() });
+
 const schema = z.object({
   model: maybe(z.string()).describe("any name is served by the one model"),
   input: z.union([z.string(), list(item, { least: 1 })]),
@@ -71,7 +75,11 @@ const schema = z.object({
     ),
   ),
   tool_choice: maybe(
-    z.union([z.enum(["none", "auto", "required"]), z.object({ type: z.literal("function"), name: z.string() })]),
+    z.union([
+      z.enum(["none", "auto", "required"]),
+      namedTool,
+      z.object({ type: z.literal("allowed_tools"), ...allowedTools(namedTool) }),
+    ]),
   ),
   parallel_tool_calls: maybe(z.boolean()),
   text: maybe(
@@ -129,7 +137,7 @@ function ask(body: Body): Ask {
       maxTokens: body.max_output_tokens,
       media: mediaOf(detailsOf(body)),
       constraint: constraintOf({
-        choice,
+        choice: choiceOf(choice),
         tools,
         isStrict: listed.some(({ strict }) => strict),
         parallel: !oneCall,
@@ -139,6 +147,11 @@ function ask(body: Body): Ask {
     oneCall,
   };
 }
+
+const choiceOf = (choice: Body["tool_choice"]): Asked["choice"] =>
+  typeof choice === "object" && choice.type === "allowed_tools"
+    ? { mode: choice.mode, names: choice.tools.map(({ name }) => name) }
+    : choice;
 
 /** In what detail each image is asked to be seen. */
 function detailsOf({ input }: Body): (string | undefined)[] {

@@ -185,8 +185,19 @@ export const toolOf = (
   parameters: Readonly<Record<string, unknown>> | undefined,
 ): Tool => ({ name, ...(description !== undefined && { description }), ...(parameters && { parameters }) });
 
+/** OpenAI's choice of some of the tools: the model is told of all, which keeps its prompt, and may call these. */
+export const allowedTools = <Called extends z.ZodType>(called: Called) => ({
+  mode: z.enum(["auto", "required"]),
+  tools: list(called, { least: 1, most: MOST_TOOLS }),
+});
+
 /** Whether a reply has to call a tool, and which; undefined as "auto". */
-type ToolChoice = "none" | "auto" | "required" | { readonly name: string } | undefined;
+type ToolChoice = "none" | "auto" | "required" | { readonly name: string } | Allowed | undefined;
+
+interface Allowed {
+  readonly mode: "auto" | "required";
+  readonly names: readonly string[];
+}
 
 export interface Asked {
   readonly choice: ToolChoice;
@@ -211,9 +222,14 @@ export function constraintOf({ choice = "auto", tools, isStrict, parallel, forma
   }
   if (tools.length === 0) throw wrong("it needs 'tools'");
   if (choice === "required") return { type: "tool_calls", tools, parallel };
-  const tool = tools.find((tool) => tool.name === choice.name);
-  if (!tool) throw wrong(`there is no tool "${choice.name.slice(0, 64)}" in 'tools'`);
-  return { type: "tool_calls", tools: [tool], parallel: false };
+  const named = new Set("names" in choice ? choice.names : [choice.name]);
+  for (const name of named)
+    if (!tools.some((tool) => tool.name === name)) throw wrong(`there is no tool "${name.slice(0, 64)}" in 'tools'`);
+  const called = tools.filter(({ name }) => named.has(name));
+  if ("name" in choice) return { type: "tool_calls", tools: called.slice(0, 1), parallel: false };
+  if (choice.mode === "required") return { type: "tool_calls", tools: called, parallel };
+  const others = tools.flatMap(({ name }) => (named.has(name) ? [] : [name]));
+  return { type: "tool_calls", tools: called, parallel, otherwise: format ?? { type: "text" }, others };
 }
 
 /** The constraint of a response format. */

@@ -9,6 +9,14 @@ const weather = {
   function: { name: "weather", description: "Today's", parameters: { type: "object", properties: {} }, strict: true },
 };
 
+const allowing = (mode: string, ...names: string[]) => ({
+  ...{ ...hello, tools: [weather] },
+  tool_choice: {
+    type: "allowed_tools",
+    allowed_tools: { mode, tools: names.map((name) => ({ type: "function", function: { name } })) },
+  },
+});
+
 describe("POST /v1/chat/completions", () => {
   it("answers whole, with usage and what was in the cache", async () => {
     const { handler } = served({ lines: ["Hi", " there"] });
@@ -249,6 +257,27 @@ describe("POST /v1/chat/completions", () => {
       expect(await asked({ response_format: { type: "text" } })).toBeUndefined();
     });
 
+    it("tells the model of all tools, and lets it call those that are allowed", async () => {
+      const { model, handler } = served({ lines: ["x"] });
+      const other = { type: "function", function: { name: "other" } };
+      const loose = { type: "function", function: { name: "weather" } };
+      const asked = async (mode: string, more: object = {}) => {
+        const tool_choice = { type: "allowed_tools", allowed_tools: { mode, tools: [loose, loose] } };
+        await handler(post(path, { ...hello, tools: [loose, other], tool_choice, ...more }));
+        return model.asked.at(-1)!;
+      };
+      const tools = [{ name: "weather" }];
+      const { constraint, tools: told } = await asked("required");
+      expect(told).toEqual([{ name: "weather" }, { name: "other" }]);
+      expect(constraint).toEqual({ type: "tool_calls", tools, parallel: true });
+      expect((await asked("auto", { parallel_tool_calls: false })).constraint).toEqual({
+        ...{ type: "tool_calls", tools, parallel: false, otherwise: { type: "text" }, others: ["other"] },
+      });
+      expect((await asked("auto", { response_format: { type: "json_object" } })).constraint).toMatchObject({
+        ...{ type: "tool_calls", tools, otherwise: { type: "json" } },
+      });
+    });
+
     it("holds calls that need not be to their schemas where that is promised, or where the rest is held too", async () => {
       const { model, handler } = served({ lines: ["x"] });
       const asked = async (more: object) => {
@@ -400,6 +429,10 @@ describe("POST /v1/chat/completions", () => {
     [{ ...hello, top_logprobs: 3 }, "top_logprobs", "logprobs: true"],
     [{ ...hello, n: 0 }, "n", ">=1"],
     [{ ...hello, tools: [weather], tool_choice: { type: "function", function: { name: "x" } } }, "tool_choice", '"x"'],
+    [allowing("auto", "weather", "x"), "tool_choice", 'there is no tool "x"'],
+    [allowing("auto"), "tool_choice.allowed_tools.tools", ">=1"],
+    [allowing("none", "weather"), "tool_choice.allowed_tools.mode", "auto"],
+    [{ ...hello, tool_choice: allowing("auto", "weather").tool_choice }, "tool_choice", "it needs 'tools'"],
     [{ ...hello, tool_choice: "required" }, "tool_choice", "tools"],
     [
       { messages: [{ role: "assistant", tool_calls: [{ id: "1", function: { name: "f", arguments: "[1]" } }] }] },

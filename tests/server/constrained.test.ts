@@ -126,6 +126,25 @@ describe("/v1/chat/completions", () => {
     }
   });
 
+  it("calls only tools that are allowed, where it has to and where it may", async () => {
+    const tools = [trip, nothing, { type: "function", function: { name: "other" } }];
+    const of = (mode: string, ...names: string[]) => ({
+      type: "allowed_tools",
+      allowed_tools: { mode, tools: names.map((name) => ({ type: "function", function: { name } })) },
+    });
+    const called = new Set<string>();
+    for (const seed of seeds) {
+      const body = { ...hello, seed, tools, max_tokens: 2000 };
+      const ask = async (tool_choice: object) => (await asked(path, { ...body, tool_choice })).choices[0];
+      const { message, finish_reason } = await ask(of("required", "nothing", "other"));
+      expect([message.content, finish_reason]).toEqual([null, "tool_calls"]);
+      for (const call of message.tool_calls) called.add(call.function.name);
+      const free = (await ask(of("auto", "nothing"))).message;
+      for (const call of free.tool_calls ?? []) expect(call.function.name).toBe("nothing");
+    }
+    expect(called).toEqual(new Set(["nothing", "other"]));
+  });
+
   it("calls the tool that is named, and several where it may", async () => {
     let most = 0;
     for (const seed of seeds) {

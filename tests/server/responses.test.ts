@@ -135,6 +135,14 @@ describe("POST /v1/responses", () => {
     expect((await asked({ tools, tool_choice: "required" })).constraint).toMatchObject({ type: "tool_calls" });
     const named = { type: "function", name: "weather" };
     expect((await asked({ tools, tool_choice: named })).constraint).toMatchObject({ parallel: false });
+    const two = [...tools, { ...tool, name: "other" }];
+    const some = { type: "allowed_tools", mode: "auto", tools: [named] };
+    const free = await asked({ tools: two, tool_choice: some });
+    expect(free.tools).toMatchObject([{ name: "weather" }, { name: "other" }]);
+    expect(free.constraint).toMatchObject({ tools: [{ name: "weather" }], others: ["other"] });
+    expect((await asked({ tools: two, tool_choice: { ...some, mode: "required" } })).constraint).not.toHaveProperty(
+      "otherwise",
+    );
     const format = { type: "json_schema", name: "x", schema: { type: "object" }, strict: true };
     expect((await asked({ text: { format } })).constraint).toEqual({ type: "json_schema", schema: format.schema });
     const { logprobs, answer } = await asked({ top_logprobs: 1, include: ["message.output_text.logprobs"] });

@@ -61,13 +61,13 @@ function callsOf(
   return { json, python };
 }
 
-/** Text in which no call begins. */
-export function textWithoutCalls(tools: readonly Tool[], { regexes }: Tools): Regex {
+/** Text in which no call of one of these names begins. */
+export function textWithoutCalls(called: readonly string[], { regexes }: Tools): Regex {
   const text = (text: string) => regexes.text(text);
   const any = regexes.many(regexes.character(ALL));
   const blanks = regexes.many(regexes.character(BLANKS));
   const quote = regexes.union(text('"'), text("'"));
-  const names = regexes.union(...tools.flatMap(({ name }) => [text(name), text(JSON.stringify(name).slice(1, -1))]));
+  const names = regexes.union(...called.flatMap((name) => [text(name), text(JSON.stringify(name).slice(1, -1))]));
   const quoted = regexes.concat(
     quote,
     regexes.union(text("name"), text("function")),

@@ -117,10 +117,9 @@ describe("a forced call", () => {
 });
 
 describe("a reply that may be text or calls", () => {
-  const matcher = () => grammarsOf(tokenizers["a byte a token"]!).begin(forced({ otherwise: { type: "text" } }));
   /** How much of a text may be written, and whether it may end there. */
-  const accepted = (text: string) => {
-    const m = matcher();
+  const accepted = (text: string, more: Partial<CallConstraint> = {}) => {
+    const m = grammarsOf(tokenizers["a byte a token"]!).begin(forced({ otherwise: { type: "text" }, ...more }));
     const bytes = new TextEncoder().encode(text);
     for (const [i, byte] of bytes.entries()) {
       if (!m.mask()!.has(byte)) return `${text.slice(0, i)}✗`;
@@ -146,6 +145,16 @@ describe("a reply that may be text or calls", () => {
     ['{"parameters": {}, "name": "weather"}', '{"parameters": {}, "name": "weather✗'],
     ["<function=weather>{}", "<function=weather✗"],
   ])("%j ends as %j", (text, end) => expect(accepted(text)).toBe(end));
+
+  it("calls none of the others, in text neither", () => {
+    const some = { tools: tools.slice(0, 1), others: ["tree"] };
+    const call = 'I look. [weather(city="Rome")]';
+    expect(accepted(call, some)).toBe(`${call}✓`);
+    expect(accepted("[plain()]", some)).toBe("[plain()]✓"); // it knows of none of that name
+    expect(accepted("[tree(t=[])]", some)).toBe("[tree✗");
+    expect(accepted('{"name": "tree", "parameters": {}}', some)).toBe('{"name": "tree✗');
+    expect(accepted('[weather(city="Rome"), tree(t=[])]', some)).toBe('[weather(city="Rome"), ✗');
+  });
 
   it("is calls that their schemas allow, or none, whatever is written", () => {
     for (const tokenizer of Object.values(tokenizers))
