@@ -24,6 +24,7 @@ namespace {
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
+constexpr bool asks_activations = W == 8;  // the same columns of the tokens that come next, while these are multiplied
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 
 // --- a run's integer sums: W rows by one token ---
@@ -97,6 +98,7 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
       for (int n = 0; n < N; n++) {
         x[n] = acts + at / 32 + n * width;
         asm("" : "+r"(x[n]));
+        if (N > 1 && asks_activations) __builtin_prefetch(x[n] + N * width, 0, 3);
       }
       const int half = Weights::steps == 8 ? 0 : int(at / 16 % 2);
 #pragma GCC unroll 4
