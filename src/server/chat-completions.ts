@@ -11,9 +11,9 @@ import {
   type Asked,
   allowedTools,
   argumentsOf,
+  CallIds,
   constraintOf,
   formatConstraint,
-  inOrderOfCalls,
   jsonObject,
   list,
   MOST_TOOLS,
@@ -193,20 +193,21 @@ export function chatOf({ messages, tools = [] }: ChatBody): Chat {
 
 function messagesOf(messages: Body["messages"]): Message<AskedPart>[] {
   const list: Message<AskedPart>[] = [];
-  let calls: string[] = [];
+  const calls = new CallIds();
   for (let i = 0; i < messages.length; i++) {
     const message = messages[i]!;
     const where = `messages[${i}].content`;
     if (message.role === "tool") {
       const from = i;
       while (messages[i + 1]?.role === "tool") i++;
-      const results = messages.slice(from, i + 1).filter((m) => m.role === "tool");
-      for (const { content } of inOrderOfCalls(results, (m) => m.tool_call_id, calls))
-        list.push({ role: "tool", content: partsOf(content, "") }); // texts only
+      const results = messages.slice(from, i + 1).flatMap((m, j) => {
+        return m.role === "tool" ? [{ ...m, id: m.tool_call_id, where: `messages[${from + j}].tool_call_id` }] : [];
+      });
+      for (const { content } of calls.inOrder(results)) list.push({ role: "tool", content: partsOf(content, "") }); // texts only
       continue;
     }
     if (message.role === "assistant") {
-      calls = message.tool_calls?.map(({ id }) => id) ?? [];
+      calls.add(message.tool_calls?.map(({ id }) => id) ?? []);
       list.push({
         role: "assistant",
         content: partsOf(message.content ?? "", where),

@@ -7,9 +7,9 @@ import { anthropicError, Refusal } from "./errors.ts";
 import type { ServerEvent } from "./events.ts";
 import type { Ask, AskedPart, Chat, Finish, Reply, Said } from "./generation.ts";
 import {
+  CallIds,
   constraintOf,
   formatConstraint,
-  inOrderOfCalls,
   jsonObject,
   list,
   MOST_TOOLS,
@@ -150,7 +150,7 @@ export function chatOf({ messages, system, tools = [], tool_choice }: z.output<t
     });
   const told = typeof system === "string" ? system : system?.map(({ text }) => text).join("\n");
   const list: Message<AskedPart>[] = told === undefined ? [] : [{ role: "system", content: told }];
-  let calls: string[] = [];
+  const calls = new CallIds();
   for (const [i, { role, content }] of messages.entries()) {
     const where = `messages[${i}].content`;
     if (typeof content === "string") {
@@ -159,7 +159,7 @@ export function chatOf({ messages, system, tools = [], tool_choice }: z.output<t
     }
     if (role === "assistant") {
       const uses = content.filter((part) => part.type === "tool_use");
-      calls = uses.map(({ id }) => id);
+      calls.add(uses.map(({ id }) => id));
       list.push({
         role,
         content: content.filter((part) => part.type === "text"),
@@ -167,10 +167,13 @@ export function chatOf({ messages, system, tools = [], tool_choice }: z.output<t
       });
       continue;
     }
-    const results = content.flatMap((part, at) =>
-      part.type === "tool_result" ? [{ ...part, place: `${where}[${at}]` }] : [],
-    );
-    for (const { content, place } of inOrderOfCalls(results, (part) => part.tool_use_id, calls))
+    const results = content.flatMap((part, at) => {
+      const place = `${where}[${at}]`;
+      return part.type === "tool_result"
+        ? [{ ...part, place, id: part.tool_use_id, where: `${place}.tool_use_id` }]
+        : [];
+    });
+    for (const { content, place } of calls.inOrder(results))
       list.push({ role: "tool", content: partsOf(content ?? "", (j) => `${place}.content[${j}]`) });
     const rest = content.filter((part) => part.type !== "tool_result");
     if (rest.length > 0) list.push({ role, content: partsOf(rest, (j) => `${where}[${content.indexOf(rest[j]!)}]`) });

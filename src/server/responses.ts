@@ -11,9 +11,9 @@ import {
   type Asked,
   allowedTools,
   argumentsOf,
+  CallIds,
   constraintOf,
   formatConstraint,
-  inOrderOfCalls,
   jsonObject,
   list,
   MOST_TOOLS,
@@ -167,6 +167,7 @@ function messagesOf({ input, instructions }: Body): Message<AskedPart>[] {
   const list: Message<AskedPart>[] = instructions === undefined ? [] : [{ role: "system", content: instructions }];
   if (typeof input === "string") return [...list, { role: "user", content: input }];
   const items = input.flatMap((item, i) => (item.type === "reasoning" ? [] : [{ ...item, where: `input[${i}]` }]));
+  const known = new CallIds();
   for (let i = 0; i < items.length; ) {
     const item = items[i]!;
     const from = i++;
@@ -180,6 +181,7 @@ function messagesOf({ input, instructions }: Body): Message<AskedPart>[] {
     if (item.type === "function_call") {
       const before = items[from - 1];
       const calls = items.slice(from, i).filter((item) => item.type === "function_call");
+      known.add(calls.map((call) => call.call_id));
       list.push({
         role: "assistant",
         content:
@@ -191,10 +193,12 @@ function messagesOf({ input, instructions }: Body): Message<AskedPart>[] {
         }),
       });
     } else {
-      const calls = items.slice(0, from).flatMap((item) => (item.type === "function_call" ? [item.call_id] : []));
-      const results = items.slice(from, i).filter((item) => item.type === "function_call_output");
-      for (const { output, where } of inOrderOfCalls(results, (item) => item.call_id, calls))
-        list.push({ role: "tool", content: partsOf(output, `${where}.output`) });
+      const results = items.slice(from, i).flatMap((item) => {
+        if (item.type !== "function_call_output") return [];
+        return [{ ...item, id: item.call_id, item: item.where, where: `${item.where}.call_id` }];
+      });
+      for (const { output, item } of known.inOrder(results))
+        list.push({ role: "tool", content: partsOf(output, `${item}.output`) });
     }
   }
   return list;

@@ -169,13 +169,38 @@ export function argumentsOf(json: string, where: string): ToolCall["arguments"] 
   });
 }
 
-/** Results of tools in the order of the calls that they answer: the model knows them by nothing else. */
-export function inOrderOfCalls<T>(results: readonly T[], idOf: (result: T) => string, calls: readonly string[]): T[] {
-  const place = (result: T) => {
-    const at = calls.indexOf(idOf(result));
-    return at < 0 ? calls.length : at;
-  };
-  return [...results].sort((a, b) => place(a) - place(b));
+/** The calls of a conversation so far, by their ids. */
+export class CallIds {
+  readonly #places = new Map<string, number>();
+  #count = 0;
+
+  add(ids: readonly string[]): void {
+    for (const id of ids) this.#places.set(id, this.#count++);
+  }
+
+  /**
+   * Results of tools in the order of the calls that they answer: the model knows them by nothing else. Throws Refusal for one
+   * that answers none, about the field `where` that holds its id.
+   */
+  inOrder<T extends { readonly id: string; readonly where: string }>(results: readonly T[]): T[] {
+    const placed = results.map((result) => {
+      const place = this.#places.get(result.id);
+      if (place === undefined) throw this.#unknown(result);
+      return { result, place };
+    });
+    return placed.sort((a, b) => a.place - b.place).map(({ result }) => result);
+  }
+
+  #unknown({ id, where }: { readonly id: string; readonly where: string }): Refusal {
+    const known = [...this.#places.keys()].slice(-5).map((id) => JSON.stringify(id.slice(0, 100)));
+    const expected =
+      known.length > 0 ? `that of a call before it, as ${known.join(", ")}` : "it behind the call that it answers";
+    return new Refusal(
+      400,
+      `Invalid value for '${where}': no call before it has the id ${JSON.stringify(id.slice(0, 100))}; expected ${expected}.`,
+      { param: where, code: "invalid_value" },
+    );
+  }
 }
 
 /** A tool without the fields that were left out. */

@@ -112,6 +112,56 @@ describe("an error about a token id names where it stands", () => {
   });
 });
 
+// It was taken, and told to the model behind whatever stood before it.
+describe("a tool's result without its call is refused, with its id and those that are known", () => {
+  const { handler } = served({ lines: ["x"] });
+  const fn = (id: string) => ({ id, type: "function", function: { name: "f", arguments: "{}" } });
+  const said = (...ids: string[]) => ({ role: "assistant", content: null, tool_calls: ids.map(fn) });
+  const told = (tool_call_id: string) => ({ role: "tool", tool_call_id, content: "sunny" });
+  const use = (id: string) => ({ role: "assistant", content: [{ type: "tool_use", id, name: "f", input: {} }] });
+  const result = (tool_use_id: string) =>
+    user([
+      { type: "text", text: "?" },
+      { type: "tool_result", tool_use_id },
+    ]);
+  const call = (call_id: string) => ({ type: "function_call", call_id, name: "f", arguments: "{}" });
+  const output = (call_id: string) => ({ type: "function_call_output", call_id, output: "sunny" });
+
+  it.each([
+    ["/v1/chat/completions", { messages: [user("?"), told("a")] }, "messages[1].tool_call_id"],
+    ["/v1/chat/completions", { messages: [user("?"), said("b"), told("b"), told("a")] }, "messages[3].tool_call_id"],
+    ["/v1/chat/completions", { messages: [user("?"), told("a"), said("a")] }, "messages[1].tool_call_id"],
+    [
+      "/v1/messages",
+      { messages: [user("?"), use("b"), result("a")], max_tokens: 1 },
+      "messages[2].content[1].tool_use_id",
+    ],
+    ["/v1/messages/count_tokens", { messages: [result("a")] }, "messages[0].content[1].tool_use_id"],
+    ["/v1/responses", { input: [{ type: "reasoning" }, call("b"), output("b"), output("a")] }, "input[3].call_id"],
+    ["/tokenize", { messages: [user("?"), told("a")] }, "messages[1].tool_call_id"],
+  ])("%s: %j", async (path, body, where) => {
+    const { message, param = where } = await errorOf(path, body, { handler } as ReturnType<typeof served>);
+    expect(param).toBe(where);
+    expect(message).toContain(`Invalid value for '${where}': no call before it has the id "a"; expected `);
+    if (JSON.stringify(body).includes('"b"')) expect(message).toMatch(/expected that of a call before it, as "b"\.$/);
+  });
+
+  it("of a call in any message before it is taken", async () => {
+    const messages = [user("?"), said("a", "b"), told("b"), user("and?"), told("a"), user("so?")];
+    expect((await handler(post("/v1/chat/completions", { messages }))).status).toBe(200);
+  });
+
+  it("of 20,000 are put in their calls' order at once", async () => {
+    const ids = Array.from({ length: 20_000 }, (_, i) => String(i));
+    const mixed = ids.map((_, i) => ids[(i * 7919) % ids.length]!);
+    const messages = [user("?"), said(...ids), ...mixed.map(told)];
+    const { model, handler } = served({ lines: ["x"] }, { limits: { bodyBytes: 1e9 } });
+    Object.assign(model.info, { context: 1e9 });
+    expect((await handler(post("/v1/chat/completions", { messages }))).status).toBe(200);
+    expect(model.asked[0]!.messages).toHaveLength(20_002);
+  });
+});
+
 it("an error about a bias has the request's word for it", async () => {
   const wrong = failing('"9999" of logitBias is no token; expected an id from 0 to 299');
   expect(await errorOf("/v1/completions", { prompt: "x", logit_bias: { 9999: 1 } }, wrong)).toEqual({
