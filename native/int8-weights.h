@@ -12,7 +12,7 @@ namespace LLAMA4_ISA {
 namespace {
 
 constexpr int kPanel = 4 * kGroup;   // rows
-constexpr int64_t kChunk = 512;      // columns at a time: taken apart, two registers of rows by them fill 16 KiB
+constexpr int64_t kChunk = W == 16 ? 512 : 1280;  // columns at a time: taken apart, two registers of rows fill 16 or 20 KiB
 constexpr int64_t kAhead = 4096;     // bytes between what is read and what is asked for, about
 
 inline uvec words(const uint8_t* p) {

@@ -24,8 +24,9 @@ namespace {
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
-constexpr bool asks_activations = W == 8;  // the same columns of the tokens that come next, while these are multiplied
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
+// With AVX2 and more tokens than that, their activations are in no near cache, and are asked for a part ahead.
+constexpr int64_t kNearTokens = W == 8 ? 128 : kMostTokens;
 
 // --- a run's integer sums: W rows by one token ---
 
@@ -80,9 +81,9 @@ inline ivec finish(ivec sum) {
 }
 
 // y[n][v] (kPanel floats from token to token) of V registers of rows by N tokens over blocks [from, to) of both; added to
-// what is there unless `fresh`.
+// what is there unless `fresh`. With `ahead`, asks for the same blocks of the next N tokens.
 template <typename Weights, int V, int N>
-void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t width, bool fresh, float* y) {
+void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t width, bool fresh, bool ahead, float* y) {
   vec acc[V][N];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++)
@@ -98,7 +99,7 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
       for (int n = 0; n < N; n++) {
         x[n] = acts + at / 32 + n * width;
         asm("" : "+r"(x[n]));
-        if (N > 1 && asks_activations) __builtin_prefetch(x[n] + N * width, 0, 3);
+        if (kNearTokens < kMostTokens && ahead) __builtin_prefetch(x[n] + N * width, 0, 3);
       }
       const int half = Weights::steps == 8 ? 0 : int(at / 16 % 2);
 #pragma GCC unroll 4
@@ -139,15 +140,16 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
 }
 
 template <typename Weights>
-inline void micro(int N, Weights* w, int64_t from, int64_t to, const ActBlock* x, int64_t width, bool fresh, float* y) {
+inline void micro(int N, Weights* w, int64_t from, int64_t to, const ActBlock* x, int64_t width, bool fresh, bool ahead,
+                  float* y) {
   switch (N) {
-    case 1: return micro<Weights, kVectors, 1>(w, from, to, x, width, fresh, y);
-    case 2: return micro<Weights, kVectors, 2>(w, from, to, x, width, fresh, y);
-    case 3: return micro<Weights, kVectors, 3>(w, from, to, x, width, fresh, y);
-    case 4: return micro<Weights, kVectors, 4>(w, from, to, x, width, fresh, y);
+    case 1: return micro<Weights, kVectors, 1>(w, from, to, x, width, fresh, ahead, y);
+    case 2: return micro<Weights, kVectors, 2>(w, from, to, x, width, fresh, ahead, y);
+    case 3: return micro<Weights, kVectors, 3>(w, from, to, x, width, fresh, ahead, y);
+    case 4: return micro<Weights, kVectors, 4>(w, from, to, x, width, fresh, ahead, y);
 #if defined(__AVX512F__)
-    case 5: return micro<Weights, kVectors, 5>(w, from, to, x, width, fresh, y);
-    case 6: return micro<Weights, kVectors, 6>(w, from, to, x, width, fresh, y);
+    case 5: return micro<Weights, kVectors, 5>(w, from, to, x, width, fresh, ahead, y);
+    case 6: return micro<Weights, kVectors, 6>(w, from, to, x, width, fresh, ahead, y);
 #endif
   }
 }
@@ -166,7 +168,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
     for (int64_t v = 0; v < registers; v += kStreams) {
       Packed<Type> packed[kStreams];
       open_rows(w, groups, blocks, v, next, packed);
-      micro<Packed<Type>, kStreams, 1>(packed, 0, blocks, x.at(first, 0), x.width, true, sums + v * W);
+      micro<Packed<Type>, kStreams, 1>(packed, 0, blocks, x.at(first, 0), x.width, true, false, sums + v * W);
     }
     return;
   }
@@ -178,7 +180,8 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
       for (int64_t part = 0; part < parts; part++) {
         const int64_t end = (part + 1) * T / parts;
         const int64_t t = part * T / parts;
-        micro(int(end - t), weights, from, to, x.at(first + t, 0), x.width, from == 0, sums + t * kPanel + v * W);
+        micro(int(end - t), weights, from, to, x.at(first + t, 0), x.width, from == 0, T > kNearTokens,
+              sums + t * kPanel + v * W);
       }
     };
     if (parts == 1) {
