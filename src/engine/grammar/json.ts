@@ -75,7 +75,12 @@ export class JsonWriter {
   readonly #blanks: Regex;
   /** A term of its own, with the blanks behind it: masks of all grammars share it. */
   readonly #comma: Expression;
+  readonly #colon: Regex;
   readonly #any: Regex;
+  /** Any name of a property, once it has been asked for. */
+  #names: Regex | undefined;
+  /** Numbers of ranges that have come up. */
+  readonly #numbers = new Map<string, Regex>();
   readonly #made: Tools;
 
   /** `name` is what errors call the schema. */
@@ -93,6 +98,7 @@ export class JsonWriter {
     const indent = regexes.union(regexes.loop(regexes.text(" "), 0, 32), regexes.loop(regexes.text("\t"), 0, 8));
     this.#blanks = regexes.union(regexes.end, regexes.text(" "), regexes.concat(regexes.text("\n"), indent));
     this.#comma = expressions.regex(regexes.concat(regexes.text(","), this.#blanks));
+    this.#colon = regexes.concat(regexes.text(":"), regexes.optional(regexes.text(" ")));
     this.#any = any;
   }
 
@@ -166,7 +172,7 @@ export class JsonWriter {
         return this.#style === "python" ? union(text("True"), text("False"), words) : words;
       }
       case "number":
-        return numbers(form, this.#regexes);
+        return this.#number(form);
       case "string":
         return quoted(this.#regexes, this.#content(form));
       case "value":
@@ -174,6 +180,13 @@ export class JsonWriter {
       default:
         return form satisfies never;
     }
+  }
+
+  #number({ isInteger, min, max, step }: Extract<Form, { type: "number" }>): Regex {
+    const key = JSON.stringify([isInteger, min, max, step]);
+    const known = this.#numbers.get(key) ?? numbers({ isInteger, min, max, step }, this.#regexes);
+    this.#numbers.set(key, known);
+    return known;
   }
 
   #words() {
@@ -368,8 +381,9 @@ export class JsonWriter {
   #free(form: ObjectForm): { readonly name: Regex; readonly value: Places }[] {
     const regexes = this.#regexes;
     const isClosed = form.others === false || (!form.saysOthers && form.properties.size > 0);
+    if (isClosed && form.matching.length === 0) return [];
     const taken = [...form.properties.keys()].map((name) => regexes.text(JSON.stringify(name).slice(1, -1)));
-    const others = regexes.and(anyWritten(regexes), ...this.#nameLanguages(form.names));
+    const others = regexes.and(this.#anyName(), ...this.#nameLanguages(form.names));
     const untaken = taken.length > 0 ? regexes.and(others, regexes.not(regexes.union(...taken))) : others;
     const patterns = form.matching.map(({ language, value }) => ({ name: this.#language(language), value }));
     if (patterns.length > 1)
@@ -382,6 +396,12 @@ export class JsonWriter {
     return free.flatMap(({ name, value }) =>
       value !== false && regexes.isAlive(name) ? [{ name: quoted(regexes, name), value }] : [],
     );
+  }
+
+  /** Made of hundreds of terms, and asked for by each object that is open. */
+  #anyName(): Regex {
+    this.#names ??= anyWritten(this.#regexes);
+    return this.#names;
   }
 
   #nameLanguages(names: Places): Regex[] {
@@ -427,9 +447,9 @@ export class JsonWriter {
 
   /** A property, behind another or not. */
   #member(name: Regex, places: Places, isBehind: boolean): Expression {
-    const [regexes, expressions] = [this.#regexes, this.#expressions];
-    const colon = regexes.concat(regexes.text(":"), regexes.optional(regexes.text(" ")));
-    const member = expressions.sequence(expressions.regex(regexes.concat(name, colon)), this.value(places));
+    const expressions = this.#expressions;
+    const key = expressions.regex(this.#regexes.concat(name, this.#colon));
+    const member = expressions.sequence(key, this.value(places));
     return isBehind ? expressions.sequence(this.#comma, member) : member;
   }
 

@@ -55,9 +55,14 @@ export class Regexes {
   readonly #terms = new Map<string, Regex>();
   /** What a plain character of a JSON string is, among others: see `plainRun`. */
   readonly #plain = new Set<Regex>();
+  /** Concatenations by the numbers of their two parts: most terms of a schema are, and a number is found sooner than a text. */
+  readonly #pairs = new Map<number, Regex>();
   /** By byte, once it has come up in a text. */
   readonly #single: Regex[] = [];
+  /** Of texts that have come up: a schema's brackets and names come again with each alternative. */
+  readonly #texts = new Map<string, Regex>();
   #ranges = 0; // of large classes
+  #size = 0;
   /** What the grammar and its replies have used, and what it was when the grammar was made. */
   readonly #used: Account = { terms: 0, derived: 0 };
   #made: Readonly<Account> = { terms: 0, derived: 0 };
@@ -70,7 +75,7 @@ export class Regexes {
   }
 
   get size(): number {
-    return this.#terms.size;
+    return this.#size;
   }
 
   /** Derivatives so far, those of parts of terms among them: the work that was done. */
@@ -121,6 +126,12 @@ export class Regexes {
 
   /** The bytes of a text. */
   text(text: string): Regex {
+    const known = this.#texts.get(text) ?? this.#text(text);
+    this.#texts.set(text, known);
+    return known;
+  }
+
+  #text(text: string): Regex {
     const bytes = new TextEncoder().encode(text);
     if (bytes.length > MOST_TEXT)
       throw new RequestError(
@@ -150,11 +161,19 @@ export class Regexes {
     if (head === this.end) return tail;
     if (tail === this.end) return head;
     if (head.kind === "concat") return this.#pair(head.parts[0]!, this.#pair(head.parts[1]!, tail));
+    const key = head.id * 2 ** 20 + tail.id; // there are never so many
+    const known = this.#pairs.get(key) ?? this.#once(head, tail);
+    this.#pairs.set(key, known);
+    return known;
+  }
+
+  /** Two that are no concatenation yet. */
+  #once(head: Regex, tail: Regex): Regex {
     const { head: loop, tail: behind } = this.#counted(tail);
     if (head.kind === "loop" && loop && loop.parts[0] === head.parts[0])
       return this.#pair(this.loop(head.parts[0]!, head.least + loop.least, head.most + loop.most), behind);
     const isRun = head.kind === "loop" && this.#plain.has(head.parts[0]!) && !tail.isNullable;
-    return this.#term("concat", [head, tail], {
+    return this.#new("concat", [head, tail], {
       isNullable: head.isNullable && tail.isNullable,
       plainRun: isRun ? head.most : 0,
     });
@@ -367,24 +386,17 @@ export class Regexes {
     }
   }
 
-  #term(
-    kind: Kind,
-    parts: readonly Regex[],
-    {
-      extra = "",
-      isDoubtful = false,
-      ...more
-    }: Partial<Omit<Regex, "id" | "kind" | "parts" | "next" | "firsts" | "loops">> & {
-      readonly isNullable: boolean;
-      readonly extra?: string;
-    },
-  ): Regex {
+  #term(kind: Kind, parts: readonly Regex[], { extra = "", ...more }: Own & { readonly extra?: string }): Regex {
     const key = `${kind} ${parts.map(({ id }) => id).join()} ${extra}`;
-    const known = this.#terms.get(key);
-    if (known) return known;
+    const known = this.#terms.get(key) ?? this.#new(kind, parts, more);
+    this.#terms.set(key, known);
+    return known;
+  }
+
+  #new(kind: Kind, parts: readonly Regex[], { isDoubtful = false, ...more }: Own): Regex {
     this.#use("terms");
-    const term: Regex = {
-      ...{ id: this.#terms.size, kind, parts, set: undefined, least: 0, most: 0, plainRun: 0 },
+    return {
+      ...{ id: this.#size++, kind, parts, set: undefined, least: 0, most: 0, plainRun: 0 },
       ...more,
       isDoubtful: isDoubtful || parts.some((part) => part.isDoubtful),
       next: [],
@@ -392,10 +404,13 @@ export class Regexes {
       loops: undefined,
       isAlive: undefined,
     };
-    this.#terms.set(key, term);
-    return term;
   }
 }
+
+/** What a term says beside its kind and its parts. */
+type Own = Partial<Omit<Regex, "id" | "kind" | "parts" | "next" | "firsts" | "loops">> & {
+  readonly isNullable: boolean;
+};
 
 const tooManyStates = () =>
   new RequestError(
