@@ -2,6 +2,7 @@
 
 import { checkDepth } from "../prompt/chat-format.ts";
 import { Refusal } from "./errors.ts";
+import { checkExact } from "./exact-numbers.ts";
 
 /** Bytes of all requests that are held at once. */
 export class ByteBudget {
@@ -53,6 +54,7 @@ export class Held {
 const MOST_VALUES = 2_000_000;
 const FREE_VALUES = 10_000; // what conversations have
 const BYTES_OF_A_VALUE = 64; // a list or an object, once it is read
+const MANY_DIGITS = 16; // 2^53 has as many
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 
@@ -66,9 +68,17 @@ export class ValueCount {
   #isInString = false;
   /** Whether the string's bytes so far end in an odd number of backslashes. */
   #isEscaped = false;
+  /** Digits in a row, outside of strings. */
+  #digits = 0;
+  #hasLong = false;
 
   constructor(most = MOST_VALUES) {
     this.#most = most;
+  }
+
+  /** Whether there has been a number of so many digits that it may be none that a double holds. */
+  get hasLongNumbers(): boolean {
+    return this.#hasLong;
   }
 
   /** How many more there are that take room of their own. Throws Refusal. */
@@ -103,10 +113,13 @@ export class ValueCount {
       const byte = bytes[at]!;
       if (byte === QUOTE) {
         this.#count++;
+        this.#digits = 0;
         this.#isInString = true;
         return at + 1;
       }
       if (byte === 0x5b || byte === 0x7b) this.#count++; // [ {
+      if (byte < 0x30 || byte > 0x39) this.#digits = 0;
+      else if (++this.#digits >= MANY_DIGITS) this.#hasLong = true;
     }
     return bytes.length;
   }
@@ -122,7 +135,7 @@ export async function readJson(
   // Others can be sent by any web page without asking first.
   if (!/^application\/json\s*(;|$)/i.test(type))
     throw new Refusal(415, `The content type is "${type.slice(0, 60)}"; expected application/json.`);
-  const text = await readText(request, mostBytes, into);
+  const { text, hasLongNumbers } = await readText(request, mostBytes, into);
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -132,6 +145,7 @@ export async function readJson(
   if (typeof value !== "object" || value === null || Array.isArray(value))
     throw new Refusal(400, "The body is no JSON object; expected one.");
   checkDepth(value, "the values of the body");
+  if (hasLongNumbers) checkExact(text);
   return value;
 }
 
@@ -140,7 +154,7 @@ async function readText(
   request: Request,
   mostBytes: number,
   { held, signal }: { readonly held: Held; readonly signal: AbortSignal },
-): Promise<string> {
+): Promise<{ readonly text: string; readonly hasLongNumbers: boolean }> {
   const tooLarge = () =>
     new Refusal(413, `The body is larger than ${mostBytes.toLocaleString("en")} bytes; expected at most that.`);
   const announced = Number(request.headers.get("content-length") ?? 0);
@@ -168,5 +182,5 @@ async function readText(
       signal.removeEventListener("abort", leave);
     }
   }
-  return texts.join("") + decoder.decode();
+  return { text: texts.join("") + decoder.decode(), hasLongNumbers: values.hasLongNumbers };
 }

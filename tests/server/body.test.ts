@@ -1,7 +1,7 @@
 // What a body of JSON may hold.
 
 import fc from "fast-check";
-import { expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { ValueCount } from "../../src/server/body.ts";
 import { json, post, served } from "./scripted.ts";
 
@@ -54,4 +54,60 @@ it.each([
     "The body has more than 2,000,000 strings, lists and objects; expected at most that.",
   );
   expect(model.asked).toEqual([]);
+});
+
+// JSON.parse rounds what no double is: a reply was held to another number than the schema says.
+describe("whole numbers in a schema that no double is", () => {
+  const { handler, model } = served({ lines: ["x"] });
+  const chat = (schema: string) =>
+    handler(
+      post(
+        "/v1/chat/completions",
+        `{"messages":[{"role":"user","content":"12345678901234567890"}],"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":${schema}}}}`,
+      ),
+    );
+  const at = "response_format.json_schema.schema";
+
+  it.each([
+    ['{"const":12345678901234567890}', "const", "12345678901234567890", "12345678901234567168"],
+    ['{"enum":["a\\"]",[1],9007199254740993]}', "enum[2]", "9007199254740993", "9007199254740992"],
+    [
+      '{"properties":{"a":{"maximum":9223372036854775807}}}',
+      "properties.a.maximum",
+      "9223372036854775807",
+      "9223372036854775808",
+    ],
+    ['{"minimum" : -9223372036854775807 }', "minimum", "-9223372036854775807", "-9223372036854775808"],
+  ])("are refused: %s", async (schema, where, given, nearest) => {
+    const response = await chat(schema);
+    expect(response.status).toBe(400);
+    const { error } = (await response.json()) as { error: { message: string; param: string } };
+    expect(error.param).toBe(`${at}.${where}`);
+    expect(error.message).toContain(`${given} is no number that is held exactly (the nearest is ${nearest});`);
+  });
+
+  it.each([
+    '{"const":9007199254740992}',
+    '{"minimum":-9223372036854775808}',
+    '{"maximum":1e300}',
+    '{"const":0.12345678901234567}',
+  ])("are no others: %s", async (schema) => {
+    expect((await chat(schema)).status).toBe(200);
+    expect(model.asked.at(-1)!.constraint).toEqual({ type: "json_schema", schema: JSON.parse(schema) });
+  });
+
+  it("are refused at once, however long", async () => {
+    const response = await chat(`{"const":${"9".repeat(1_000_000)}}`);
+    expect(await response.text()).toContain("999… is no number that is held exactly (the nearest is Infinity)");
+  });
+
+  it("are refused of tools of all APIs, and let be elsewhere", async () => {
+    const tool = (name: string) =>
+      `{"messages":[{"role":"user","content":"?"}],"max_tokens":1,"x":12345678901234567890,"tools":[{"type":"custom","name":"f","${name}":{"const":12345678901234567890}}]}`;
+    const response = await handler(post("/v1/messages", tool("input_schema")));
+    expect(((await response.json()) as { error: { message: string } }).error.message).toContain(
+      "tools[0].input_schema.const",
+    );
+    expect((await handler(post("/v1/completions", '{"prompt":"x","metadata":12345678901234567890}'))).status).toBe(200);
+  });
 });

@@ -8,6 +8,7 @@ import type { Expression, Expressions } from "./expressions.ts";
 import {
   type ArrayForm,
   type Form,
+  isObject,
   isSame,
   type Json,
   keyOf,
@@ -213,7 +214,7 @@ export class JsonWriter {
     const { text } = this.#words();
     if (this.#style === "python" && (value === null || typeof value === "boolean"))
       return this.#regexes.union(text(value === null ? "None" : value ? "True" : "False"), text(JSON.stringify(value)));
-    return text(JSON.stringify(value));
+    return text(written(value));
   }
 
   #array({ prefix, items, least, most, unique }: ArrayForm): Expression {
@@ -478,6 +479,14 @@ function valuesOf(form: Form): readonly Json[] | undefined {
   const [low, high] = [Math.ceil(form.min.value), Math.floor(form.max.value)];
   if (high - low >= MOST_LISTED) return undefined;
   return Array.from({ length: high - low + 1 }, (_, i) => low + i).filter((value) => isInRange(value, form));
+}
+
+/** As JSON.stringify writes it, but for whole numbers beyond 2^53: those with all the digits that they have. */
+function written(value: Json): string {
+  if (typeof value === "number" && Number.isInteger(value) && Math.abs(value) < 1e21) return String(BigInt(value));
+  if (Array.isArray(value)) return `[${value.map(written).join()}]`;
+  if (!isObject(value)) return JSON.stringify(value);
+  return `{${Object.entries(value).map(([name, of]) => `${JSON.stringify(name)}:${written(of as Json)}`)}}`;
 }
 
 const isObjectForm = (form: Form): form is ObjectForm => form.type === "object";

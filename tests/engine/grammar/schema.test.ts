@@ -535,6 +535,16 @@ describe("a schema", () => {
     expect(walked({ nullable: true, allOf: [{ type: "boolean" }] })).toEqual(new Set(["true", "false"]));
   });
 
+  // JSON.stringify writes 2^63 as 9223372036854776000, which others read as another number
+  it("has values beyond 2^53 with all their digits", () => {
+    for (const [schema, text] of [
+      [{ const: 2 ** 63 }, "9223372036854775808"],
+      [{ enum: [{ a: [-(2 ** 64), "x"] }] }, '{"a":[-18446744073709551616,"x"]}'],
+      [{ const: 1e21 }, "1e+21"],
+    ] as const)
+      expect(walk(bytes, { type: "json_schema", schema }, 1)).toBe(text);
+  });
+
   it("may have bounds as draft 4 says them", () => {
     const schema = { type: "integer", minimum: 0, exclusiveMinimum: true, maximum: 2, exclusiveMaximum: false };
     const seen = Array.from({ length: 20 }, (_, seed) => walk(bytes, { type: "json_schema", schema }, seed));
