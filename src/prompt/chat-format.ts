@@ -35,6 +35,8 @@ export interface Message<Part = ContentPart> {
   readonly role: Role;
   readonly content: string | readonly Part[];
   readonly toolCalls?: readonly ToolCall[];
+  /** Of a last message by the assistant: the reply goes on with it. */
+  readonly isOpen?: boolean | undefined;
 }
 
 export interface ChatOptions {
@@ -87,7 +89,7 @@ function encodeMeta(
     throw new RequestError("tools without a user message; expected one, since the first user message lists them");
 
   special("<|begin_of_text|>");
-  for (const [i, { role, content, toolCalls = [] }] of messages.entries()) {
+  for (const [i, { role, content, toolCalls = [], isOpen }] of messages.entries()) {
     header(role);
     if (tools.length > 0 && i === 0 && role === "system") text("Environment: ipython\n");
     if (tools.length > 0 && i === firstUser) text(toolListing(tools));
@@ -97,6 +99,7 @@ function encodeMeta(
     }
     for (const call of toolCalls)
       text(`{"name": ${pythonJson(call.name)}, "parameters": ${pythonJson(call.arguments)}}`);
+    if (isOpen) return { ids: Int32Array.from(ids), images };
     special(role === "tool" || toolCalls.length > 0 ? "<|eom|>" : "<|eot|>");
   }
   if (addGenerationPrompt) header("assistant");
@@ -134,7 +137,9 @@ const MAX_DEPTH = 64; // of the objects in a call's arguments and a tool's schem
 /** Checks what came from outside; the types alone do not hold there. */
 export function checkMessages(messages: readonly Message<PlainPart>[]): void {
   if (messages.length === 0) throw new RequestError("a chat without messages; expected at least one");
-  for (const [i, { role, content, toolCalls = [] }] of messages.entries()) {
+  for (const [i, { role, content, toolCalls = [], isOpen }] of messages.entries()) {
+    if (isOpen && (role !== "assistant" || toolCalls.length > 0 || i < messages.length - 1))
+      throw new RequestError(`message ${i}: it is open; expected that of a text of the assistant's at the end only`);
     if (!ROLES.includes(role))
       throw new RequestError(`message ${i}: role is ${shown(role)}; expected one of ${ROLES.join(", ")}`);
     if (typeof content !== "string" && !Array.isArray(content))

@@ -40,10 +40,24 @@ export function templateFormat(tokenizer: Tokenizer, template: string): ChatForm
     encode: (messages, options = {}) => {
       checkMessages(messages);
       const guard = new Guard(tokenizer, [template, messages, options.tools]);
-      const rendered = render(program, variables(tokenizer, guard, messages, options));
-      return encodeRendered(tokenizer, guard, rendered, messages);
+      const last = messages.at(-1)!;
+      const shown = last.isOpen ? { ...options, addGenerationPrompt: false } : options;
+      const rendered = render(program, variables(tokenizer, guard, messages, shown));
+      return encodeRendered(tokenizer, guard, last.isOpen ? upTo(rendered, guard, last) : rendered, messages);
     },
   };
+}
+
+/** What a template writes up to the end of an open message's text, without what would end the message. Templates may trim it. */
+function upTo(rendered: string, guard: Guard, { content }: Message<PlainPart>): string {
+  const part = partsOf(content).at(-1);
+  const text = guard.mark(part?.type === "text" ? part.text : "").trim();
+  const at = text === "" ? -1 : rendered.lastIndexOf(text);
+  if (at < 0)
+    throw new RequestError(
+      "the last message is open, and the checkpoint's chat template does not write its text; expected a text, or none",
+    );
+  return rendered.slice(0, at + text.length);
 }
 
 const faulty = (why: string) =>

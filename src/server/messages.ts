@@ -123,6 +123,13 @@ function ask(body: Body): Ask {
   const chat = chatOf(body);
   const format = body.output_config?.format;
   const oneCall = (choice?.type === "auto" || choice?.type === "any") && choice.disable_parallel_tool_use === true;
+  const isOpen = chat.messages.at(-1)!.isOpen;
+  if (isOpen && (format || choice?.type === "any" || choice?.type === "tool"))
+    throw new Refusal(
+      400,
+      "Invalid value for 'messages': the reply goes on with the last message, and is to be a call or of a form from its beginning; expected one of them.",
+      { param: "messages" },
+    );
   const named = choice?.type === "tool" ? choice : choice?.type === "any" ? "required" : choice?.type;
   return {
     prompts: chat,
@@ -144,10 +151,6 @@ function ask(body: Body): Ask {
 
 /** The conversation in a body, as the model takes it. */
 export function chatOf({ messages, system, tools = [], tool_choice }: z.output<typeof countedSchema>): Chat {
-  if (messages.at(-1)!.role === "assistant")
-    throw new Refusal(400, "Invalid value for 'messages': the last one is the assistant's; expected the user's.", {
-      param: "messages",
-    });
   const told = typeof system === "string" ? system : system?.map(({ text }) => text).join("\n");
   const list: Message<AskedPart>[] = told === undefined ? [] : [{ role: "system", content: told }];
   const calls = new CallIds();
@@ -180,7 +183,26 @@ export function chatOf({ messages, system, tools = [], tool_choice }: z.output<t
   }
   const listed = tool_choice?.type === "none" ? [] : tools;
   const known = listed.map(({ name, description, input_schema }) => toolOf(name, description, input_schema));
+  const last = list.at(-1)!;
+  if (messages.at(-1)!.role === "assistant") list[list.length - 1] = opened(last, messages.length - 1);
   return { messages: list, ...(known.length > 0 && { tools: known }) };
+}
+
+/** The assistant's beginning of a reply, which goes on with it. Anthropic refuses blanks at its end, too: they change how it goes on. */
+function opened({ content, toolCalls }: Message<AskedPart>, i: number): Message<AskedPart> {
+  const parts =
+    typeof content === "string" ? [content] : content.map((part) => (part.type === "text" ? part.text : ""));
+  const text = parts.join("");
+  const wrong = toolCalls
+    ? "the last message calls a tool; expected its result behind it"
+    : text === ""
+      ? "the last message is the assistant's and empty; expected a text, or the user's"
+      : /\s$/.test(text)
+        ? "the last message is the assistant's and ends with a blank; expected a text without it, which the reply goes on with"
+        : undefined;
+  const param = `messages[${i}].content`;
+  if (wrong !== undefined) throw new Refusal(400, `Invalid value for '${param}': ${wrong}.`, { param });
+  return { role: "assistant", content: text, isOpen: true };
 }
 
 /** `where` says at which field one of them stands. */

@@ -32,6 +32,14 @@ describe("Meta's chat format", () => {
     expect(rendered(messages, { addGenerationPrompt: false })).toBe(turn);
   });
 
+  test("goes on with an open message, which has no end", () => {
+    const asked: Message<PlainPart> = { role: "user", content: "hi" };
+    const open: Message<PlainPart> = { role: "assistant", content: "It is", isOpen: true };
+    expect(rendered([asked, open])).toBe(`<|begin_of_text|>${header("user")}hi<|eot|>${header("assistant")}It is`);
+    expect(() => rendered([open, asked])).toThrow(RequestError);
+    expect(() => rendered([{ ...asked, isOpen: true }])).toThrow("message 0: it is open; expected that of a text");
+  });
+
   test("does not trim, and a tool's message is ipython's and ends with eom", () => {
     const messages: Message<PlainPart>[] = [
       { role: "user", content: " weather? \n" },

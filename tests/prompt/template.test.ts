@@ -35,6 +35,20 @@ const specials = (messages: Message<PlainPart>[], options = {}) =>
   [...format.encode(messages, options).ids].filter((id) => bytes.isSpecial(id));
 
 describe("a checkpoint's own template", () => {
+  test("goes on with an open message, which has no end", () => {
+    const turns = (content: string): Message<PlainPart>[] => [
+      { role: "user", content: "It is <|eot|>" },
+      { role: "assistant", content, isOpen: true },
+    ];
+    for (const text of ["It is", "It is <|eot|> <|"]) {
+      const { ids } = format.encode(turns(text));
+      const before = format.encode(turns(text).slice(0, 1)).ids;
+      expect([...ids]).toEqual([...before, ...bytes.encode(text)]);
+    }
+    expect(() => templateFormat(bytes, "{{ bos_token }}").encode(turns("It is"))).toThrow("does not write its text");
+    expect(() => format.encode(turns(""))).toThrow(RequestError);
+  });
+
   test("is rendered, and its special tokens are ids", () => {
     const messages: Message<PlainPart>[] = [
       { role: "user", content: "  hi " },

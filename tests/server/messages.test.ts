@@ -139,6 +139,16 @@ describe("POST /v1/messages", () => {
     expect(await json(counted)).toEqual({ input_tokens: 2 });
   });
 
+  it("goes on with what the assistant has begun", async () => {
+    const { model, handler } = served({ lines: [" am"] });
+    for (const content of ["I", [{ type: "text", text: "I" }]]) {
+      const messages = [...hello.messages, { role: "assistant", content }];
+      const { content: said } = await json(await handler(post(path, { ...hello, messages })));
+      expect(said).toEqual([{ type: "text", text: " am" }]);
+      expect(model.asked.at(-1)!.messages!.at(-1)).toEqual({ role: "assistant", content: "I", isOpen: true });
+    }
+  });
+
   it("refuses in Anthropic's words", async () => {
     const { handler } = served({ lines: [] }, { keys: ["long-enough"] });
     const headers = { "x-api-key": "long-enough" };
@@ -152,8 +162,19 @@ describe("POST /v1/messages", () => {
     });
     expect(await refused({ messages: hello.messages })).toEqual([400, error("invalid_request_error", "max_tokens")]);
     expect(await refused(hello, {})).toEqual([401, error("authentication_error", "API key")]);
-    const prefill = { ...hello, messages: [...hello.messages, { role: "assistant", content: "I" }] };
-    expect(await refused(prefill)).toEqual([400, error("invalid_request_error", "the last one is the assistant's")]);
+    const prefill = (content: unknown, more: object = {}) =>
+      refused({ ...hello, messages: [...hello.messages, { role: "assistant", content }], ...more });
+    const use = { type: "tool_use", id: "1", name: "f", input: {} };
+    for (const [content, why] of [
+      ["I ", "ends with a blank"],
+      [[{ type: "text", text: "I\n" }], "ends with a blank"],
+      ["", "is the assistant's and empty"],
+      [[use], "calls a tool; expected its result"],
+    ] as const)
+      expect(await prefill(content)).toEqual([400, error("invalid_request_error", why)]);
+    const format = { type: "json_schema", schema: {} };
+    const held = error("invalid_request_error", "of a form from its beginning");
+    expect(await prefill("I", { output_config: { format } })).toEqual([400, held]);
     const search = { ...hello, tools: [{ type: "web_search_20250305", name: "web_search" }] };
     expect(await refused(search)).toEqual([400, error("invalid_request_error", "tools[0]")]);
   });
