@@ -12,7 +12,9 @@ namespace LLAMA4_ISA {
 namespace {
 
 constexpr int kPanel = 4 * kGroup;   // rows
-constexpr int64_t kChunk = W == 16 ? 512 : 1280;  // columns at a time: taken apart, two registers of rows fill 16 or 20 KiB
+// Columns at a time. Taken apart, they are 16 KiB of two registers of 16 rows, for the first level of caches, or 80 KiB of a
+// panel, for the second.
+constexpr int64_t kChunk = W == 16 ? 512 : 1280;
 constexpr int64_t kAhead = 4096;     // bytes between what is read and what is asked for, about
 
 inline uvec words(const uint8_t* p) {

@@ -6,9 +6,9 @@
 // neither on the other tokens nor on the threads: bit for bit the same for one token and for many.
 //
 // A panel is 64 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
-// for many a chunk of columns at a time stays in the first-level cache, and where taking it apart is work, that is done
-// once. Where there are tiles, these multiply many tokens (int8-tiles.h): the integers are the same, and so is what
-// follows from them.
+// for many a chunk of columns at a time stays in a near cache, and where taking it apart is work, that is done once.
+// Where there are tiles, these multiply many tokens (int8-tiles.h): the integers are the same, and so is what follows
+// from them.
 
 #include <atomic>
 
@@ -24,6 +24,8 @@ namespace {
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
+// Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
+constexpr int kApart = W == 16 ? kVectors : kPanel / W;
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 // With AVX2 and more tokens than that, their activations are in no near cache, and are asked for a part ahead.
 constexpr int64_t kNearTokens = W == 8 ? 128 : kMostTokens;
@@ -173,33 +175,37 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
     return;
   }
   const int64_t parts = (T + kTokens - 1) / kTokens;  // of about equal size
-  for (int64_t v = 0; v < registers; v += kVectors) {
-    Packed<Type> packed[kVectors];
-    open_rows(w, groups, blocks, v, next, packed);
-    const auto tokens = [&](auto* weights, int64_t from, int64_t to) {
-      for (int64_t part = 0; part < parts; part++) {
-        const int64_t end = (part + 1) * T / parts;
-        const int64_t t = part * T / parts;
-        micro(int(end - t), weights, from, to, x.at(first + t, 0), x.width, from == 0, T > kNearTokens,
-              sums + t * kPanel + v * W);
+  const auto part = [&](int64_t p, auto* weights, int64_t v, int64_t from, int64_t to, bool ahead) {
+    const int64_t t = p * T / parts, end = (p + 1) * T / parts;
+    micro(int(end - t), weights, from, to, x.at(first + t, 0), x.width, from == 0, ahead, sums + t * kPanel + v * W);
+  };
+  if (Packed<Type>::in_place || parts == 1) {
+    for (int64_t v = 0; v < registers; v += kVectors) {
+      Packed<Type> packed[kVectors];
+      open_rows(w, groups, blocks, v, next, packed);
+      for (int64_t b = 0, to; b < blocks; b = to) {
+        to = parts == 1 || blocks - b < chunk ? blocks : b + chunk;
+        for (int64_t p = 0; p < parts; p++) part(p, packed, v, b, to, false);
       }
-    };
-    if (parts == 1) {
-      tokens(packed, 0, blocks);
-      continue;
     }
-    if constexpr (Packed<Type>::in_place) {
-      for (int64_t b = 0; b < blocks; b += chunk) tokens(packed, b, blocks - b < chunk ? blocks : b + chunk);
-    } else {
-      Unpacked<Type> unpacked[kVectors];
-      for (int i = 0; i < kVectors; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
+    return;
+  }
+  if constexpr (!Packed<Type>::in_place) {
+    for (int64_t v = 0; v < registers; v += kApart) {
+      Packed<Type> packed[kApart];
+      open_rows(w, groups, blocks, v, next, packed);
+      Unpacked<Type> unpacked[kApart];
+      for (int i = 0; i < kApart; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
+      const int64_t left = (registers - v + kVectors - 1) / kVectors * kVectors, here = left < kApart ? left : kApart;
       for (int64_t b = 0; b < blocks; b += chunk) {
         const int64_t count = blocks - b < chunk ? blocks - b : chunk;
-        for (int i = 0; i < kVectors; i++) {
+        for (int64_t i = 0; i < here; i++) {
           unpacked[i].fill(packed[i], b, count);
           unpacked[i].expect(packed[i], b + count, count, blocks, parts);
         }
-        tokens(unpacked, b, b + count);
+        for (int64_t p = 0; p < parts; p++)
+          for (int64_t i = 0; i < here; i += kVectors)
+            part(p, unpacked + i, v + i, b, b + count, i == 0 && T > kNearTokens);
       }
     }
   }
@@ -216,7 +222,7 @@ void panel(int type, const uint8_t* w, int64_t groups, const uint8_t* next, cons
   }
 }
 
-constexpr size_t kScratch = kVectors * Unpacked<kQ6_K>::bytes;  // the one with the most scales
+constexpr size_t kScratch = kApart * Unpacked<kQ6_K>::bytes;  // the one with the most scales
 
 // Where a panel of rows lies in a packed matrix, and how many rows and groups it has.
 struct Panel {
