@@ -37,6 +37,7 @@ onEachIsa(
           [3, 512, 33],
           [5, 256, 17],
           [37, 1280, 35],
+          [131, 2816, 99], // three chunks of columns on any instruction set, and a panel of rows that is not full
           // blocks of 32: an odd number of them in a row, and fewer than any pass takes
           ...(dtype === "q8_0" || dtype === "q4_0"
             ? ([
