@@ -207,6 +207,7 @@ function huggingFaceVision(v: Fields): VisionConfig {
 
 /** `config.json` for a config; throws CheckpointError where it cannot say what the model is. */
 export function toHuggingFace(c: Llama4Config, dtype: "float32" | "float16" | "bfloat16" = "bfloat16"): Json {
+  const nope = c.layers.findIndex((kind) => !kind.rope);
   const scaling = c.ropeDivisors ? scalingOf(c.ropeDivisors, c.ropeTheta, c.headDim) : c.ropeScaling;
   const text = {
     model_type: "llama4_text",
@@ -223,7 +224,7 @@ export function toHuggingFace(c: Llama4Config, dtype: "float32" | "float16" | "b
     interleave_moe_layer_step: c.layers.findIndex((kind) => kind.moe) + 1,
     moe_layers: c.layers.flatMap((kind, i) => (kind.moe ? [i] : [])),
     no_rope_layers: c.layers.map((kind) => (kind.rope ? 1 : 0)),
-    no_rope_layer_interval: c.layers.findIndex((kind) => !kind.rope) + 1,
+    no_rope_layer_interval: 1 + (nope < 0 ? c.layers.length : nope), // transformers divides by it, whatever the list says
     layer_types: c.layers.map((kind) => (kind.chunked ? "chunked_attention" : "full_attention")),
     attention_chunk_size: c.attentionChunk,
     use_qk_norm: c.qkNorm,

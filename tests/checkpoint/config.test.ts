@@ -71,6 +71,15 @@ describe("config.json", () => {
     expect(ropes({ no_rope_layers: [0, 1, 1, 1, 1, 1, 1, 1] })).toEqual([0, 1, 1, 1, 1, 1, 1, 1]);
   });
 
+  // transformers takes the remainder by the interval even where the list says all: by 0 it refused a model of 1 to 3 layers.
+  it("without a global layer has an interval that no layer reaches, and never 0", () => {
+    const c = fromHuggingFace({ ...small, num_hidden_layers: 3 });
+    const { no_rope_layers, ...written } = toHuggingFace(c);
+    expect(no_rope_layers).toEqual([1, 1, 1]);
+    expect(written["no_rope_layer_interval"]).toBe(4);
+    expect(fromHuggingFace(written).layers).toEqual(c.layers);
+  });
+
   it("knows which layers have experts from a list, a step, or their absence", () => {
     const moe = (more: object) =>
       fromHuggingFace({ ...small, ...more }).layers.flatMap((kind, i) => (kind.moe ? [i] : []));
