@@ -1,5 +1,6 @@
-// Builds the data of the tiny model: `node --import ../../scripts/ts.mjs build.ts [--tune] [--more] [FOLDER]`, here or with
-// a path. Everything is made again to the same bytes. --tune leaves EmojiOne's drawings out, to compare recipes by; the run
+// Builds the data of the tiny model: `node --import ../../scripts/ts.mjs build.ts [--tune] [--more] [--texts] [FOLDER]`, here
+// or with a path. Everything is made again to the same bytes. --texts ends when the texts are made, which is all that
+// bench/distil.ts and bench/muon.ts learn from. --tune leaves EmojiOne's drawings out, to compare recipes by; the run
 // that ships learns from them too. --more makes what run-5.json to run-7.json learn from besides. Test files are written, and
 // are for the end.
 
@@ -157,6 +158,7 @@ await texts(
   countries.map(({ name, text }) => ({ key: `country ${name}`, text })),
 );
 await texts("stories", stories(40_000));
+if (args.includes("--texts")) process.exit();
 
 function commonest(all: ReadonlyMap<string, Sense>, things: readonly Concept[]): { word: string; sense: Sense }[] {
   const best = new Map<string, Sense>();

@@ -80,7 +80,7 @@ async function writeAs(checkpoint: Checkpoint, out: string, { force, ...writing 
     warn("the input is quantized already; another type adds to its errors");
   const tokenizer = openTokenizer(checkpoint);
   const options = { ...writing, signal, onWarning: warn };
-  if (isGguf) return convert(checkpoint, out, { ...options, vocabulary: tokenizer && toGguf(tokenizer) });
+  if (isGguf) return convert(checkpoint, out, { ...options, vocabulary: tokenizer && toGguf(tokenizer, checkpoint) });
   const files = promptFiles(checkpoint.config, tokenizer, checkpoint);
   const done = await replacing(out, (folder) => convert(checkpoint, folder, { ...options, files }));
   return { ...done, paths: [out] };

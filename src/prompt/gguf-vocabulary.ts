@@ -6,7 +6,7 @@ import { namedMerges } from "./merges.ts";
 import { GPT2_PATTERN, LLAMA3_PATTERN, LLAMA4_PATTERN } from "./pre-tokenizer.ts";
 import { shown } from "./shown.ts";
 import { Tokenizer, type TokenizerOptions } from "./tokenizer.ts";
-import { ordinaryNames } from "./tokenizer-json.ts";
+import { endOf, ordinaryNames } from "./tokenizer-json.ts";
 
 /** The values of the keys of the same names. */
 export interface GgufVocabulary {
@@ -79,7 +79,7 @@ export function fromGguf(
 }
 
 /** The vocabulary as GGUF stores it; merges are derived from the ranks where the tokenizer has none of its own. */
-export function toGguf(tokenizer: Tokenizer) {
+export function toGguf(tokenizer: Tokenizer, { chatTemplate }: { readonly chatTemplate?: string | undefined } = {}) {
   const pre = [...PATTERNS].find(([, pattern]) => pattern === tokenizer.pattern)?.[0];
   if (pre === undefined)
     throw unusable(
@@ -99,7 +99,7 @@ export function toGguf(tokenizer: Tokenizer) {
     tokenTypes: Int32Array.from(names, (name, id) => (name !== undefined ? NORMAL : textOf.has(id) ? CONTROL : UNUSED)),
     merges: pairs,
     bos: tokenizer.bos,
-    eos: tokenizer.special.get("<|eot|>") ?? tokenizer.eos,
+    eos: endOf(tokenizer, chatTemplate),
     pad: tokenizer.special.get("<|finetune_right_pad|>"),
   } satisfies GgufVocabulary & Record<string, unknown>;
 }

@@ -100,12 +100,18 @@ export function toHuggingFaceConfig(tokenizer: Tokenizer, { chatTemplate }: { ch
   return {
     tokenizer_class: "PreTrainedTokenizerFast",
     bos_token: text(tokenizer.bos),
-    eos_token: text(tokenizer.special.get("<|eot|>") ?? tokenizer.eos),
+    eos_token: text(endOf(tokenizer, chatTemplate)),
     pad_token: tokenizer.special.has("<|finetune_right_pad|>") ? "<|finetune_right_pad|>" : null,
     clean_up_tokenization_spaces: false,
     model_input_names: ["input_ids", "attention_mask"],
     ...(chatTemplate === undefined ? {} : { chat_template: chatTemplate }),
   };
+}
+
+/** What ends a reply: `<|eot|>`, or the end of a text where the template knows no turns, as that of a model of texts alone. */
+export function endOf({ special, eos }: Tokenizer, chatTemplate: string | undefined): number | undefined {
+  const turn = special.get("<|eot|>");
+  return chatTemplate === undefined || chatTemplate.includes("<|eot|>") ? (turn ?? eos) : (eos ?? turn);
 }
 
 /** Each ordinary token in the alphabet; undefined for special tokens and holes. */

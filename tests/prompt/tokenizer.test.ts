@@ -4,9 +4,10 @@ import { describe, expect, test } from "vitest";
 import { fromGguf, toGguf } from "../../src/prompt/gguf-vocabulary.ts";
 import { byteLevel, cut } from "../../src/prompt/small-vocabularies.ts";
 import { LLAMA4_SPECIAL_TOKENS } from "../../src/prompt/special-tokens.ts";
+import { continuationTemplate } from "../../src/prompt/template.ts";
 import { fromTiktoken } from "../../src/prompt/tiktoken.ts";
 import type { Tokenizer } from "../../src/prompt/tokenizer.ts";
-import { fromHuggingFace, toHuggingFace } from "../../src/prompt/tokenizer-json.ts";
+import { fromHuggingFace, toHuggingFace, toHuggingFaceConfig } from "../../src/prompt/tokenizer-json.ts";
 import { CheckpointError, RequestError } from "../../src/tensor/errors.ts";
 import { corpus } from "./corpus.ts";
 import { metaTokenizer, unlessMissing } from "./meta-tokenizer.ts";
@@ -244,6 +245,24 @@ describe("vocabularies cut to size", () => {
     expect(() => cut(small, 200)).toThrow(RequestError);
     expect(() => cut(small, small.vocabSize + 1)).toThrow(RequestError);
     expect(() => cut(small, 300.5)).toThrow(RequestError);
+  });
+});
+
+describe("the end token that other programs are told", () => {
+  const bytes = byteLevel({ vocabSize: 512 });
+  const told = (chatTemplate?: string) => [
+    toHuggingFaceConfig(bytes, { ...(chatTemplate && { chatTemplate }) }).eos_token,
+    bytes.decode([toGguf(bytes, { chatTemplate }).eos!]),
+  ];
+
+  test("is that of a turn where the model knows turns", () => {
+    expect(told()).toEqual(["<|eot|>", "<|eot|>"]);
+    expect(told("{{ messages[0].content }}<|eot|>")).toEqual(["<|eot|>", "<|eot|>"]);
+  });
+
+  // Texts end in it in training; `<|eot|>`, which was told, such a model has never seen.
+  test("is that of a text where the model has seen texts alone", () => {
+    expect(told(continuationTemplate)).toEqual(["<|end_of_text|>", "<|end_of_text|>"]);
   });
 });
 
