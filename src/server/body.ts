@@ -2,7 +2,7 @@
 
 import { checkDepth } from "../prompt/chat-format.ts";
 import { Refusal } from "./errors.ts";
-import { checkExact } from "./exact-numbers.ts";
+import { checkExact, EXACT_DIGITS } from "./exact-numbers.ts";
 
 /** Bytes of all requests that are held at once. */
 export class ByteBudget {
@@ -54,7 +54,6 @@ export class Held {
 const MOST_VALUES = 2_000_000;
 const FREE_VALUES = 10_000; // what conversations have
 const BYTES_OF_A_VALUE = 64; // a list or an object, once it is read
-const MANY_DIGITS = 16; // 2^53 has as many
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 
@@ -76,7 +75,7 @@ export class ValueCount {
     this.#most = most;
   }
 
-  /** Whether there has been a number of so many digits that it may be none that a double holds. */
+  /** Whether there has been a number of so many digits, or with an exponent, that it may be none that a double holds. */
   get hasLongNumbers(): boolean {
     return this.#hasLong;
   }
@@ -118,8 +117,12 @@ export class ValueCount {
         return at + 1;
       }
       if (byte === 0x5b || byte === 0x7b) this.#count++; // [ {
-      if (byte < 0x30 || byte > 0x39) this.#digits = 0;
-      else if (++this.#digits >= MANY_DIGITS) this.#hasLong = true;
+      if (byte >= 0x30 && byte <= 0x39) {
+        if (++this.#digits > EXACT_DIGITS) this.#hasLong = true;
+      } else {
+        if (this.#digits > 0 && (byte === 0x65 || byte === 0x45)) this.#hasLong = true; // e E
+        this.#digits = 0;
+      }
     }
     return bytes.length;
   }

@@ -1,13 +1,15 @@
-// Whole numbers of a body that no double is: JSON.parse rounds them, and a schema would hold a reply to another number.
+// Whole numbers of a body that no double is, and numbers beyond all doubles: JSON.parse rounds them, to Infinity the latter,
+// and a schema would hold a reply to another number.
 
 import { Refusal } from "./errors.ts";
 
-const DIGITS = 16; // fewer are below 2^53
+/** Whole numbers of so many digits are below 2^53. */
+export const EXACT_DIGITS = 15;
 
 /** Fields that hold a JSON schema, whatever API they are of. */
 const SCHEMAS = new Set(["parameters", "input_schema", "schema"]);
 
-/** Refuses whole numbers that were rounded, in the schemas of a body. It has been parsed: it is JSON. */
+/** Refuses numbers that were rounded so, in the schemas of a body. It has been parsed: it is JSON. */
 export function checkExact(text: string): void {
   const path: (string | number)[] = [];
   let name = "";
@@ -44,9 +46,10 @@ function endOfString(text: string, from: number): number {
 }
 
 function isRounded(number: string): boolean {
-  if (number.length < DIGITS || !/^-?\d+$/.test(number)) return false;
   const double = Number(number);
-  return !Number.isFinite(double) || BigInt(number) !== BigInt(double); // finite ones have few digits: BigInt is quadratic in them
+  if (!Number.isFinite(double)) return true;
+  // finite ones have few digits: BigInt is quadratic in them
+  return number.length > EXACT_DIGITS && /^-?\d+$/.test(number) && BigInt(number) !== BigInt(double);
 }
 
 function rounded(number: string, path: readonly (string | number)[]): Refusal {

@@ -57,7 +57,7 @@ it.each([
 });
 
 // JSON.parse rounds what no double is: a reply was held to another number than the schema says.
-describe("whole numbers in a schema that no double is", () => {
+describe("numbers in a schema that no double is", () => {
   const { handler, model } = served({ lines: ["x"] });
   const chat = (schema: string) =>
     handler(
@@ -71,6 +71,8 @@ describe("whole numbers in a schema that no double is", () => {
   it.each([
     ['{"const":12345678901234567890}', "const", "12345678901234567890", "12345678901234567168"],
     ['{"enum":["a\\"]",[1],9007199254740993]}', "enum[2]", "9007199254740993", "9007199254740992"],
+    ['{"const":1e400}', "const", "1e400", "Infinity"],
+    ['{"enum":[true,-1E+309]}', "enum[1]", "-1E+309", "-Infinity"],
     [
       '{"properties":{"a":{"maximum":9223372036854775807}}}',
       "properties.a.maximum",
