@@ -51,7 +51,7 @@ const P = "<|patch|><|patch|>";
 const one = `<|image_start|><|image|>${P}<|image_end|>`;
 const two = `<|image_start|>${P}<|tile_x_separator|>${P}<|tile_y_separator|><|image|>${P}<|image_end|>`;
 
-// A picture of several that was broken was told of as any of them.
+// Else nobody could tell which of a message's pictures to send again.
 it("an error about one of several images or videos says which it is", async () => {
   const strict = new ImageProcessor(config, {
     ...decoders,

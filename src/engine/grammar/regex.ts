@@ -161,7 +161,7 @@ export class Regexes {
     if (head === this.end) return tail;
     if (tail === this.end) return head;
     if (head.kind === "concat") return this.#pair(head.parts[0]!, this.#pair(head.parts[1]!, tail));
-    const key = head.id * 2 ** 20 + tail.id; // there are never so many
+    const key = head.id * 2 ** 20 + tail.id; // MOST.terms are far fewer
     const known = this.#pairs.get(key) ?? this.#once(head, tail);
     this.#pairs.set(key, known);
     return known;
