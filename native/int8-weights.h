@@ -36,7 +36,8 @@ struct Format {
   static constexpr Fields fields = fields_of(Type);
   static constexpr int block = block_of(Type).elements;
   static constexpr int steps = Type == kQ6_K ? 4 : 8;  // of four elements, in a run
-  static constexpr int runs = block / (4 * steps);
+  static constexpr int runs = block / (4 * steps), halves = 8 / steps;
+  static constexpr int pieces = runs / halves;  // of 32 elements, which are a block of x, in one run or two halves
   static constexpr bool minima = Type == kQ4_K || Type == kQ5_K;
 #if defined(__AVX512VNNI__) || !defined(__AVX2__)
   static constexpr bool is_signed = false, narrow = false;
@@ -112,8 +113,8 @@ struct Packed : Format<Type> {
   // The first rows of a group ask for all 16: they share lines.
   bool asks() const { return W >= kGroup || lane == 0; }
 
-  // Asks for a run's share of the block ahead: a whole block's lines at once would wait for each other.
-  void ask(int run) const {
+  // Asks for a run's share of the block ahead: a whole block's lines at once would wait for each other. `half`: of a piece.
+  void ask(int run, int /*half*/) const {
     constexpr int lines = F::fields.integers / F::runs;
     if (!asks()) return;
     for (int i = 0; i < lines; i++) ask_for(ahead + 64 * (run * lines + i));
@@ -121,9 +122,11 @@ struct Packed : Format<Type> {
 
   uvec word(int i) const { return words(at + 4 * kGroup * i); }
 
-  // Of run `base` + `r`, where r < unrolled and base is a multiple of it.
-  uvec step(int base, int r, int j) const {
-    const int of = unrolled > 1 ? r : base % shared, from = base + r - of;
+  // Of run `base` + `r`. If R is `shared`, r < R and base is a multiple of it: shifts are constants where the compiler knows r.
+  uvec step(int base, int r, int j) const { return step_of<unrolled>(base, r, j); }
+  template <int R>
+  uvec step_of(int base, int r, int j) const {
+    const int of = R == shared ? r : (base + r) % shared, from = base + r - of;
     if constexpr (Type == kQ8_0) return F::is_signed ? word(j) ^ 0x80808080 : word(j);
     else if constexpr (Type == kQ4_0) return (word(j & 3) >> (j & 4)) & 0x0f0f0f0f;
     else if constexpr (Type == kQ4_K) return (word(4 * from + j) >> (4 * of)) & 0x0f0f0f0f;
@@ -139,12 +142,21 @@ struct Packed : Format<Type> {
   vec min(int run) const { return mins[run]; }
 };
 
-// Calls f(base, r) for every run of a block, with r known to the compiler.
-template <typename Weights, typename F>
+// Calls f(base, r) for every run of a block, with r < R known to the compiler.
+template <typename Weights, int R, typename F>
 inline void each_run(const F& f) {
-  for (int base = 0; base < Weights::runs; base += Weights::unrolled)
+  for (int base = 0; base < Weights::runs; base += R)
 #pragma GCC unroll 8
-    for (int r = 0; r < Weights::unrolled; r++) f(base, r);
+    for (int r = 0; r < R; r++) f(base, r);
+}
+
+// The same by 32 elements, a block of activations: f(base, the first run).
+template <typename Weights, typename F>
+inline void each_piece(const F& f) {
+  constexpr int unrolled = Weights::unrolled > Weights::halves ? Weights::unrolled : Weights::halves;
+  for (int base = 0; base < Weights::runs; base += unrolled)
+#pragma GCC unroll 8
+    for (int r = 0; r < unrolled; r += Weights::halves) f(base, r);
 }
 
 // The same of a chunk that was taken apart.
@@ -157,7 +169,7 @@ struct Unpacked : Format<Type> {
   int64_t held;   // the first block that is there
   int64_t first;  // run of the block
   const uint8_t *coming, *end;  // the integers that are taken apart next, asked for while these are multiplied:
-  int64_t each;                 // so many lines a run
+  int64_t each;                 // so many lines a piece
 
   static constexpr int64_t bytes = kChunk * W + 2 * (kChunk / (4 * F::steps)) * W * 4;
   void open(uint8_t* memory) {
@@ -166,8 +178,8 @@ struct Unpacked : Format<Type> {
     mins = scales + kChunk / (4 * F::steps) * W;
   }
   void begin(int64_t b) { first = (b - held) * F::runs; }
-  void ask(int) {
-    for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
+  void ask(int, int half) {
+    if (half == 0) for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
   }
   uvec step(int base, int r, int j) const { return words(integers + ((first + base + r) * F::steps + j) * 4 * W); }
   vec scale(int run) const { return load(scales + (first + run) * W); }
@@ -181,7 +193,7 @@ struct Unpacked : Format<Type> {
     coming = w.integers + next * w.integer_bytes + (on ? 0 : w.integers_on);
     if (on && count > blocks - next) count = blocks - next;
     end = w.asks() ? coming + count * w.integer_bytes : coming;
-    each = (count * w.integer_bytes / 64 - 1) / (parts * count * F::runs) + 1;
+    each = (count * w.integer_bytes / 64 - 1) / (parts * count * F::pieces) + 1;
     if (w.asks())
       for (int64_t i = 0; i < count * w.header_bytes; i += 64) ask_for(headers + i);
   }
@@ -190,15 +202,15 @@ struct Unpacked : Format<Type> {
     held = block;
     for (int64_t b = 0; b < blocks; b++) {
       w.begin(block + b);
-      each_run<Packed<Type>>([&](int base, int r) __attribute__((always_inline)) {
+      each_run<Packed<Type>, Packed<Type>::shared>([&](int base, int r) __attribute__((always_inline)) {
         const int run = base + r;
         const int64_t at = b * F::runs + run;
-        w.ask(run);
+        w.ask(run, 0);
         store(scales + at * W, w.scale(run));
         if (F::minima) store(mins + at * W, w.min(run));
 #pragma GCC unroll 8
         for (int j = 0; j < F::steps; j++) {
-          uvec u = w.step(base, r, j);
+          uvec u = w.template step_of<Packed<Type>::shared>(base, r, j);
 #if defined(__AMX_TILE__)
           if (F::shift >= 0) u = (uvec)_mm512_sub_epi8((__m512i)u, _mm512_set1_epi8(char(1 << (F::shift & 31))));  // signed
 #endif

@@ -27,6 +27,8 @@ constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of th
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
+// With AVX2 there are so few tokens that a pointer for each finds a register.
+constexpr bool kPointers = W == 8;
 // With AVX2 and more tokens than that, their activations are in no near cache, and are asked for a part ahead.
 constexpr int64_t kNearTokens = W == 8 ? 128 : kMostTokens;
 
@@ -51,7 +53,9 @@ inline ivec start(const ActBlock& x, int half) {
   if constexpr (F::shift < 0 || F::is_signed) return ivec{};
   constexpr int shift = F::shift & 31;
   const ivec minus = broadcast(F::steps == 8 ? &x.minus : x.minus_halves + half);
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX512F__)
+  return (ivec)_mm512_slli_epi32((__m512i)minus, shift);
+#elif defined(__AVX2__)
   return (ivec)_mm256_slli_epi16((__m256i)minus, shift);
 #else
   return minus << shift;
@@ -91,48 +95,70 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
   for (int v = 0; v < V; v++)
 #pragma GCC unroll 6
     for (int n = 0; n < N; n++) acc[v][n] = fresh ? vec{} : load(y + n * kPanel + v * W);
+  // Of tokens 0 and 3: an address holds a pointer and once or twice the stride.
+  const int64_t stride = width * int64_t(sizeof(ActBlock));
+  const char *near = reinterpret_cast<const char*>(acts + from * (Weights::block / 32)), *far = near + 3 * stride;
   for (int64_t b = from; b < to; b++) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) w[v].begin(b);
-    each_run<Weights>([&](int base, int r) __attribute__((always_inline)) {
-      const int run = base + r;
-      const int64_t at = b * Weights::block + run * 4 * Weights::steps;
-      const ActBlock* x[N];  // of this run alone: pointers that went along with it would not find registers
-      for (int n = 0; n < N; n++) {
-        x[n] = acts + at / 32 + n * width;
-        asm("" : "+r"(x[n]));
-        if (kNearTokens < kMostTokens && ahead) __builtin_prefetch(x[n] + N * width, 0, 3);
-      }
-      const int half = Weights::steps == 8 ? 0 : int(at / 16 % 2);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) w[v].ask(run);
-      ivec sum[V][N];
+    each_piece<Weights>([&](int base, int first) __attribute__((always_inline)) {
+      asm("" : "+r"(near), "+r"(far));  // GCC would make a pointer of each row of x, and keep them in memory
+      constexpr bool pointers = kPointers && N > 1;
+      [[maybe_unused]] const char* at[N];
+      if (pointers)
 #pragma GCC unroll 6
-      for (int n = 0; n < N; n++)
+        for (int n = 0; n < N; n++) {
+          at[n] = near + n * stride;
+          asm("" : "+r"(at[n]));
+        }
+      const auto x = [&](int n) __attribute__((always_inline)) -> const ActBlock& {
+        const char* found = pointers ? at[n] : n < 3 ? near + n * stride : far + (n - 3) * stride;
+        return *reinterpret_cast<const ActBlock*>(found);
+      };
+      if (kNearTokens < kMostTokens && ahead)
+        for (int n = 0; n < N; n++) __builtin_prefetch(reinterpret_cast<const char*>(&x(n)) + N * stride, 0, 3);
+      const auto add = [&](int r, int half) __attribute__((always_inline)) {
+        asm("" : "+r"(near), "+r"(far));
+        const int run = base + r;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(*x[n], half);
+        for (int v = 0; v < V; v++) w[v].ask(run, half);
+        ivec sum[V][N];
+#pragma GCC unroll 6
+        for (int n = 0; n < N; n++)
+#pragma GCC unroll 4
+          for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(x(n), half);
 #pragma GCC unroll 8
-      for (int j = 0; j < Weights::steps; j++) {
-        uvec u[V];
+        for (int j = 0; j < Weights::steps; j++) {
+          uvec u[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) u[v] = w[v].step(base, r, j);
+          for (int v = 0; v < V; v++) u[v] = w[v].step(base, r, j);
 #pragma GCC unroll 6
-        for (int n = 0; n < N; n++) {
-          const ivec four = broadcast(x[n]->q + 16 * half + 4 * j);
+          for (int n = 0; n < N; n++) {
+            const ivec four = broadcast(x(n).q + 16 * half + 4 * j);
 #pragma GCC unroll 4
-          for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
+            for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
+          }
         }
-      }
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) {
-        const vec scale = w[v].scale(run);
+        for (int v = 0; v < V; v++) {
+          const vec scale = w[v].scale(run);
 #pragma GCC unroll 6
-        for (int n = 0; n < N; n++) {
-          const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n]), vec);
-          acc[v][n] += whole * (scale * splat(x[n]->d));
-          if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x[n]->sd);
+          for (int n = 0; n < N; n++) {
+            const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n]), vec);
+            acc[v][n] += whole * (scale * splat(x(n).d));
+            if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x(n).sd);
+          }
         }
+      };
+      if constexpr (Weights::unrolled > 1) {  // r is known to the compiler
+        add(first, 0);
+        if (Weights::halves == 2) add(first + 1, 1);
+      } else {
+#pragma GCC unroll 2
+        for (int half = 0; half < Weights::halves; half++) add(first + half, half);
       }
+      near += sizeof(ActBlock);
+      far += sizeof(ActBlock);
     });
   }
 #pragma GCC unroll 4
