@@ -165,7 +165,10 @@ void score(const KVBlocks& kv, const Tile& tile, int64_t rows, const Room& room)
 void weigh_tile(const Attend& a, const Queries& qs, const Tile& tile, const Room& room) {
   const int64_t group = a.H / a.K, rows = qs.count * group;
   float *keep = room.keep, *largest = room.stretch.largest, *total = room.stretch.total;
-  for (int64_t r = 0; r < rows; r++) keep[r] = largest_seen(room.scores + r * kTile, seen_of(a, qs, r / group, tile));
+  for (int64_t t = 0; t < qs.count; t++) {
+    const Range sees = seen_of(a, qs, t, tile);
+    for (int64_t r = t * group; r < (t + 1) * group; r++) keep[r] = largest_seen(room.scores + r * kTile, sees);
+  }
   for (int64_t r = 0; r < rows; r += W) {
     const vec before = load(largest + r), top = max(load(keep + r), before);
     store(largest + r, top);
