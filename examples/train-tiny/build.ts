@@ -1,7 +1,7 @@
 // Builds the data of the tiny model: `node --import ../../scripts/ts.mjs build.ts [--tune] [--more] [--texts] [FOLDER]`, here
 // or with a path. Everything is made again to the same bytes. --texts ends when the texts are made, which is all that
 // bench/distil.ts and bench/muon.ts learn from. --tune leaves EmojiOne's drawings out, to compare recipes by; the run
-// that ships learns from them too. --more makes what run-5.json to run-7.json learn from besides. Test files are written, and
+// that ships learns from them too. --more makes what run-7.json and run-8.json learn from besides. Test files are written, and
 // are for the end.
 
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -308,6 +308,7 @@ const tasks = {
     place: ask.place,
   },
   ...{ same: ask.same, which: ask.which, clip: ask.clip, translate: ask.translate, flag: ask.flag },
+  ...{ side: ask.sideOfIt, is: ask.isIt },
 };
 const shares: Readonly<Record<keyof typeof tasks, number>> = {
   name: 27,
@@ -321,6 +322,8 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
   clip: 7,
   translate: 2,
   flag: 9,
+  side: 0, // in `aloud`
+  is: 0,
 };
 
 {
@@ -344,16 +347,13 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
 // Several questions about the same pictures, for what one of each did not teach; the easiest of them apart.
 const often = (n: number, task: typeof ask.places) => Array.from({ length: n }, () => task);
 const sights = [
-  ["sights.easy", 8000, [...often(2, ask.isIt), ...often(3, ask.whichOfTwo), ask.inOrder]],
+  ["sights", 40_000, [...often(9, ask.places), ...often(2, ask.inOrder), ...often(3, ask.about), ask.countShapes]],
+  ["small", 30_000, [ask.nameSmall]],
   [
-    "sights",
+    "aloud",
     40_000,
-    [
-      ...[...often(9, ask.places), ...often(5, ask.whichOfSeveral), ...often(2, ask.inOrder), ...often(2, ask.isIt)],
-      ...[...often(3, ask.about), ask.countShapes],
-    ],
+    [...often(3, ask.whichIsWhere), ...often(2, ask.same), ...often(3, ask.sideOfIt), ...often(2, ask.isIt)],
   ],
-  ["matches", 30_000, [...often(3, ask.yesOrNo), ask.captioned, ask.whichOfTwo]],
 ] as const;
 for (const [name, count, mix] of hasMore ? sights : []) {
   const [d, writer] = [new Draw(name), new Writer(name)];

@@ -17,12 +17,16 @@ interface Share {
   readonly high: number;
 }
 
-interface Answers {
+interface Judged {
   readonly right: Share;
-  readonly beginsRight: Share;
   readonly withoutPictures?: Share;
-  readonly top?: Share;
   readonly commonest: number;
+}
+
+interface Answers extends Judged {
+  /** Whatever was said before the colon. */
+  readonly concluded: Judged;
+  readonly top?: Share;
   readonly bitsPerByte: number;
 }
 
@@ -44,7 +48,8 @@ interface Evaluation {
 
 const texts = ["prose.test", "wordnet.test", "stories.test"];
 /** Scenes never seen, of designers that were; questions never asked. */
-const compared = ["chat", "needle", ...["name", "group", "ground", "shape", "count", "place", "same", "which", "clip"]]
+const compared = ["chat", "needle", ...["name", "group", "ground", "shape", "count", "place"]]
+  .concat("side", "is", "same", "which", "clip")
   .map((name) => (name === "chat" || name === "needle" ? `${name}.val` : `pictures.${name}.val`))
   .concat("pictures.translate.val", "pictures.flag.val");
 const forTheEnd = [
@@ -113,12 +118,13 @@ const of = (name: string) => evaluation.answers[`data/${name}.jsonl`]!;
 const bits = (name: string) => evaluation.texts.files[`data/${name}.jsonl`]!;
 
 /** A line of the table: what, what was expected, what is, with grey pictures, the commonest answer, how many. */
-function row(what: string, expected: string, name: string, by: "right" | "beginsRight" | "top" = "right"): string[] {
-  const found = of(name);
-  const share = found[by];
+function row(what: string, expected: string, name: string, by: "whole" | "concluded" | "top" = "whole"): string[] {
+  const found = by === "concluded" ? of(name).concluded : of(name);
+  const share = by === "top" ? of(name).top : found?.right;
   if (!share) throw new Error(`evaluation.json has no ${by} of ${name}: it is of an older run; remove it`);
-  const grey = by === "right" && found.withoutPictures ? percent(found.withoutPictures.share) : "";
-  return [what, expected, interval(share), grey, by === "right" ? percent(found.commonest) : "", String(share.of)];
+  if (by === "top") return [what, expected, interval(share), "", "", String(share.of)];
+  const grey = found.withoutPictures ? percent(found.withoutPictures.share) : "";
+  return [what, expected, interval(share), grey, percent(found.commonest), String(share.of)];
 }
 
 const table = (rows: readonly (readonly string[])[]) => {
@@ -141,10 +147,12 @@ const pictures = [
   row("how many, one to five", "85 %", "pictures.count.val"),
   row("colour of the background", "90 %", "pictures.ground.val"),
   row("shape, and its colour", "90 %", "pictures.shape.val"),
-  row("what is left, right, above, below; which two", "90 %", "pictures.place.val"),
-  row("two pictures: the same or not (first word)", "85 %", "pictures.same.val", "beginsRight"),
-  row("two pictures: the same or not, with the names", "", "pictures.same.val"),
-  row("two to four pictures: which of them", "", "pictures.which.val"),
+  row("of two things, on which side the one asked for is", "90 %", "pictures.side.val", "concluded"),
+  row("what is left, right, above, below; which two", "", "pictures.place.val"),
+  row("whether it is what the question names", "", "pictures.is.val", "concluded"),
+  row("two pictures: the same or not", "85 %", "pictures.same.val", "concluded"),
+  row("… with both names", "", "pictures.same.val"),
+  row("two to four pictures: which of them", "", "pictures.which.val", "concluded"),
   row("clips of three to five frames: what happens", "", "pictures.clip.val"),
   row("name in another language", "", "pictures.translate.val"),
   row("flags: country, capital, continent; new scenes", "", "pictures.flag.val"),

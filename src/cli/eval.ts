@@ -4,7 +4,7 @@ import { setMaxListeners } from "node:events";
 import type { Command } from "commander";
 import type { FileSource } from "../checkpoint/source.ts";
 import { uniform } from "../engine/random.ts";
-import { beginsRight, commonestShare, isRight, type Share, shareOf } from "../eval/answers.ts";
+import { commonestShare, conclusion, isRight, type Share, shareOf } from "../eval/answers.ts";
 import { Likelihood, logProbability, windows } from "../eval/likelihood.ts";
 import { hide, type Line, says } from "../eval/needle.ts";
 import type { Llama4, Message } from "../index.ts";
@@ -152,9 +152,11 @@ function textOf(record: unknown, { name }: Documents, i: number): string {
 interface Verdict {
   readonly accepted: readonly string[];
   readonly isRight: boolean;
-  readonly beginsRight: boolean;
+  /** Whatever it says before it. */
+  readonly concludesRight: boolean;
   /** With grey in place of pictures; undefined where there are none. */
   readonly isRightBlind?: boolean;
+  readonly concludesRightBlind?: boolean;
   readonly isAmongTop?: boolean;
 }
 
@@ -184,9 +186,9 @@ async function answers(session: Session, paths: readonly string[], options: Answ
       bar.stop();
     }
     const rows = Object.entries(found).map(
-      ([path, { right, beginsRight, withoutPictures, top, commonest, bitsPerByte }]) => [
+      ([path, { right, concluded, withoutPictures, top, commonest, bitsPerByte }]) => [
         ...[path, percent(right), `${percentOf(right.low)} to ${percentOf(right.high)}`],
-        ...[withoutPictures ? percent(withoutPictures) : "", percentOf(commonest), percent(beginsRight)],
+        ...[withoutPictures ? percent(withoutPictures) : "", percentOf(commonest), percent(concluded.right)],
         ...(options.top > 1 ? [top ? percent(top) : ""] : []),
         ...[bitsPerByte.toFixed(3), right.of],
       ],
@@ -194,7 +196,7 @@ async function answers(session: Session, paths: readonly string[], options: Answ
     const top = options.top > 1 ? [`of ${options.top}`] : [];
     return answerOf(
       { what: "answers", model: model.info.path, top: options.top, files: found },
-      [["", "right", "95 %", "grey", "commonest", "first word", ...top, "bits/byte", "asked"], ...rows],
+      [["", "right", "95 %", "grey", "commonest", "concluded", ...top, "bits/byte", "asked"], ...rows],
       await loadsOf(model),
     );
   });
@@ -219,13 +221,16 @@ async function judged(documents: Documents, i: number, judge: Judge): Promise<Ve
   const question = await questionOf(documents, i, "shown");
   const { accepted, answer, nPictures } = question;
   const said = await say(question);
-  const verdict = { accepted, isRight: isRight(said, accepted), beginsRight: beginsRight(said, accepted) };
+  const concludesRight = (text: string) => isRight(conclusion(text), accepted.map(conclusion));
+  const verdict = { accepted, isRight: isRight(said, accepted), concludesRight: concludesRight(said) };
   const asked = { messages: question.messages };
   const tokens = await tokensOfAnswer(answer, judge);
   const [own] = await model.likeliest(asked, [tokens], { signal });
   likelihood.add(-own!.logprob, tokens.length, Buffer.byteLength(answer));
-  const blind = nPictures > 0 && {
-    isRightBlind: isRight(await say(await questionOf(documents, i, "grey")), accepted),
+  const saidBlind = nPictures > 0 ? await say(await questionOf(documents, i, "grey")) : undefined;
+  const blind = saidBlind !== undefined && {
+    isRightBlind: isRight(saidBlind, accepted),
+    concludesRightBlind: concludesRight(saidBlind),
   };
   if (candidates.length === 0) return { ...verdict, ...blind };
   const tokensOf = candidates.map(({ tokens }) => tokens);
@@ -272,13 +277,17 @@ async function tokensOfAnswer(answer: string, { model, signal }: Pick<Judge, "mo
 }
 
 function summaryOf(verdicts: readonly Verdict[], likelihood: Likelihood) {
-  const of = (key: "isRightBlind" | "isAmongTop"): Share | undefined => {
+  const of = (key: "isRightBlind" | "concludesRightBlind" | "isAmongTop"): Share | undefined => {
     const known = verdicts.flatMap(({ [key]: verdict }) => (verdict === undefined ? [] : [verdict]));
     return known.length > 0 ? shareOf(known) : undefined;
   };
   return {
     right: shareOf(verdicts.map(({ isRight }) => isRight)),
-    beginsRight: shareOf(verdicts.map(({ beginsRight }) => beginsRight)),
+    concluded: {
+      right: shareOf(verdicts.map(({ concludesRight }) => concludesRight)),
+      withoutPictures: of("concludesRightBlind"),
+      commonest: commonestShare(verdicts.map(({ accepted }) => accepted.map(conclusion))),
+    },
     withoutPictures: of("isRightBlind"),
     top: of("isAmongTop"),
     commonest: commonestShare(verdicts.map(({ accepted }) => accepted)),

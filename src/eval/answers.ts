@@ -21,11 +21,8 @@ export function isRight(said: string, accepted: readonly string[]): boolean {
   return accepted.some((answer) => normalised(answer) === words);
 }
 
-/** Whether it begins with the same word: a yes or no, whatever follows. */
-export function beginsRight(said: string, accepted: readonly string[]): boolean {
-  const first = (text: string) => normalised(text).split(" ")[0];
-  return accepted.some((answer) => first(answer) === first(said));
-}
+/** What an answer comes to: "the second" of "A dog and a lion: the second."; all of it where there is no colon. */
+export const conclusion = (answer: string) => answer.slice(answer.lastIndexOf(":") + 1);
 
 /** How many of some were right, and where the true share lies with 95 % confidence (Wilson 1927). */
 export interface Share {

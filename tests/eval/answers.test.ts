@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { beginsRight, commonestShare, isRight, normalised, shareOf } from "../../src/eval/answers.ts";
+import { commonestShare, conclusion, isRight, normalised, shareOf } from "../../src/eval/answers.ts";
 
 describe("an answer", () => {
   it("is compared without case, punctuation, articles and spaces", () => {
@@ -19,9 +19,9 @@ describe("an answer", () => {
     expect(["lion and owl", "sea lion", ""].some((said) => isRight(said, accepted))).toBe(false);
   });
 
-  it("begins right where its first word is", () => {
-    expect(beginsRight("No, an owl.", ["No, the first shows a lion."])).toBe(true);
-    expect(beginsRight("Yes.", ["No, the first shows a lion."])).toBe(false);
+  it("comes to what stands behind its last colon, or to all of it", () => {
+    expect(normalised(conclusion("At 3:15 a dog and a lion: the second."))).toBe("second");
+    expect(conclusion("A lion.")).toBe("A lion.");
   });
 });
 
