@@ -192,47 +192,55 @@ export const count: Ask = (d, w) => {
   };
 };
 
-/** Two things, beside or above each other. */
+/** Two things, small, beside or above each other. */
+function twoThings(d: Draw, w: World, shown: readonly Concept[], isBeside: boolean): Scene {
+  const scene = new Scene(ground(d), d);
+  for (const [i, concept] of shown.entries()) {
+    const along = side * (i === 0 ? 0.27 : 0.73);
+    const [x, y] = isBeside ? [along, side / 2] : [side / 2, along];
+    scene.put(spriteOf(d, concept, w), x, y, side * (0.4 + 0.08 * d.number()));
+  }
+  return scene;
+}
+const sides = (isBeside: boolean) => (isBeside ? ["on the left", "on the right"] : ["at the top", "at the bottom"]);
+
+/** What is where, or which two. */
 export const place: Ask = (d, w) => {
-  const [a, b] = d.several(w.concepts, 2) as [Concept, Concept];
-  const beside = d.chance(0.5);
-  const [near, far] = [side * 0.27, side * 0.73];
-  const [x, y] = beside
-    ? [
-        [near, far],
-        [side / 2, side / 2],
-      ]
-    : [
-        [side / 2, side / 2],
-        [near, far],
-      ];
-  const size = () => side * (0.4 + 0.08 * d.number());
-  const scene = new Scene(ground(d), d)
-    .put(spriteOf(d, a, w), x![0]!, y![0]!, size())
-    .put(spriteOf(d, b, w), x![1]!, y![1]!, size());
-  const [first, second] = beside ? ["on the left", "on the right"] : ["at the top", "at the bottom"];
-  const [where, answer] = d.chance(0.5) ? [first, a] : [second, b];
+  const shown = d.several(w.concepts, 2) as [Concept, Concept];
+  const isBeside = d.chance(0.5);
+  const scene = twoThings(d, w, shown, isBeside);
+  const at = d.chance(0.5) ? 0 : 1;
+  const where = sides(isBeside)[at]!;
   if (d.chance(0.35))
     return {
       content: [picture(scene), d.of(["What do you see?", "Which two things are there?"])],
-      answer: `${capital(named(a.label))} and ${named(b.label)}.`,
+      answer: `${namesIn(shown)}.`,
     };
   return {
     content: [picture(scene), d.of([`What is ${where}?`, `What do you see ${where}?`])],
-    answer: `${capital(named(answer.label))}.`,
+    answer: answerOf(shown[at]!),
   };
 };
 
-const namesIn = (shown: readonly Concept[]) => {
-  const names = shown.map(({ label }) => named(label));
-  return capital(names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)}` : names[0]!);
-};
+const listed = (items: readonly string[]) =>
+  capital(items.length > 1 ? `${items.slice(0, -1).join(", ")} and ${items.at(-1)}` : items[0]!);
+const namesIn = (shown: readonly Concept[]) => listed(shown.map(({ label }) => named(label)));
 
 /**
- * "A dog and a lion: the second." What is seen is said before what follows from it, which is then found among words. Asked for
- * the verdict alone, the model guessed: in two million tokens it had not learnt to look for a word in pictures.
+ * "A dog and a lion: no." What is seen is said before what follows from it, which is then found among words (after Nye et al.
+ * 2021, arXiv:2112.00114). Asked for the verdict alone, the model guessed: in two million tokens it had not learnt to look for a
+ * word in pictures.
  */
 const saidOf = (shown: readonly Concept[], verdict: string) => `${namesIn(shown)}: ${verdict}.`;
+
+/**
+ * "A dog on the left and a lion on the right: a lion on the right." What is asked for is said once more, so that what
+ * stood behind it comes again, as in a list that is looked up. Of "A dog and a lion: on the right." the verdict was guessed still.
+ */
+const foundAmong = (shown: readonly Concept[], wheres: readonly string[], at: number) => {
+  const items = shown.map(({ label }, i) => `${named(label)} ${wheres[i]}`);
+  return `${listed(items)}: ${items[at]}.`;
+};
 
 /** Two pictures: of the same thing, or not. */
 export const same: Ask = (d, w) => {
@@ -256,7 +264,7 @@ export const which: Ask = (d, w) => {
   const question = d.of([`Which picture shows ${named(shown[at]!.label)}?`, `Where is the ${shown[at]!.label}?`]);
   return {
     content: [...shown.map((concept) => picture(alone(d, spriteOf(d, concept, w)))), question],
-    answer: saidOf(shown, `the ${ordinals[at]}`),
+    answer: foundAmong(shown, ordinals, at),
   };
 };
 
@@ -334,6 +342,43 @@ export const flag: Ask = (d, w) => {
   return { content: [picture(scene), asked[0]], answer: `${asked[1]}.` };
 };
 
+/** Whether it is what the question names; half of the wrong names are of its kind. */
+export const isIt: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const kin = w.concepts.filter((other) => other.group === concept.group && other !== concept);
+  const other = kin.length > 0 && d.chance(0.5) ? d.of(kin) : d.of(w.concepts);
+  const asked = d.chance(0.5) ? concept : other;
+  return {
+    content: [
+      picture(alone(d, spriteOf(d, concept, w))),
+      d.of([`Is this ${named(asked.label)}?`, `Do you see ${named(asked.label)}?`]),
+    ],
+    answer: saidOf([concept], asked === concept ? "yes" : "no"),
+  };
+};
+
+/** Two things, and on which side one of them is. */
+export const sideOfIt: Ask = (d, w) => {
+  const shown = d.several(w.concepts, 2) as [Concept, Concept];
+  const isBeside = d.chance(0.5);
+  const scene = twoThings(d, w, shown, isBeside);
+  const at = d.whole(0, 1);
+  const { label } = shown[at]!;
+  const question = isBeside
+    ? d.of([`Is the ${label} on the left or on the right?`, `On which side is the ${label}?`])
+    : d.of([`Is the ${label} at the top or at the bottom?`, `Is the ${label} above or below?`]);
+  return { content: [picture(scene), question], answer: foundAmong(shown, sides(isBeside), at) };
+};
+
+/** A thing alone, half as large as otherwise, anywhere. */
+export const nameSmall: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const size = side * (0.36 + 0.2 * d.number());
+  const anywhere = () => size / 2 + (side - size) * d.number();
+  const scene = new Scene(ground(d), d).put(spriteOf(d, concept, w), anywhere(), anywhere(), size);
+  return { content: [picture(scene), d.of(nameQuestions)], answer: answerOf(concept) };
+};
+
 // ---- several questions about the same pictures ----
 //
 // What evaluation asks, closer together: a picture that is there is asked about again, and every answer is learnt from.
@@ -390,10 +435,10 @@ export const places: Ask = (d, w) => {
 export const whichIsWhere: Ask = (d, w) => {
   const shown = d.several(w.concepts, d.whole(2, 4));
   const turns = d.several(shown, shown.length).map((concept, turn) => {
-    const at = `the ${ordinals[shown.indexOf(concept)]}`;
+    const at = shown.indexOf(concept);
     return {
       question: d.of([`Which picture shows ${named(concept.label)}?`, `Where is the ${concept.label}?`]),
-      answer: turn === 0 ? saidOf(shown, at) : `${capital(at)}.`,
+      answer: turn === 0 ? foundAmong(shown, ordinals, at) : `${capital(named(concept.label))} ${ordinals[at]}.`,
     };
   });
   return asking(
@@ -414,49 +459,6 @@ export const inOrder: Ask = (d, w) => {
     answer: answerOf(concept),
   }));
   return asking(pictures, d.several(turns, turns.length));
-};
-
-/** Whether it is what the question names; half of the wrong names are of its kind. */
-export const isIt: Ask = (d, w) => {
-  const concept = d.of(w.concepts);
-  const kin = w.concepts.filter((other) => other.group === concept.group && other !== concept);
-  const other = kin.length > 0 && d.chance(0.5) ? d.of(kin) : d.of(w.concepts);
-  const asked = d.chance(0.5) ? concept : other;
-  return {
-    content: [
-      picture(alone(d, spriteOf(d, concept, w))),
-      d.of([`Is this ${named(asked.label)}?`, `Do you see ${named(asked.label)}?`]),
-    ],
-    answer: saidOf([concept], asked === concept ? "yes" : "no"),
-  };
-};
-
-/** Two things beside or above each other, and on which side one of them is. */
-export const sideOfIt: Ask = (d, w) => {
-  const shown = d.several(w.concepts, 2) as [Concept, Concept];
-  const isBeside = d.chance(0.5);
-  const scene = new Scene(ground(d), d);
-  for (const [i, concept] of shown.entries()) {
-    const along = side * (i === 0 ? 0.27 : 0.73);
-    const [x, y] = isBeside ? [along, side / 2] : [side / 2, along];
-    scene.put(spriteOf(d, concept, w), x, y, side * (0.4 + 0.08 * d.number()));
-  }
-  const at = d.whole(0, 1);
-  const { label } = shown[at]!;
-  const question = isBeside
-    ? d.of([`Is the ${label} on the left or on the right?`, `On which side is the ${label}?`])
-    : d.of([`Is the ${label} at the top or at the bottom?`, `Is the ${label} above or below?`]);
-  const where = isBeside ? ["on the left", "on the right"] : ["at the top", "at the bottom"];
-  return { content: [picture(scene), question], answer: saidOf(shown, where[at]!) };
-};
-
-/** A thing alone, half as large as otherwise, anywhere. */
-export const nameSmall: Ask = (d, w) => {
-  const concept = d.of(w.concepts);
-  const size = side * (0.36 + 0.2 * d.number());
-  const anywhere = () => size / 2 + (side - size) * d.number();
-  const scene = new Scene(ground(d), d).put(spriteOf(d, concept, w), anywhere(), anywhere(), size);
-  return { content: [picture(scene), d.of(nameQuestions)], answer: answerOf(concept) };
 };
 
 /** A thing alone: its name, its kind and its ground. */

@@ -4,7 +4,7 @@ import { setMaxListeners } from "node:events";
 import type { Command } from "commander";
 import type { FileSource } from "../checkpoint/source.ts";
 import { uniform } from "../engine/random.ts";
-import { commonestShare, conclusion, isRight, type Share, shareOf } from "../eval/answers.ts";
+import { commonestShare, finalAnswer, isRight, type Share, shareOf } from "../eval/answers.ts";
 import { Likelihood, logProbability, windows } from "../eval/likelihood.ts";
 import { hide, type Line, says } from "../eval/needle.ts";
 import type { Llama4, Message } from "../index.ts";
@@ -66,7 +66,8 @@ export function evalCommand(program: Command, run: Run): void {
     .addHelpText(
       "after",
       "\nA file has a chat on each line, whose last message is the answer; others that are right may stand beside it in " +
-        '"accepted".\nThe likeliest tokens are said. Case, punctuation and articles do not count.',
+        '"accepted".\nThe likeliest tokens are said. Case, punctuation and articles do not count. "final" compares only what stands behind ' +
+        "the last colon:\nan answer may say first what it rests on.",
     )
     .action(run((session, paths: string[], options: AnswersOptions) => answers(session, paths, options)));
   withModel(
@@ -152,11 +153,11 @@ function textOf(record: unknown, { name }: Documents, i: number): string {
 interface Verdict {
   readonly accepted: readonly string[];
   readonly isRight: boolean;
-  /** Whatever it says before it. */
-  readonly concludesRight: boolean;
+  /** Whether its final answer is, whatever it says before it. */
+  readonly endsRight: boolean;
   /** With grey in place of pictures; undefined where there are none. */
   readonly isRightBlind?: boolean;
-  readonly concludesRightBlind?: boolean;
+  readonly endsRightBlind?: boolean;
   readonly isAmongTop?: boolean;
 }
 
@@ -185,18 +186,16 @@ async function answers(session: Session, paths: readonly string[], options: Answ
     } finally {
       bar.stop();
     }
-    const rows = Object.entries(found).map(
-      ([path, { right, concluded, withoutPictures, top, commonest, bitsPerByte }]) => [
-        ...[path, percent(right), `${percentOf(right.low)} to ${percentOf(right.high)}`],
-        ...[withoutPictures ? percent(withoutPictures) : "", percentOf(commonest), percent(concluded.right)],
-        ...(options.top > 1 ? [top ? percent(top) : ""] : []),
-        ...[bitsPerByte.toFixed(3), right.of],
-      ],
-    );
+    const rows = Object.entries(found).map(([path, { right, final, withoutPictures, top, commonest, bitsPerByte }]) => [
+      ...[path, percent(right), `${percentOf(right.low)} to ${percentOf(right.high)}`],
+      ...[withoutPictures ? percent(withoutPictures) : "", percentOf(commonest), percent(final.right)],
+      ...(options.top > 1 ? [top ? percent(top) : ""] : []),
+      ...[bitsPerByte.toFixed(3), right.of],
+    ]);
     const top = options.top > 1 ? [`of ${options.top}`] : [];
     return answerOf(
       { what: "answers", model: model.info.path, top: options.top, files: found },
-      [["", "right", "95 %", "grey", "commonest", "concluded", ...top, "bits/byte", "asked"], ...rows],
+      [["", "right", "95 %", "grey", "commonest", "final", ...top, "bits/byte", "asked"], ...rows],
       await loadsOf(model),
     );
   });
@@ -221,8 +220,8 @@ async function judged(documents: Documents, i: number, judge: Judge): Promise<Ve
   const question = await questionOf(documents, i, "shown");
   const { accepted, answer, nPictures } = question;
   const said = await say(question);
-  const concludesRight = (text: string) => isRight(conclusion(text), accepted.map(conclusion));
-  const verdict = { accepted, isRight: isRight(said, accepted), concludesRight: concludesRight(said) };
+  const endsRight = (text: string) => isRight(finalAnswer(text), accepted.map(finalAnswer));
+  const verdict = { accepted, isRight: isRight(said, accepted), endsRight: endsRight(said) };
   const asked = { messages: question.messages };
   const tokens = await tokensOfAnswer(answer, judge);
   const [own] = await model.likeliest(asked, [tokens], { signal });
@@ -230,7 +229,7 @@ async function judged(documents: Documents, i: number, judge: Judge): Promise<Ve
   const saidBlind = nPictures > 0 ? await say(await questionOf(documents, i, "grey")) : undefined;
   const blind = saidBlind !== undefined && {
     isRightBlind: isRight(saidBlind, accepted),
-    concludesRightBlind: concludesRight(saidBlind),
+    endsRightBlind: endsRight(saidBlind),
   };
   if (candidates.length === 0) return { ...verdict, ...blind };
   const tokensOf = candidates.map(({ tokens }) => tokens);
@@ -277,16 +276,16 @@ async function tokensOfAnswer(answer: string, { model, signal }: Pick<Judge, "mo
 }
 
 function summaryOf(verdicts: readonly Verdict[], likelihood: Likelihood) {
-  const of = (key: "isRightBlind" | "concludesRightBlind" | "isAmongTop"): Share | undefined => {
+  const of = (key: "isRightBlind" | "endsRightBlind" | "isAmongTop"): Share | undefined => {
     const known = verdicts.flatMap(({ [key]: verdict }) => (verdict === undefined ? [] : [verdict]));
     return known.length > 0 ? shareOf(known) : undefined;
   };
   return {
     right: shareOf(verdicts.map(({ isRight }) => isRight)),
-    concluded: {
-      right: shareOf(verdicts.map(({ concludesRight }) => concludesRight)),
-      withoutPictures: of("concludesRightBlind"),
-      commonest: commonestShare(verdicts.map(({ accepted }) => accepted.map(conclusion))),
+    final: {
+      right: shareOf(verdicts.map(({ endsRight }) => endsRight)),
+      withoutPictures: of("endsRightBlind"),
+      commonest: commonestShare(verdicts.map(({ accepted }) => accepted.map(finalAnswer))),
     },
     withoutPictures: of("isRightBlind"),
     top: of("isAmongTop"),

@@ -21,8 +21,11 @@ export function isRight(said: string, accepted: readonly string[]): boolean {
   return accepted.some((answer) => normalised(answer) === words);
 }
 
-/** What an answer comes to: "the second" of "A dog and a lion: the second."; all of it where there is no colon. */
-export const conclusion = (answer: string) => answer.slice(answer.lastIndexOf(":") + 1);
+/** The final answer of one that says first what it rests on: "no" of "A dog and a lion: no."; all of it where nothing stands behind a colon. */
+export function finalAnswer(answer: string): string {
+  const final = answer.slice(answer.lastIndexOf(":") + 1);
+  return normalised(final) === "" ? answer : final;
+}
 
 /** How many of some were right, and where the true share lies with 95 % confidence (Wilson 1927). */
 export interface Share {

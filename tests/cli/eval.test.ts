@@ -121,11 +121,13 @@ describe("eval answers", () => {
       chat(question, said),
       chat(question, "Something else.", [said]),
       chat(question, "Something else."),
+      chat(question, `It is seen: ${said}`),
     ]);
     const found = await figures("answers", file, "--model", model, "--max-tokens", "12");
-    expect(found["right"]).toMatchObject({ right: 2, of: 3 });
+    expect(found["right"]).toMatchObject({ right: 2, of: 4 });
+    expect(found["final"]).toMatchObject({ right: { right: 3, of: 4 }, commonest: 3 / 4 });
     expect(found["withoutPictures"]).toBeUndefined();
-    expect(found["commonest"]).toBeCloseTo(2 / 3, 12);
+    expect(found["commonest"]).toBeCloseTo(1 / 2, 12);
   });
 
   it("costs an answer as the logits of the whole chat do, its end included", async () => {
@@ -164,6 +166,7 @@ describe("eval answers", () => {
     );
     const found = await figures("answers", file, "--model", seeing, "--max-tokens", "4");
     expect(found).toMatchObject({ right: { of: 3 }, withoutPictures: { of: 2 } });
+    expect(found["final"]).toMatchObject({ right: { of: 3 }, withoutPictures: { of: 2 } });
   });
 
   it("refuses what is no question by its line, and pictures without tiles", async () => {

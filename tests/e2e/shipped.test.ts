@@ -82,6 +82,28 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
       expect(await says(await drawn(shape, "#2d69d7", "#fafaf8"), "What shape is this?")).toBe(name);
   });
 
+  it("says what it sees, and what follows from it: whether two are the same, which is asked for, on which side it is", async () => {
+    const sample = (name: string) => readFileSync(join(import.meta.dirname, `../../web/public/samples/${name}.svg`));
+    const side = 96;
+    const [fish, apple] = await Promise.all(
+      ["fish", "apple"].map((name) =>
+        sharp(sample(name)).resize(side, side).flatten({ background: "#fafaf8" }).png().toBuffer(),
+      ),
+    );
+    expect(await says(fish!, apple!, "Are these the same?")).toMatch(/: no\.$/);
+    expect(await says(fish!, fish!, "Are these the same?")).toMatch(/: yes\.$/);
+    expect(await says(fish!, apple!, "Which picture shows a red apple?")).toMatch(/: a red apple second\.$/);
+    expect(await says(apple!, fish!, "Which picture shows a red apple?")).toMatch(/: a red apple first\.$/);
+    const beside = (left: Buffer, right: Buffer) =>
+      sharp({ create: { width: 2 * side, height: 2 * side, channels: 3, background: "#fafaf8" } })
+        .composite([left, right].map((input, i) => ({ input, left: i * side, top: side / 2 })))
+        .png()
+        .toBuffer();
+    const asked = "Is the red apple on the left or on the right?";
+    expect(await says(await beside(apple!, fish!), asked)).toMatch(/: a red apple on the left\.$/);
+    expect(await says(await beside(fish!, apple!), asked)).toMatch(/: a red apple on the right\.$/);
+  });
+
   /** Of 24 texts of so many lines, those whose number it finds, at depths from the beginning to the end. */
   async function found(nLines: number): Promise<number> {
     const kinds = ["bread", "a bridge", "a cloud", "coal", "a drum", "a fence", "glass", "a hammer", "ice", "a jar"];

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { commonestShare, conclusion, isRight, normalised, shareOf } from "../../src/eval/answers.ts";
+import { commonestShare, finalAnswer, isRight, normalised, shareOf } from "../../src/eval/answers.ts";
 
 describe("an answer", () => {
   it("is compared without case, punctuation, articles and spaces", () => {
@@ -19,9 +19,10 @@ describe("an answer", () => {
     expect(["lion and owl", "sea lion", ""].some((said) => isRight(said, accepted))).toBe(false);
   });
 
-  it("comes to what stands behind its last colon, or to all of it", () => {
-    expect(normalised(conclusion("At 3:15 a dog and a lion: the second."))).toBe("second");
-    expect(conclusion("A lion.")).toBe("A lion.");
+  it("ends with what stands behind its last colon, or with all of it", () => {
+    expect(normalised(finalAnswer("At 3:15 a dog and a lion: no."))).toBe("no");
+    expect(finalAnswer("A lion.")).toBe("A lion.");
+    expect(finalAnswer("As follows:")).toBe("As follows:");
   });
 });
 
