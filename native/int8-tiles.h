@@ -57,13 +57,12 @@ template <int Type, int Runs>
 void multiply_runs(const Unpacked<Type> (&w)[2], int64_t run, const Planes& x, int64_t block, int64_t t, int64_t n, bool fresh,
                    float* y) {
   using F = Format<Type>;
-  constexpr int64_t per_block = 32 / (4 * F::steps);  // runs of a block of x
   constexpr int64_t run_bytes = F::steps * 4 * W;
   alignas(64) ivec whole[Runs][2][2][16];             // [run][16 rows of x][W rows of weights][row of x]
   const bool both = n > 16;
 #pragma GCC unroll 4
   for (int k = 0; k < Runs; k++) {
-    const int8_t* q = x.q + ((block + (run + k) / per_block) * x.apart + t) * 32 + (run + k) % per_block * 4 * F::steps;
+    const int8_t* q = x.q + ((block + (run + k) / F::runs_of_x) * x.apart + t) * 32 + (run + k) % F::runs_of_x * 4 * F::steps;
     load_tile<4>(q, 32);
     load_tile<6>(w[0].integers + (run + k) * run_bytes, 4 * W);
     zero_tile<0>();
@@ -85,7 +84,7 @@ void multiply_runs(const Unpacked<Type> (&w)[2], int64_t run, const Planes& x, i
   int64_t at[Runs];  // of a row's scale
 #pragma GCC unroll 4
   for (int k = 0; k < Runs; k++) {
-    at[k] = (block + (run + k) / per_block) * x.apart + t;
+    at[k] = (block + (run + k) / F::runs_of_x) * x.apart + t;
     for (int v = 0; v < 2; v++) {
       scale[k][v] = load(w[v].scales + (run + k) * W);
       if (F::minima) min[k][v] = load(w[v].mins + (run + k) * W);

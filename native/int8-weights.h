@@ -36,8 +36,9 @@ struct Format {
   static constexpr Fields fields = fields_of(Type);
   static constexpr int block = block_of(Type).elements;
   static constexpr int steps = Type == kQ6_K ? 4 : 8;  // of four elements, in a run
-  static constexpr int runs = block / (4 * steps), halves = 8 / steps;
-  static constexpr int pieces = runs / halves;  // of 32 elements, which are a block of x, in one run or two halves
+  static constexpr int runs = block / (4 * steps);
+  static constexpr int runs_of_x = 8 / steps;  // that share a block of x: two halves of it in q6_k
+  static constexpr int blocks_of_x = runs / runs_of_x;
   static constexpr bool minima = Type == kQ4_K || Type == kQ5_K;
 #if defined(__AVX512VNNI__) || !defined(__AVX2__)
   static constexpr bool is_signed = false, narrow = false;
@@ -55,7 +56,8 @@ struct Format {
 template <int Type>
 struct Packed : Format<Type> {
   using F = Format<Type>;
-  // Runs that share bytes. AVX2 needs their shifts to be constants; with AVX-512 code that is as long as that was slower.
+  // Runs that share bytes. AVX2 needs their shifts to be constants; with AVX-512 products whose code is as long as that were
+  // slower (fill() has constants everywhere).
   static constexpr int shared = Type == kQ6_K ? 8 : F::minima ? 2 : 1, unrolled = W == 8 ? shared : 1;
   // A scale for each 32 and AVX-512: taking integers apart again for every few tokens costs less than to keep them apart.
   static constexpr bool in_place = W == kGroup && F::runs == 1;
@@ -113,8 +115,8 @@ struct Packed : Format<Type> {
   // The first rows of a group ask for all 16: they share lines.
   bool asks() const { return W >= kGroup || lane == 0; }
 
-  // Asks for a run's share of the block ahead: a whole block's lines at once would wait for each other. `half`: of a piece.
-  void ask(int run, int /*half*/) const {
+  // Asks for a run's share of the block ahead: a whole block's lines at once would wait for each other.
+  void ask(int run) const {
     constexpr int lines = F::fields.integers / F::runs;
     if (!asks()) return;
     for (int i = 0; i < lines; i++) ask_for(ahead + 64 * (run * lines + i));
@@ -122,11 +124,12 @@ struct Packed : Format<Type> {
 
   uvec word(int i) const { return words(at + 4 * kGroup * i); }
 
-  // Of run `base` + `r`. If R is `shared`, r < R and base is a multiple of it: shifts are constants where the compiler knows r.
-  uvec step(int base, int r, int j) const { return step_of<unrolled>(base, r, j); }
-  template <int R>
+  // Of run `base` + `r`.
+  uvec step(int base, int r, int j) const { return step_of<unrolled == shared>(base, r, j); }
+  // `constant`: base is a multiple of `shared` and r less, known to the compiler, which makes constants of the shifts.
+  template <bool constant>
   uvec step_of(int base, int r, int j) const {
-    const int of = R == shared ? r : (base + r) % shared, from = base + r - of;
+    const int of = constant ? r : (base + r) % shared, from = base + r - of;
     if constexpr (Type == kQ8_0) return F::is_signed ? word(j) ^ 0x80808080 : word(j);
     else if constexpr (Type == kQ4_0) return (word(j & 3) >> (j & 4)) & 0x0f0f0f0f;
     else if constexpr (Type == kQ4_K) return (word(4 * from + j) >> (4 * of)) & 0x0f0f0f0f;
@@ -150,16 +153,16 @@ inline void each_run(const F& f) {
     for (int r = 0; r < R; r++) f(base, r);
 }
 
-// The same by 32 elements, a block of activations: f(base, the first run).
+// Calls f(base, r) for the first run base + r of each block of x.
 template <typename Weights, typename F>
-inline void each_piece(const F& f) {
-  constexpr int unrolled = Weights::unrolled > Weights::halves ? Weights::unrolled : Weights::halves;
+inline void each_block_of_x(const F& f) {
+  constexpr int unrolled = Weights::unrolled > Weights::runs_of_x ? Weights::unrolled : Weights::runs_of_x;
   for (int base = 0; base < Weights::runs; base += unrolled)
 #pragma GCC unroll 8
-    for (int r = 0; r < unrolled; r += Weights::halves) f(base, r);
+    for (int r = 0; r < unrolled; r += Weights::runs_of_x) f(base, r);
 }
 
-// The same of a chunk that was taken apart.
+// W rows of a packed group, a chunk of columns taken apart.
 template <int Type>
 struct Unpacked : Format<Type> {
   using F = Format<Type>;
@@ -169,7 +172,7 @@ struct Unpacked : Format<Type> {
   int64_t held;   // the first block that is there
   int64_t first;  // run of the block
   const uint8_t *coming, *end;  // the integers that are taken apart next, asked for while these are multiplied:
-  int64_t each;                 // so many lines a piece
+  int64_t each;                 // so many lines a block of x
 
   static constexpr int64_t bytes = kChunk * W + 2 * (kChunk / (4 * F::steps)) * W * 4;
   void open(uint8_t* memory) {
@@ -178,8 +181,9 @@ struct Unpacked : Format<Type> {
     mins = scales + kChunk / (4 * F::steps) * W;
   }
   void begin(int64_t b) { first = (b - held) * F::runs; }
-  void ask(int, int half) {
-    if (half == 0) for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
+  void ask(int run) {
+    if (run % F::runs_of_x != 0) return;
+    for (int64_t i = 0; i < each && coming < end; i++, coming += 64) ask_for(coming);
   }
   uvec step(int base, int r, int j) const { return words(integers + ((first + base + r) * F::steps + j) * 4 * W); }
   vec scale(int run) const { return load(scales + (first + run) * W); }
@@ -193,7 +197,7 @@ struct Unpacked : Format<Type> {
     coming = w.integers + next * w.integer_bytes + (on ? 0 : w.integers_on);
     if (on && count > blocks - next) count = blocks - next;
     end = w.asks() ? coming + count * w.integer_bytes : coming;
-    each = (count * w.integer_bytes / 64 - 1) / (parts * count * F::pieces) + 1;
+    each = (count * w.integer_bytes / 64 - 1) / (parts * count * F::blocks_of_x) + 1;
     if (w.asks())
       for (int64_t i = 0; i < count * w.header_bytes; i += 64) ask_for(headers + i);
   }
@@ -205,12 +209,12 @@ struct Unpacked : Format<Type> {
       each_run<Packed<Type>, Packed<Type>::shared>([&](int base, int r) __attribute__((always_inline)) {
         const int run = base + r;
         const int64_t at = b * F::runs + run;
-        w.ask(run, 0);
+        w.ask(run);
         store(scales + at * W, w.scale(run));
         if (F::minima) store(mins + at * W, w.min(run));
 #pragma GCC unroll 8
         for (int j = 0; j < F::steps; j++) {
-          uvec u = w.template step_of<Packed<Type>::shared>(base, r, j);
+          uvec u = w.template step_of<true>(base, r, j);
 #if defined(__AMX_TILE__)
           if (F::shift >= 0) u = (uvec)_mm512_sub_epi8((__m512i)u, _mm512_set1_epi8(char(1 << (F::shift & 31))));  // signed
 #endif

@@ -27,8 +27,6 @@ constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of th
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
-// With AVX2 there are so few tokens that a pointer for each finds a register.
-constexpr bool kPointers = W == 8;
 // With AVX2 and more tokens than that, their activations are in no near cache, and are asked for a part ahead.
 constexpr int64_t kNearTokens = W == 8 ? 128 : kMostTokens;
 
@@ -54,7 +52,7 @@ inline ivec start(const ActBlock& x, int half) {
   constexpr int shift = F::shift & 31;
   const ivec minus = broadcast(F::steps == 8 ? &x.minus : x.minus_halves + half);
 #if defined(__AVX512F__)
-  return (ivec)_mm512_slli_epi32((__m512i)minus, shift);
+  return (ivec)_mm512_slli_epi32((__m512i)minus, shift);  // `<<` GCC would shift before it broadcasts, from another register
 #elif defined(__AVX2__)
   return (ivec)_mm256_slli_epi16((__m256i)minus, shift);
 #else
@@ -95,15 +93,17 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
   for (int v = 0; v < V; v++)
 #pragma GCC unroll 6
     for (int n = 0; n < N; n++) acc[v][n] = fresh ? vec{} : load(y + n * kPanel + v * W);
-  // Of tokens 0 and 3: an address holds a pointer and once or twice the stride.
+  // `near` is of token 0, `far` of token 3: the others are once or twice a stride further, which an address can hold. AVX2's
+  // tokens are so few that a pointer for each finds a register.
+  constexpr bool pointers = W == 8 && N > 1;
   const int64_t stride = width * int64_t(sizeof(ActBlock));
   const char *near = reinterpret_cast<const char*>(acts + from * (Weights::block / 32)), *far = near + 3 * stride;
   for (int64_t b = from; b < to; b++) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) w[v].begin(b);
-    each_piece<Weights>([&](int base, int first) __attribute__((always_inline)) {
-      asm("" : "+r"(near), "+r"(far));  // GCC would make a pointer of each row of x, and keep them in memory
-      constexpr bool pointers = kPointers && N > 1;
+    each_block_of_x<Weights>([&](int base, int first) __attribute__((always_inline)) {
+      // Opaque, or GCC makes an address of each token outside the loop, and keeps it in memory.
+      asm("" : "+r"(near), "+r"(far));
       [[maybe_unused]] const char* at[N];
       if (pointers)
 #pragma GCC unroll 6
@@ -116,12 +116,13 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
         return *reinterpret_cast<const ActBlock*>(found);
       };
       if (kNearTokens < kMostTokens && ahead)
-        for (int n = 0; n < N; n++) __builtin_prefetch(reinterpret_cast<const char*>(&x(n)) + N * stride, 0, 3);
+#pragma GCC unroll 6
+        for (int n = 0; n < N; n++) __builtin_prefetch(near + (N + n) * stride, 0, 3);
       const auto add = [&](int r, int half) __attribute__((always_inline)) {
-        asm("" : "+r"(near), "+r"(far));
+        asm("" : "+r"(near), "+r"(far));  // for each half anew
         const int run = base + r;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) w[v].ask(run, half);
+        for (int v = 0; v < V; v++) w[v].ask(run);
         ivec sum[V][N];
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++)
@@ -150,12 +151,13 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
           }
         }
       };
-      if constexpr (Weights::unrolled > 1) {  // r is known to the compiler
+      // A loop, even unrolled, keeps AVX2's shifts from being constants (0.66 of the speed); calls cost AVX-512 a fifteenth.
+      if constexpr (Weights::unrolled > 1) {
         add(first, 0);
-        if (Weights::halves == 2) add(first + 1, 1);
+        if (Weights::runs_of_x == 2) add(first + 1, 1);
       } else {
 #pragma GCC unroll 2
-        for (int half = 0; half < Weights::halves; half++) add(first + half, half);
+        for (int half = 0; half < Weights::runs_of_x; half++) add(first + half, half);
       }
       near += sizeof(ActBlock);
       far += sizeof(ActBlock);
