@@ -1,4 +1,5 @@
-// Evaluates the trained model, once, and writes what it is: `node --import ../../scripts/ts.mjs card.ts [WORK [MODEL]]`.
+// Evaluates the trained model, once, and writes what it is: `node --import ../../scripts/ts.mjs card.ts [WORK [MODEL
+// [RUN]]]`; RUN is the folder of the run whose log the card shows.
 // Figures are kept in WORK/evaluation.json; remove it to measure again. MODEL gets CARD.md and loss.svg.
 
 import { execFileSync } from "node:child_process";
@@ -6,9 +7,9 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { lossCurve } from "./loss-curve.ts";
 
-const [work = join(import.meta.dirname, "work"), model = join(import.meta.dirname, "../../models/tiny")] = process.argv
-  .slice(2)
-  .map((path) => resolve(path));
+const given = process.argv.slice(2).map((path) => resolve(path));
+const [work = join(import.meta.dirname, "work"), model = join(import.meta.dirname, "../../models/tiny")] = given;
+const run = given[2] ?? join(work, "run");
 
 interface Share {
   readonly of: number;
@@ -105,7 +106,7 @@ function measured(): Evaluation {
 // ---- writing ----
 
 const evaluation = measured();
-const log = readFileSync(join(work, "run/log.jsonl"), "utf8")
+const log = readFileSync(join(run, "log.jsonl"), "utf8")
   .split("\n")
   .filter(Boolean)
   .map((line) => JSON.parse(line));
@@ -117,7 +118,7 @@ const interval = ({ share, low, high }: Share) => `**${percent(share)}** (${perc
 const of = (name: string) => evaluation.answers[`data/${name}.jsonl`]!;
 const bits = (name: string) => evaluation.texts.files[`data/${name}.jsonl`]!;
 
-/** What saying one place always would reach: the name in a final answer like "a lion second" stands in its question. */
+/** What saying one place always would reach: the name in a final answer like "a frog second" stands in its question. */
 function commonestPlace(name: string): number {
   const lines = readFileSync(join(work, "data", `${name}.jsonl`), "utf8").split("\n", Number(limits.compared));
   const places = lines.map((line) => JSON.parse(line).messages[1].content.match(/\w+\.$/)[0] as string);
@@ -161,11 +162,14 @@ const pictures = [
   row("colour of the background", "90 %", "pictures.ground.val"),
   row("shape, and its colour", "90 %", "pictures.shape.val"),
   row("of two things, on which side the one asked for is", "90 %", "pictures.side.val", "final", 0.5),
+  row("… with both names", "", "pictures.side.val"),
   row("what is left, right, above, below; which two", "", "pictures.place.val"),
   row("whether it is what the question names", "", "pictures.is.val", "final"),
+  row("… with the name", "", "pictures.is.val"),
   row("two pictures: the same or not", "85 %", "pictures.same.val", "final"),
   row("… with both names", "", "pictures.same.val"),
   row("two to four pictures: which of them", "", "pictures.which.val", "final", commonestPlace("pictures.which.val")),
+  row("… with all names", "", "pictures.which.val"),
   row("clips of three to five frames: what happens", "", "pictures.clip.val"),
   row("name in another language", "", "pictures.translate.val"),
   row("flags: country, capital, continent; new scenes", "", "pictures.flag.val"),
@@ -233,7 +237,7 @@ A Llama 4 in miniature, trained from nothing on two processor cores: text and pi
 layer, chunked attention with a global layer, ${million(parameters.total)} parameters of which ${million(parameters.active)} work for a token. It shows that
 the whole system runs, from data to chat, on the machine that you have. It is a demonstration, and knows very little.
 
-Written by \`examples/train-tiny/card.ts\`; every figure below is measured by \`llama4 eval\` with the weights in this folder.
+Written by \`examples/train-tiny/card.ts\`; every figure below is measured by \`llama4 eval\` with the weights in this folder, but for what guessing a place reaches.
 
 ## What it can, and cannot
 
@@ -249,7 +253,10 @@ is often wrong. It was not tuned for safety. It reads English; of eleven other l
 
 Greedy answers; right after lower case, without punctuation and articles. *With grey pictures* is the text-only ablation: the same
 questions, each picture replaced by a grey one. *Commonest answer* is what always saying it would reach. Where it says first what it
-sees ("A dog first and a lion second: a lion second."), only what stands behind the colon counts, but in the row with both names.
+sees ("A dog first and a frog second: a frog second."), only what stands behind the colon counts, but in the rows with the names.
+These are first questions, with one to four pictures, about things that it was taught, drawn upright and filling the picture: a thing
+that is small in a wide picture it takes for another. It never says that none of them is what is asked for. Asked second or third in a chat, "Is
+this a camel?" is answered yes or with nonsense in most cases; the seventh run's model did better at that.
 
 ${table(pictures)}
 

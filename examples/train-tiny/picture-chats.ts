@@ -227,15 +227,15 @@ const listed = (items: readonly string[]) =>
 const namesIn = (shown: readonly Concept[]) => listed(shown.map(({ label }) => named(label)));
 
 /**
- * "A dog and a lion: no." What is seen is said before what follows from it, which is then found among words (after Nye et al.
+ * "A dog and a frog: no." What is seen is said before what follows from it, which is then found among words (after Nye et al.
  * 2021, arXiv:2112.00114). Asked for the verdict alone, the model guessed: in two million tokens it had not learnt to look for a
  * word in pictures.
  */
 const saidOf = (shown: readonly Concept[], verdict: string) => `${namesIn(shown)}: ${verdict}.`;
 
 /**
- * "A dog on the left and a lion on the right: a lion on the right." What is asked for is said once more, so that what
- * stood behind it comes again, as in a list that is looked up. Of "A dog and a lion: on the right." the verdict was guessed still.
+ * "A dog on the left and a frog on the right: a frog on the right." What is asked for is said once more, so that what
+ * stood behind it comes again, as in a list that is looked up. Of "A dog and a frog: on the right." the verdict was guessed still.
  */
 const foundAmong = (shown: readonly Concept[], wheres: readonly string[], at: number) => {
   const items = shown.map(({ label }, i) => `${named(label)} ${wheres[i]}`);

@@ -10,7 +10,9 @@ export function normalised(answer: string): string {
     .toLowerCase()
     .replaceAll(/[^\p{L}\p{N}\p{M}\s]/gu, " ")
     .split(/\s+/);
-  return words.filter((word) => word !== "" && !articles.has(word)).join(" ");
+  const said = words.filter((word) => word !== "");
+  const more = said.filter((word) => !articles.has(word));
+  return (more.length > 0 ? more : said).join(" "); // of several choices, "A" is one
 }
 
 const articles: ReadonlySet<string> = new Set(["a", "an", "the"]);
@@ -21,9 +23,12 @@ export function isRight(said: string, accepted: readonly string[]): boolean {
   return accepted.some((answer) => normalised(answer) === words);
 }
 
-/** The final answer of one that says first what it rests on: "no" of "A dog and a lion: no."; all of it where nothing stands behind a colon. */
+/**
+ * The final answer of one that says first what it rests on: "no" of "A dog and a frog: no."; all of it where nothing stands behind a
+ * colon and a space.
+ */
 export function finalAnswer(answer: string): string {
-  const final = answer.slice(answer.lastIndexOf(":") + 1);
+  const final = answer.split(/:\s+/).at(-1)!;
   return normalised(final) === "" ? answer : final;
 }
 

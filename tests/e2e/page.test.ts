@@ -217,7 +217,7 @@ describe.skipIf(missing.length > 0)("the page at a model", () => {
 
     await page.getByRole("button", { name: "New chat" }).click();
     await page.getByRole("button", { name: "Are these the same?" }).click();
-    await page.getByRole("article", { name: "Question" }).getByRole("img", { name: "a purple umbrella" }).waitFor();
+    await page.getByRole("article", { name: "Question" }).getByRole("img", { name: "a blue fish" }).waitFor();
     await answered(page);
     expect(asked[1]!.messages[0]!.content).toEqual([png, png, { type: "text", text: "Are these the same?" }]);
     await shot(page, "picture");

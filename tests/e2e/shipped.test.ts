@@ -5,6 +5,7 @@ import { join } from "node:path";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { ContentPart, Llama4 } from "../../src/index.ts";
+import { inWords, withPictures } from "../../web/src/samples.ts";
 
 const folder = join(import.meta.dirname, "../../models/tiny");
 
@@ -82,14 +83,38 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
       expect(await says(await drawn(shape, "#2d69d7", "#fafaf8"), "What shape is this?")).toBe(name);
   });
 
+  /** A drawing of the page's. */
+  const sample = (name: string, side: number) =>
+    sharp(readFileSync(join(import.meta.dirname, `../../web/public/samples/${name}.svg`)))
+      .resize(side, side)
+      .flatten({ background: "#fafaf8" })
+      .png()
+      .toBuffer();
+
+  it("answers the questions that the page begins with", async () => {
+    const expected = [
+      ["What is this?", "A red apple."],
+      ["Which country's flag is this?", "Japan."],
+      ["What kind of thing is it?", "An animal."],
+      ["What do you see?", "fish."],
+      ["Are these the same?", "A red apple and a fish: no."],
+      ["Which picture shows a fish?", "A red apple first and a fish second: a fish second."],
+      ["What is the capital of Japan?", "Tokyo."],
+      ["Is a dog an animal?", "Yes, a dog is an animal."],
+      ["On which continent is Kenya?", "Africa."],
+      ["Who are you?", "very small Llama 4"],
+    ];
+    const samples = [...withPictures, ...inWords];
+    expect(samples.map(({ question }) => question)).toEqual(expected.map(([question]) => question));
+    for (const [i, { question, pictures }] of samples.entries()) {
+      const shown = await Promise.all(pictures.map(({ name }) => sample(name, 336)));
+      expect(await says(...shown, question)).toContain(expected[i]![1]);
+    }
+  });
+
   it("says what it sees, and what follows from it: whether two are the same, which is asked for, on which side it is", async () => {
-    const sample = (name: string) => readFileSync(join(import.meta.dirname, `../../web/public/samples/${name}.svg`));
     const side = 96;
-    const [fish, apple] = await Promise.all(
-      ["fish", "apple"].map((name) =>
-        sharp(sample(name)).resize(side, side).flatten({ background: "#fafaf8" }).png().toBuffer(),
-      ),
-    );
+    const [fish, apple] = await Promise.all(["fish", "apple"].map((name) => sample(name, side)));
     expect(await says(fish!, apple!, "Are these the same?")).toMatch(/: no\.$/);
     expect(await says(fish!, fish!, "Are these the same?")).toMatch(/: yes\.$/);
     expect(await says(fish!, apple!, "Which picture shows a red apple?")).toMatch(/: a red apple second\.$/);

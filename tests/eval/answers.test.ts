@@ -5,6 +5,8 @@ describe("an answer", () => {
   it("is compared without case, punctuation, articles and spaces", () => {
     expect(normalised("  The  lion, and an OWL! ")).toBe("lion and owl");
     expect(normalised("Anaconda")).toBe("anaconda"); // no article of its own
+    expect(isRight("A", ["A."])).toBe(true);
+    expect(isRight("", ["A."])).toBe(false);
   });
 
   it("keeps the letters, marks and digits of every script", () => {
@@ -20,7 +22,9 @@ describe("an answer", () => {
   });
 
   it("ends with what stands behind its last colon, or with all of it", () => {
-    expect(normalised(finalAnswer("At 3:15 a dog and a lion: no."))).toBe("no");
+    expect(normalised(finalAnswer("At 3:15 a dog and a frog: no."))).toBe("no");
+    expect(finalAnswer("8:30")).toBe("8:30");
+    expect(finalAnswer("Answer: A")).toBe("A");
     expect(finalAnswer("A lion.")).toBe("A lion.");
     expect(finalAnswer("As follows:")).toBe("As follows:");
   });
