@@ -20,6 +20,8 @@ export interface Question {
 /** What takes the place of a question's pictures: they themselves, or as many grey ones, which say nothing. */
 export type Pictures = "shown" | "grey";
 
+const roles: ReadonlySet<unknown> = new Set<Role>(["system", "user", "assistant", "tool"]);
+
 const grey = 128; // nearest to 0 once normalised
 
 /** Question i of a file. Throws RequestError for a document that is none. */
@@ -34,6 +36,8 @@ export async function questionOf(documents: Documents, i: number, pictures: Pict
   const last: unknown = record["messages"].at(-1);
   if (!isRecord(last) || last["role"] !== "assistant" || typeof last["content"] !== "string")
     return refuse("the last message is no answer in words");
+  if (last["content"].trim() === "") return refuse("the answer is empty");
+  if (record["messages"].length < 2) return refuse("no question before the answer");
   const accepted = record["accepted"] ?? [];
   if (!Array.isArray(accepted) || accepted.some((answer) => typeof answer !== "string"))
     return refuse('"accepted" is no list of texts');
@@ -42,6 +46,7 @@ export async function questionOf(documents: Documents, i: number, pictures: Pict
   for (const message of record["messages"].slice(0, -1) as unknown[]) {
     if (!isRecord(message)) return refuse("a message is no object");
     const { role, content } = message;
+    if (!roles.has(role)) return refuse(`a role that is ${JSON.stringify(role)}, none of ${[...roles].join(", ")}`);
     const parts: ContentPart[] = [];
     for (const part of Array.isArray(content) ? content : [content]) {
       if (typeof part === "string") parts.push({ type: "text", text: part });
@@ -49,11 +54,13 @@ export async function questionOf(documents: Documents, i: number, pictures: Pict
         for (const { tile, text } of tilesOfPart(part) ??
           refuse("a part that is no text, no picture of one tile, no clip")) {
           if (text !== undefined) parts.push({ type: "text", text });
+          if (documents.tileSize !== undefined && !(tile >= 0 && tile < documents.tileCount))
+            return refuse(`a picture that is tile ${tile}, of ${documents.tileCount}`);
           parts.push({ type: "image", data: await pictureFile(documents, tile, pictures) });
           nPictures++;
         }
     }
-    messages.push({ role: role as Role, content: parts }); // the chat format refuses others
+    messages.push({ role: role as Role, content: parts });
   }
   const answer = last["content"];
   return { messages, answer, accepted: [...new Set([answer, ...accepted])], nPictures };

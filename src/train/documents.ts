@@ -121,6 +121,11 @@ export class Documents {
   get tileSize(): number | undefined {
     return this.#tiles?.side;
   }
+
+  /** How many tiles there are. */
+  get tileCount(): number {
+    return this.#tiles?.count ?? 0;
+  }
 }
 
 const magic = "L4TILES\n";

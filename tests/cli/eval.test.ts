@@ -170,8 +170,9 @@ describe("eval answers", () => {
   });
 
   it("refuses what is no question by its line, and pictures without tiles", async () => {
-    const refused = async (name: string, records: readonly object[]) => {
-      const { status, stderr } = await llama4(["eval", "answers", documents(name, records), "--model", seeing]);
+    const refused = async (name: string, records: readonly object[], nTiles?: number) => {
+      const file = documents(name, records, nTiles);
+      const { status, stderr } = await llama4(["eval", "answers", file, "--model", seeing]);
       expect(status).toBe(2);
       return stderr;
     };
@@ -180,6 +181,16 @@ describe("eval answers", () => {
     expect(await refused("c", [{ ...chat("a", "b"), accepted: [3] }])).toContain('"accepted" is no list of texts');
     expect(await refused("d", [chat([{ image: 0 }], "b")])).toContain("without their file of tiles");
     expect(await refused("e", [chat([{ image: 0, rows: 2 }], "b")])).toContain("no picture of one tile");
+    expect(await refused("f", [chat("a", "b"), chat("a", " ")])).toContain("line 2: the answer is empty");
+    expect(await refused("g", [{ messages: chat("a", "b").messages.slice(1) }])).toContain(
+      "no question before the answer",
+    );
+    const robot = { role: "robot", content: "a" };
+    expect(await refused("h", [{ messages: [robot, ...chat("a", "b").messages] }])).toContain(
+      'a role that is "robot", none',
+    );
+    for (const tile of [-1, 2])
+      expect(await refused("i", [chat([{ image: tile }], "b")], 2)).toContain(`a picture that is tile ${tile}, of 2`);
   });
 });
 
