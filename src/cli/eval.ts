@@ -67,7 +67,7 @@ export function evalCommand(program: Command, run: Run): void {
       "after",
       "\nA file has a chat on each line, whose last message is the answer; others that are right may stand beside it in " +
         '"accepted".\nThe likeliest tokens are said. Case, punctuation and articles do not count. "final" compares only what stands behind ' +
-        "the last colon:\nan answer may say first what it rests on.",
+        "the last\ncolon and space: an answer may say first what it rests on.",
     )
     .action(run((session, paths: string[], options: AnswersOptions) => answers(session, paths, options)));
   withModel(
