@@ -25,7 +25,7 @@ interface Rightness {
 }
 
 interface Answers extends Rightness {
-  /** Of what stands behind the last colon, whatever was said before it. */
+  /** Of final answers, whatever was said before them. */
   readonly final: Rightness;
   readonly top?: Share;
   readonly bitsPerByte: number;
@@ -251,12 +251,13 @@ is often wrong. It was not tuned for safety. It reads English; of eleven other l
 
 ## Pictures
 
-Greedy answers; right after lower case, without punctuation and articles. *With grey pictures* is the text-only ablation: the same
-questions, each picture replaced by a grey one. *Commonest answer* is what always saying it would reach. Where it says first what it
-sees ("A dog first and a frog second: a frog second."), only what stands behind the colon counts, but in the rows with the names.
-These are first questions, with one to four pictures, about things that it was taught, drawn upright and filling the picture: a thing
-that is small in a wide picture it takes for another. It never says that none of them is what is asked for. Asked second or third in a chat, "Is
-this a camel?" is answered yes or with nonsense in most cases; the seventh run's model did better at that.
+Greedy answers; right after lower case, without punctuation and articles. *With grey pictures* is the text-only ablation:
+the same questions, each picture replaced by a grey one. *Commonest answer* is what always saying it would reach. Where it
+says first what it sees ("A dog first and a frog second: a frog second."), only what stands behind the colon counts, but in
+the rows with the names. These are first questions, with one to four pictures, about things that it was taught, drawn
+upright and filling the picture: a thing that is small in a wide picture it takes for another. It never says that none of
+them is what is asked for. Asked second or third in a chat, "Is this a camel?" is answered yes or with nonsense in most
+cases; the seventh run's model did better at that.
 
 ${table(pictures)}
 
