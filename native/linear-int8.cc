@@ -26,6 +26,7 @@ constexpr int kStreams = 4;            // the same for one token: as many stream
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
+constexpr int64_t kMostTaken = 8;      // panels that a thread takes at once
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 // With AVX2 and more tokens than that, their activations are in no near cache, and are asked for a part ahead.
 constexpr int64_t kNearTokens = W == 8 ? 128 : kMostTokens;
@@ -275,17 +276,29 @@ void each_panel(Pool& pool, const P* products, int64_t count, const Width& width
   const auto panels = [&](const P& p) { return (width(p) + kPanel - 1) / kPanel; };
   int64_t total = 0;
   for (int64_t i = 0; i < count; i++) total += panels(products[i]);
-  std::atomic<int64_t> taken{0};
-  parallel(pool, pool.threads() < total ? pool.threads() : total, 1, [&](int64_t, int64_t, int thread) {
+  const int64_t threads = pool.threads() < total ? pool.threads() : total;
+  struct alignas(64) {  // what all threads write has a line of its own
+    std::atomic<int64_t> panels{0};
+  } taken;
+  parallel(pool, threads, 1, [&](int64_t, int64_t, int thread) {
+    int64_t end = 0;  // of the panels that this thread has taken
+    const auto take = [&](int64_t item) {
+      if (item < end) return item;
+      const int64_t left = (total - taken.panels.load(std::memory_order_relaxed)) / (2 * threads);
+      const int64_t n = left < 1 ? 1 : left < kMostTaken ? left : kMostTaken;
+      const int64_t first = taken.panels.fetch_add(n, std::memory_order_relaxed);
+      end = first + n < total ? first + n : total;
+      return first;
+    };
     Place<P> place{products, 0};
-    int64_t item = taken.fetch_add(1);
+    int64_t item = take(0);
     const auto to = [&](Place<P> from, int64_t by) {
       for (from.panel += by; from.panel >= panels(*from.product); from.product++) from.panel -= panels(*from.product);
       return from;
     };
     if (item < total) place = to(place, item);
     while (item < total) {
-      const int64_t following = taken.fetch_add(1);
+      const int64_t following = take(item + 1);
       const Place<P> next = following < total ? to(place, following - item) : place;
       f(place, next, thread);
       item = following;
