@@ -155,20 +155,19 @@ class Native implements NativeBackend {
     const unique = [...new Set(views)];
     const packed = ({ dtype, shape }: TensorView) =>
       this.activations === "int8" && shape.length > 1 && packable.includes(dtype);
-    const buffers = await readViews(this.#addon, this.#memory, unique, packed, options);
+    const places = await readViews(this.#addon, this.#memory, unique, packed, options);
     const loaded = new Map<TensorView, Tensor>();
-    for (const [i, view] of unique.entries()) loaded.set(view, this.#weight(view, buffers[i]!, packed(view)));
+    for (const [i, view] of unique.entries())
+      loaded.set(view, this.#weight(view, { ...places[i]!, packed: packed(view) }));
     return views.map((view) => loaded.get(view)!);
   }
 
   /** Vectors (norms, biases) become float32, which every operation takes as it stands; matrices stay as stored. */
-  #weight({ dtype, shape }: TensorView, buffer: ArrayBuffer, packed: boolean): Tensor {
-    if (shape.length > 1 || dtype === "f32")
-      return { shape, dtype, backend: this, data: { buffer, at: 0, packed } satisfies Place };
+  #weight({ dtype, shape }: TensorView, data: Place): Tensor {
+    if (shape.length > 1 || dtype === "f32") return { shape, dtype, backend: this, data };
     const n = elementCount(shape);
     const floats = this.#memory.keep(4 * n);
-    this.#addon.rows(this.#engine, 1, n, typeId(dtype), buffer, 0, new Int32Array(1), floats, 0);
-    this.#memory.drop(buffer);
+    this.#addon.rows(this.#engine, 1, n, typeId(dtype), data.buffer, data.at, new Int32Array(1), floats, 0);
     return { shape, dtype: "f32", backend: this, data: { buffer: floats, at: 0 } satisfies Place };
   }
 

@@ -6,7 +6,7 @@ import { type DType, dtypes, rowBytes } from "../../tensor/dtype.ts";
 import { CheckpointError } from "../../tensor/errors.ts";
 import { type Composition, elementCount, type Shape, storedBytes, type TensorView } from "../../tensor/tensor.ts";
 import type { Addon } from "./addon.ts";
-import type { Memory } from "./memory.ts";
+import type { Memory, Place } from "./memory.ts";
 
 const blockBytes = 2 * 2 ** 20; // large enough for a disk with several in flight, small enough that these weigh little
 
@@ -20,43 +20,65 @@ export function packedBytes(dtype: DType, shape: Shape): number {
   return elementCount(shape.slice(0, -2)) * Math.ceil(rows / groupRows) * groupRows * rowBytes(dtype, shape.at(-1)!);
 }
 
-/** One buffer for each view, its elements row-major, or its matrices packed. */
+/** Where the elements of each view are now, row-major, or its matrices packed. */
 export async function readViews(
   addon: Addon,
   memory: Memory,
   views: readonly TensorView[],
   packed: (view: TensorView) => boolean,
   { onProgress, signal }: LoadOptions,
-): Promise<ArrayBuffer[]> {
+): Promise<Place[]> {
   signal?.throwIfAborted();
   const total = views.reduce((bytes, view) => bytes + storedBytes(view), 0);
-  const buffers: ArrayBuffer[] = [];
+  const blocks: ArrayBuffer[] = [];
   try {
-    for (const view of views)
-      buffers.push(memory.keep(packed(view) ? packedBytes(view.dtype, view.shape) : storedBytes(view)));
+    const places = sideBySide(
+      views.map((view) => (packed(view) ? packedBytes(view.dtype, view.shape) : storedBytes(view))),
+      (bytes) => blocks[blocks.push(memory.keep(bytes)) - 1]!,
+    );
     const plan = new Plan();
     const rest: number[] = []; // views that are not in files, or walk in another way than the plan can
     for (const [i, view] of views.entries()) if (!plan.add(view, i, packed(view))) rest.push(i);
     let done = 0;
     const report = (bytes: number) => onProgress?.(Math.min(bytes, total), total);
-    if (plan.size > 0) await run(addon, plan, buffers, report, signal);
+    if (plan.size > 0) await run(addon, plan, blocks, places, report, signal);
     done += plan.bytes;
     for (const i of rest) {
       signal?.throwIfAborted();
-      const view = views[i]!;
-      await (packed(view)
-        ? pack(addon, view, buffers[i]!, signal)
-        : view.strides
-          ? gather(view, buffers[i]!, signal)
-          : copy(view, buffers[i]!, signal, (bytes) => report(done + bytes)));
+      const [view, { buffer, at }] = [views[i]!, places[i]!];
+      if (packed(view)) await pack(addon, view, buffer, at, signal);
+      else {
+        const out = new Uint8Array(buffer, at, storedBytes(view));
+        await (view.strides ? gather(view, out, signal) : copy(view, out, signal, (bytes) => report(done + bytes)));
+      }
       done += storedBytes(view);
       report(done);
     }
-    return buffers;
+    return places;
   } catch (error) {
-    for (const buffer of buffers) memory.drop(buffer);
+    for (const block of blocks) memory.drop(block);
     throw error;
   }
+}
+
+const blockLimit = 2 ** 30; // bytes; a larger view has a block of its own
+const pageBytes = 4096;
+
+/**
+ * Places for so many bytes each, in large blocks. What has memory of its own lies on small pages if it is smaller than a huge one
+ * (2 MiB), and to its last whole huge one else; from small pages weights are read at half the speed (native/memory.cc).
+ */
+function sideBySide(sizes: readonly number[], allocate: (bytes: number) => ArrayBuffer): Place[] {
+  const places: Place[] = [];
+  const wholePages = (bytes: number) => Math.ceil(bytes / pageBytes) * pageBytes;
+  for (let first = 0; first < sizes.length; ) {
+    let [end, bytes] = [first, 0];
+    do bytes += wholePages(sizes[end++]!);
+    while (end < sizes.length && bytes + sizes[end]! <= blockLimit);
+    const buffer = allocate(bytes);
+    for (let at = 0; first < end; at += wholePages(sizes[first++]!)) places.push({ buffer, at });
+  }
+  return places;
 }
 
 /** What native/reader.cc is told: see Addon.read. */
@@ -175,8 +197,8 @@ class Plan {
     this.bytes += storedBytes(view);
   }
 
-  /** Units by file and offset, and their scatters. */
-  flat(): { units: Float64Array; scatters: Float64Array } {
+  /** Units by file and offset, and their scatters, to the places of the views. */
+  flat(places: readonly { block: number; at: number }[]): { units: Float64Array; scatters: Float64Array } {
     for (const group of this.#turned.values()) for (const set of sameRows(group)) this.#addTogether(set);
     this.#turned.clear();
     this.#units.sort((a, b) => a.file - b.file || a.offset - b.offset);
@@ -187,7 +209,11 @@ class Plan {
     });
     return {
       units: Float64Array.from(units),
-      scatters: Float64Array.from(this.#units.flatMap((u) => u.scatters.flat())),
+      scatters: Float64Array.from(
+        this.#units.flatMap((u) =>
+          u.scatters.flatMap(([i, to, ...rest]) => [places[i!]!.block, places[i!]!.at + to!, ...rest]),
+        ),
+      ),
     };
   }
 
@@ -312,16 +338,17 @@ function collapsed({ shape, strides }: TensorView): Axis[] {
 function run(
   addon: Addon,
   plan: Plan,
-  buffers: readonly ArrayBuffer[],
+  blocks: readonly ArrayBuffer[],
+  places: readonly Place[],
   report: (bytes: number) => void,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const { units, scatters } = plan.flat();
+  const { units, scatters } = plan.flat(places.map(({ buffer, at }) => ({ block: blocks.indexOf(buffer), at })));
   const caller = new Error().stack?.split("\n").slice(1).join("\n"); // the reader's threads have no stack of ours
   return new Promise((resolve, reject) => {
     let failure: unknown; // of the caller's onProgress
     const stop = () => addon.cancel(reading);
-    const reading = addon.read(plan.paths, units, scatters, buffers, (done, finished, message) => {
+    const reading = addon.read(plan.paths, units, scatters, blocks, (done, finished, message) => {
       try {
         report(done);
       } catch (error) {
@@ -343,24 +370,29 @@ function run(
 }
 
 /** The same of a source that is not a file: all of it is read first. */
-async function pack(addon: Addon, view: TensorView, buffer: ArrayBuffer, signal?: AbortSignal): Promise<void> {
-  const plain = new ArrayBuffer(storedBytes(view));
+async function pack(
+  addon: Addon,
+  view: TensorView,
+  buffer: ArrayBuffer,
+  at: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  const plain = new Uint8Array(storedBytes(view));
   await (view.strides ? gather(view, plain, signal) : copy(view, plain, signal));
   const [rows, columns] = view.shape.slice(-2) as [number, number];
   const [from, to] = [rows * rowBytes(view.dtype, columns), packedBytes(view.dtype, [rows, columns])];
   const type = dtypes[view.dtype].ggmlType!;
-  for (let matrix = 0; matrix * to < buffer.byteLength; matrix++)
-    addon.pack(rows, columns, type, plain, matrix * from, buffer, matrix * to);
+  for (let matrix = 0; matrix < elementCount(view.shape.slice(0, -2)); matrix++)
+    addon.pack(rows, columns, type, plain.buffer, matrix * from, buffer, at + matrix * to);
 }
 
 /** A view of a source that is not a file. */
 async function copy(
   view: TensorView,
-  buffer: ArrayBuffer,
+  out: Uint8Array,
   signal?: AbortSignal,
   report: (bytes: number) => void = () => {},
 ): Promise<void> {
-  const out = new Uint8Array(buffer);
   const total = storedBytes(view);
   for (let at = 0; at < total; at += blockBytes) {
     signal?.throwIfAborted();
@@ -370,11 +402,10 @@ async function copy(
 }
 
 /** Any strides of a source that is not a file, slice by slice of the first axis. */
-async function gather(view: TensorView, buffer: ArrayBuffer, signal?: AbortSignal): Promise<void> {
+async function gather(view: TensorView, out: Uint8Array, signal?: AbortSignal): Promise<void> {
   const { shape, dtype, source, offset } = view;
   const strides = view.strides!;
   const element = dtypes[dtype].blockBytes;
-  const out = new Uint8Array(buffer);
   const reach = shape.slice(1).reduce((sum, extent, axis) => sum + (extent - 1) * strides[axis + 1]!, 1);
   let bytes: Uint8Array;
   let to = 0;
