@@ -418,7 +418,7 @@ export class Engine {
         rows: backend.from(joined(features, D), [patches.length, D]),
         at: Int32Array.from(patches),
       };
-      const [rows, at, cache] = [Int32Array.from(tokens), Int32Array.from(wanted), this.#pages.layers];
+      const [rows, at, cache] = [new Int32Array(tokens), new Int32Array(wanted), this.#pages.layers];
       const plain = { tokens: rows, segments, wanted: at, cache };
       const routed = (layer: number, routes: Routes, logits?: Tensor) => {
         this.#countExperts(layer, routes.experts);

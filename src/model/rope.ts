@@ -5,13 +5,19 @@ import type { Llama4Config, VisionConfig } from "./config.ts";
 
 /** The d/2 frequencies, in radians a position. */
 export function ropeFrequencies(c: Llama4Config): Float64Array {
+  const known = frequenciesOf.get(c);
+  if (known) return known;
   const pairs = c.headDim / 2;
-  return Float64Array.from({ length: pairs }, (_, j) => {
+  const frequencies = Float64Array.from({ length: pairs }, (_, j) => {
     const frequency = c.ropeTheta ** (-j / pairs);
     if (c.ropeDivisors) return frequency / c.ropeDivisors[j]!;
     return c.ropeScaling ? stretched(frequency, c.ropeScaling) : frequency;
   });
+  frequenciesOf.set(c, frequencies);
+  return frequencies;
 }
+
+const frequenciesOf = new WeakMap<Llama4Config, Float64Array>(); // asked for in every step
 
 // Wavelengths beyond the original context turn `factor` times slower; those well inside it are left; a ramp in between.
 function stretched(frequency: number, s: NonNullable<Llama4Config["ropeScaling"]>): number {
