@@ -26,7 +26,7 @@ constexpr int kStreams = 4;            // the same for one token: as many stream
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
-constexpr int64_t kMostTaken = 8;      // panels that a thread takes at once
+constexpr int64_t kMostTaken = 8;      // panels that a thread takes at once, for few tokens: more gain nothing, and weigh at the end
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 // With AVX2 and more tokens than that, their activations are in no near cache, and are asked for a part ahead.
 constexpr int64_t kNearTokens = W == 8 ? 128 : kMostTokens;
@@ -265,7 +265,9 @@ inline Panel panel_at(const uint8_t* w, int type, int64_t O, int64_t I, int64_t 
 }
 
 // Calls f(place, next place, thread) for every panel of every product; `width` gives a product's rows of weights. A
-// thread takes its next panel before it works on one, so that it knows what to ask memory for; the last has itself as next.
+// thread knows its next panel before it works on one, so that it knows what to ask memory for; the last has itself as next.
+// For few tokens it takes neighbouring panels, half of an even share of what is left, one in the end: a jump and a locked addition
+// for each cost a twentieth. Of many tokens, products have different numbers, so that panels are unlike, and are taken one by one.
 template <typename P>
 struct Place {
   const P* product;
@@ -274,18 +276,21 @@ struct Place {
 template <typename P, typename Width, typename F>
 void each_panel(Pool& pool, const P* products, int64_t count, const Width& width, const F& f) {
   const auto panels = [&](const P& p) { return (width(p) + kPanel - 1) / kPanel; };
-  int64_t total = 0;
-  for (int64_t i = 0; i < count; i++) total += panels(products[i]);
+  int64_t total = 0, most = kMostTaken;
+  for (int64_t i = 0; i < count; i++) {
+    total += panels(products[i]);
+    if (products[i].T > kTokens) most = 1;
+  }
   const int64_t threads = pool.threads() < total ? pool.threads() : total;
   struct alignas(64) {  // what all threads write has a line of its own
     std::atomic<int64_t> panels{0};
   } taken;
   parallel(pool, threads, 1, [&](int64_t, int64_t, int thread) {
-    int64_t end = 0;  // of the panels that this thread has taken
+    int64_t end = 0;  // of the panels that this thread has taken; the counter alone is shared, so its order is enough
     const auto take = [&](int64_t item) {
       if (item < end) return item;
       const int64_t left = (total - taken.panels.load(std::memory_order_relaxed)) / (2 * threads);
-      const int64_t n = left < 1 ? 1 : left < kMostTaken ? left : kMostTaken;
+      const int64_t n = left < 1 ? 1 : left < most ? left : most;
       const int64_t first = taken.panels.fetch_add(n, std::memory_order_relaxed);
       end = first + n < total ? first + n : total;
       return first;

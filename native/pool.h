@@ -18,7 +18,8 @@ class Pool {
   int threads() const { return threads_; }
 
   // Calls work(context, item, thread) for every item of [0, items), each once, on any thread, and returns when all are
-  // done. Items are claimed one by one: a thread that another process displaced holds up at most the item it works on.
+  // done. Items are claimed one by one: a thread that another process displaced holds up at most the item it works on
+  // (of a product by few tokens: the panels that it has taken, linear-int8.cc).
   // items < 2^20; one caller at a time.
   void run(int64_t items, void (*work)(void* context, int64_t item, int thread), void* context);
 
