@@ -2,6 +2,7 @@
 
 import type { Llama4Config } from "../model/config.ts";
 import type { Parameters } from "../model/parameters.ts";
+import { ropeFrequencies } from "../model/rope.ts";
 import { forward, forwardAgain, type Step } from "../model/transformer.ts";
 import type { Recording, Routes } from "../tensor/backend.ts";
 import { CapacityError } from "../tensor/errors.ts";
@@ -24,6 +25,7 @@ interface Recorded {
 export class RecordedSteps {
   readonly #p: Parameters;
   readonly #c: Llama4Config;
+  readonly #frequencies: Float64Array;
   /** By the step's shape, the longest unused first. */
   readonly #recorded = new Map<string, Recorded>();
   /** Shapes that have come once, and those that cannot be recorded. */
@@ -32,6 +34,7 @@ export class RecordedSteps {
   constructor(p: Parameters, c: Llama4Config) {
     this.#p = p;
     this.#c = c;
+    this.#frequencies = ropeFrequencies(c);
   }
 
   /** The logits `[wanted, V]` of a step, until the next one; `routed` hears the experts of each layer that has some. */
@@ -43,7 +46,7 @@ export class RecordedSteps {
         (await this.#mayRecord(key, step, routed)) ?? forward(this.#p, this.#c, { ...step, routed: listener(routed) })
       );
     this.#remember(key, before);
-    const logits = forwardAgain(before.recording, this.#c, step);
+    const logits = forwardAgain(before.recording, this.#c, this.#frequencies, step);
     for (const { layer, routes } of before.routes) routed(layer, routes);
     return logits;
   }

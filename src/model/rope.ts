@@ -5,19 +5,13 @@ import type { Llama4Config, VisionConfig } from "./config.ts";
 
 /** The d/2 frequencies, in radians a position. */
 export function ropeFrequencies(c: Llama4Config): Float64Array {
-  const known = frequenciesOf.get(c);
-  if (known) return known;
   const pairs = c.headDim / 2;
-  const frequencies = Float64Array.from({ length: pairs }, (_, j) => {
+  return Float64Array.from({ length: pairs }, (_, j) => {
     const frequency = c.ropeTheta ** (-j / pairs);
     if (c.ropeDivisors) return frequency / c.ropeDivisors[j]!;
     return c.ropeScaling ? stretched(frequency, c.ropeScaling) : frequency;
   });
-  frequenciesOf.set(c, frequencies);
-  return frequencies;
 }
-
-const frequenciesOf = new WeakMap<Llama4Config, Float64Array>(); // asked for in every step
 
 // Wavelengths beyond the original context turn `factor` times slower; those well inside it are left; a ramp in between.
 function stretched(frequency: number, s: NonNullable<Llama4Config["ropeScaling"]>): number {
@@ -33,8 +27,12 @@ function stretched(frequency: number, s: NonNullable<Llama4Config["ropeScaling"]
  * (cos, sin) of every pair's angle at the given positions: `[T, d/2, 2]`. Angles are f64: an f32 product is off by up to
  * 0.7 rad at 10M. In a chunked layer only differences inside a chunk matter, so `p mod chunk` turns the same.
  */
-export function ropeRotations(c: Llama4Config, positions: Int32Array, chunked: boolean): Float64Array {
-  const frequencies = ropeFrequencies(c);
+export function ropeRotations(
+  c: Llama4Config,
+  positions: Int32Array,
+  chunked: boolean,
+  frequencies: Float64Array,
+): Float64Array {
   const out = new Float64Array(positions.length * frequencies.length * 2);
   let at = 0;
   for (const position of positions) {

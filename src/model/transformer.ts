@@ -23,7 +23,7 @@ import {
 import type { Tensor } from "../tensor/tensor.ts";
 import type { LayerKind, Llama4Config } from "./config.ts";
 import type { Block, FeedForward, MoE, Parameters } from "./parameters.ts";
-import { ropeRotations } from "./rope.ts";
+import { ropeFrequencies, ropeRotations } from "./rope.ts";
 
 /** What one forward pass computes: tokens of one or several sequences, flat. */
 export interface Step {
@@ -105,13 +105,14 @@ async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place):
   return experts(x, w.experts, routes, { gate: w1, up: w3, down: w2 }); // [T, D]
 }
 
-/** A recorded step of as many tokens and wanted rows, run again with these: its logits. */
+/** A recorded step of as many tokens and wanted rows, run again with these: its logits. `frequencies`: of ropeFrequencies(). */
 export function forwardAgain(
   recording: Recording,
   c: Llama4Config,
+  frequencies: Float64Array,
   { tokens, segments }: Omit<Step, "wanted">,
 ): Tensor {
-  const { local, absolute, temperatures } = placeNumbers(c, positionsOf(tokens.length, segments));
+  const { local, absolute, temperatures } = placeNumbers(c, frequencies, positionsOf(tokens.length, segments));
   const numbers = [local, absolute, temperatures].filter((list) => list !== undefined); // in the order of placeTokens
   return recording.run(tokens, numbers, segments);
 }
@@ -125,7 +126,7 @@ interface Place extends Pick<Step, "segments" | "cache" | "choose" | "routed"> {
 function placeTokens(p: Parameters, c: Llama4Config, { tokens, segments, cache, choose, routed }: Step): Place {
   const { backend } = p.tokEmbeddings;
   const T = tokens.length;
-  const numbers = placeNumbers(c, positionsOf(T, segments));
+  const numbers = placeNumbers(c, ropeFrequencies(c), positionsOf(T, segments));
   // Made before any layer's scope opens, so that every layer shares them.
   const rotations = (of: Float64Array | undefined) => of && backend.from(of, [T, c.headDim / 2, 2]);
   const local = rotations(numbers.local);
@@ -154,10 +155,10 @@ function positionsOf(T: number, segments: readonly Segment[]): Int32Array {
 }
 
 /** The rotations of layers with chunks and of those without `[T, d/2, 2]`, and the temperatures `[T]`, as far as some layer needs them. */
-function placeNumbers(c: Llama4Config, positions: Int32Array) {
+function placeNumbers(c: Llama4Config, frequencies: Float64Array, positions: Int32Array) {
   const rotate = (chunked: boolean) => {
     const used = c.layers.some((kind) => kind.rope && kind.chunked === chunked);
-    return used ? ropeRotations(c, positions, chunked) : undefined;
+    return used ? ropeRotations(c, positions, chunked, frequencies) : undefined;
   };
   const tuned = c.temperature && c.layers.some((kind) => !kind.rope);
   return {

@@ -20,29 +20,34 @@ export function packedBytes(dtype: DType, shape: Shape): number {
   return elementCount(shape.slice(0, -2)) * Math.ceil(rows / groupRows) * groupRows * rowBytes(dtype, shape.at(-1)!);
 }
 
-/** Where the elements of each view are now, row-major, or its matrices packed. */
+/**
+ * Where the elements of each view are now, row-major, or its matrices packed: side by side in regions of memory. What has memory of
+ * its own lies on small pages if it is smaller than a huge one (2 MiB), and ends on them else; from small pages weights are
+ * read at half the speed (native/memory.cc). `most`: bytes of a region of several views.
+ */
 export async function readViews(
   addon: Addon,
   memory: Memory,
   views: readonly TensorView[],
   packed: (view: TensorView) => boolean,
   { onProgress, signal }: LoadOptions,
+  most = 2 ** 30,
 ): Promise<Place[]> {
   signal?.throwIfAborted();
   const total = views.reduce((bytes, view) => bytes + storedBytes(view), 0);
-  const blocks: ArrayBuffer[] = [];
+  const size = (view: TensorView) => (packed(view) ? packedBytes(view.dtype, view.shape) : storedBytes(view));
+  const spots = spotsOf(views.map(size), most);
+  const regions: ArrayBuffer[] = [];
   try {
-    const places = sideBySide(
-      views.map((view) => (packed(view) ? packedBytes(view.dtype, view.shape) : storedBytes(view))),
-      (bytes) => blocks[blocks.push(memory.keep(bytes)) - 1]!,
-    );
+    for (const bytes of spots.regionBytes) regions.push(memory.keep(bytes));
     const plan = new Plan();
     const rest: number[] = []; // views that are not in files, or walk in another way than the plan can
     for (const [i, view] of views.entries()) if (!plan.add(view, i, packed(view))) rest.push(i);
     let done = 0;
     const report = (bytes: number) => onProgress?.(Math.min(bytes, total), total);
-    if (plan.size > 0) await run(addon, plan, blocks, places, report, signal);
+    if (plan.size > 0) await run(addon, plan.flat(spots.of), plan.paths, regions, report, signal);
     done += plan.bytes;
+    const places = spots.of.map(({ region, at }): Place => ({ buffer: regions[region]!, at }));
     for (const i of rest) {
       signal?.throwIfAborted();
       const [view, { buffer, at }] = [views[i]!, places[i]!];
@@ -56,29 +61,34 @@ export async function readViews(
     }
     return places;
   } catch (error) {
-    for (const block of blocks) memory.drop(block);
+    for (const region of regions) memory.drop(region);
     throw error;
   }
 }
 
-const blockLimit = 2 ** 30; // bytes; a larger view has a block of its own
-const pageBytes = 4096;
+interface Spot {
+  readonly region: number;
+  /** In bytes; whole pages from the region's beginning. */
+  readonly at: number;
+}
 
-/**
- * Places for so many bytes each, in large blocks. What has memory of its own lies on small pages if it is smaller than a huge one
- * (2 MiB), and to its last whole huge one else; from small pages weights are read at half the speed (native/memory.cc).
- */
-function sideBySide(sizes: readonly number[], allocate: (bytes: number) => ArrayBuffer): Place[] {
-  const places: Place[] = [];
-  const wholePages = (bytes: number) => Math.ceil(bytes / pageBytes) * pageBytes;
-  for (let first = 0; first < sizes.length; ) {
-    let [end, bytes] = [first, 0];
-    do bytes += wholePages(sizes[end++]!);
-    while (end < sizes.length && bytes + sizes[end]! <= blockLimit);
-    const buffer = allocate(bytes);
-    for (let at = 0; first < end; at += wholePages(sizes[first++]!)) places.push({ buffer, at });
+/** Spots for so many bytes each, in their order; a region begins where one of several would hold more than `most`. */
+export function spotsOf(sizes: readonly number[], most: number): { of: Spot[]; regionBytes: number[] } {
+  const pageBytes = 4096;
+  const of: Spot[] = [];
+  const regionBytes: number[] = [];
+  for (const size of sizes) {
+    const pages = Math.ceil(size / pageBytes) * pageBytes;
+    const last = regionBytes.length - 1;
+    if (last >= 0 && regionBytes[last]! + pages <= most) {
+      of.push({ region: last, at: regionBytes[last]! });
+      regionBytes[last]! += pages;
+    } else {
+      of.push({ region: regionBytes.length, at: 0 });
+      regionBytes.push(pages);
+    }
   }
-  return places;
+  return { of, regionBytes };
 }
 
 /** What native/reader.cc is told: see Addon.read. */
@@ -197,8 +207,8 @@ class Plan {
     this.bytes += storedBytes(view);
   }
 
-  /** Units by file and offset, and their scatters, to the places of the views. */
-  flat(places: readonly { block: number; at: number }[]): { units: Float64Array; scatters: Float64Array } {
+  /** Units by file and offset, and their scatters to the spots of the views. */
+  flat(spots: readonly Spot[]): { units: Float64Array; scatters: Float64Array } {
     for (const group of this.#turned.values()) for (const set of sameRows(group)) this.#addTogether(set);
     this.#turned.clear();
     this.#units.sort((a, b) => a.file - b.file || a.offset - b.offset);
@@ -211,7 +221,7 @@ class Plan {
       units: Float64Array.from(units),
       scatters: Float64Array.from(
         this.#units.flatMap((u) =>
-          u.scatters.flatMap(([i, to, ...rest]) => [places[i!]!.block, places[i!]!.at + to!, ...rest]),
+          u.scatters.flatMap(([i, to, ...rest]) => [spots[i!]!.region, spots[i!]!.at + to!, ...rest]),
         ),
       ),
     };
@@ -337,18 +347,17 @@ function collapsed({ shape, strides }: TensorView): Axis[] {
 
 function run(
   addon: Addon,
-  plan: Plan,
-  blocks: readonly ArrayBuffer[],
-  places: readonly Place[],
+  { units, scatters }: { readonly units: Float64Array; readonly scatters: Float64Array },
+  paths: readonly string[],
+  regions: readonly ArrayBuffer[],
   report: (bytes: number) => void,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const { units, scatters } = plan.flat(places.map(({ buffer, at }) => ({ block: blocks.indexOf(buffer), at })));
   const caller = new Error().stack?.split("\n").slice(1).join("\n"); // the reader's threads have no stack of ours
   return new Promise((resolve, reject) => {
     let failure: unknown; // of the caller's onProgress
     const stop = () => addon.cancel(reading);
-    const reading = addon.read(plan.paths, units, scatters, blocks, (done, finished, message) => {
+    const reading = addon.read(paths, units, scatters, regions, (done, finished, message) => {
       try {
         report(done);
       } catch (error) {

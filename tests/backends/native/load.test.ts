@@ -6,6 +6,8 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { loadAddon } from "../../../src/backends/native/addon.ts";
 import { type NativeBackend, openNative } from "../../../src/backends/native/backend.ts";
+import { readViews, spotsOf } from "../../../src/backends/native/load.ts";
+import { Memory } from "../../../src/backends/native/memory.ts";
 import { openReference } from "../../../src/backends/reference/reference.ts";
 import { sideBySide } from "../../../src/checkpoint/source.ts";
 import type { DType } from "../../../src/tensor/dtype.ts";
@@ -20,6 +22,18 @@ function isBuilt(): boolean {
     return false; // no compiler: the build said so
   }
 }
+
+it("spots for views are whole pages side by side; one that does not fit begins a region", () => {
+  expect(spotsOf([1, 4096, 4097, 0, 9000, 1, 20_000], 16_384)).toEqual({
+    of: [
+      ...[0, 4096, 8192].map((at) => ({ region: 0, at })),
+      ...[{ region: 0, at: 16_384 }, ...[0, 12_288].map((at) => ({ region: 1, at }))],
+      { region: 2, at: 0 },
+    ],
+    regionBytes: [16_384, 16_384, 20_480],
+  });
+  expect(spotsOf([], 4096)).toEqual({ of: [], regionBytes: [] });
+});
 
 describe.runIf(isBuilt())("loading with the native backend", () => {
   const folder = mkdtempSync(join(tmpdir(), "llama4-load-"));
@@ -46,6 +60,26 @@ describe.runIf(isBuilt())("loading with the native backend", () => {
       ...{ name: `${name}@${offset}`, dtype, shape, source, offset, ...(strides && { strides }) },
     });
   }
+
+  it("fills several regions, whatever way a view is read", async () => {
+    const addon = loadAddon();
+    const memory = new Memory(addon);
+    const view = fileOf("regions", 48_000);
+    const { path: _, ...unread } = view("f16", [1], 0).source; // by threads
+    const elsewhere = { ...view("f16", [3000], 18_000), source: unread };
+    const views = [view("f16", [5000], 0), view("f16", [60, 50], 12_000), elsewhere, view("f32", [6000], 24_000)];
+    const places = await readViews(addon, memory, views, () => false, {}, 16_384);
+    expect(new Set(places.map(({ buffer }) => buffer)).size).toBe(3);
+    const content = readFileSync(join(folder, "regions"));
+    for (const [i, { buffer, at }] of places.entries()) {
+      const bytes = [10_000, 6000, 6000, 24_000][i]!;
+      const { offset } = views[i]!;
+      expect(Buffer.from(buffer, at, bytes).equals(content.subarray(offset, offset + bytes))).toBe(true);
+    }
+    expect(memory.bytes).toBe(12_288 + 16_384 + 24_576);
+    memory.close();
+    expect(memory.bytes).toBe(0);
+  });
 
   /** Rows of the loaded tensor as the reference loads them, to the bit. */
   async function sameAsReference(views: readonly TensorView[]): Promise<void> {
