@@ -10,6 +10,8 @@ const pages = [
   "README.md",
   "CONTRIBUTING.md",
   "NOTICE",
+  "examples/train-tiny/README.md",
+  "models/tiny/CARD.md",
   ...readdirSync(join(root, "docs")).map((name) => `docs/${name}`),
 ];
 
