@@ -1,14 +1,13 @@
-// Builds the data of the tiny model: `node --import ../../scripts/ts.mjs build.ts [--tune] [--more] [--texts] [FOLDER]`, here
+// Builds the data of the tiny model: `node --import ../../scripts/ts.mjs build.ts [--tune] [--texts] [FOLDER]`, here
 // or with a path. Everything is made again to the same bytes. --texts ends when the texts are made, which is all that
 // bench/distil.ts and bench/muon.ts learn from. --tune leaves EmojiOne's drawings out, to compare recipes by; the run
-// that ships learns from them too. --more makes what run-9.json learns from besides (run-7.json and run-8.json learnt
-// from what commits 849c2ae and 059f880 made). Test files are written, and are for the end.
+// that ships learns from them too. Test files are written, and are for the end.
 
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { type ChatFormat, type Message, metaFormat, type PlainPart } from "../../src/prompt/chat-format.ts";
-import { fromHuggingFace, toHuggingFace } from "../../src/prompt/tokenizer-json.ts";
+import { toHuggingFace } from "../../src/prompt/tokenizer-json.ts";
 import { tilesHeader } from "../../src/train/documents.ts";
 import { trainTokenizer } from "../../src/train/tokenizer.ts";
 import { Draw, sideOf } from "./draw.ts";
@@ -31,13 +30,9 @@ import { definition, readSenses, type Sense, senseText } from "./words.ts";
 
 const args = process.argv.slice(2);
 const isTuning = args.includes("--tune");
-const hasMore = args.includes("--more");
 const work = resolve(args.find((arg) => !arg.startsWith("--")) ?? join(import.meta.dirname, "work"));
 const out = join(work, "data");
 mkdirSync(out, { recursive: true });
-
-/** Of the model that again.json and the runs after it go on with. */
-const shippedTokenizer = join(import.meta.dirname, "../../models/tiny/tokenizer.json");
 
 const messagesOf = ({ question, answer }: Turn) => [
   { role: "user" as const, content: question },
@@ -236,20 +231,41 @@ for (const [name, count, turn] of [
   await writer.close();
 }
 
-// Long texts as evaluation has them: most lines tell of rare words, and stay below 1,024 tokens. In those apart, the edge of
-// a chunk lies between question and answer or within them: behind it all layers but the global one see nothing of what was said.
-if (hasMore) {
+// ---- the vocabulary ----
+
+const vocabulary = 4096;
+const learntFrom = ["common", "wordnet", "prose", "factbook", "stories", "chat"];
+const tokenizer = await trainTokenizer(linesOf(learntFrom), { vocabSize: vocabulary });
+writeFileSync(join(out, "tokenizer.json"), `${JSON.stringify(toHuggingFace(tokenizer), null, 1)}\n`);
+const sample = [...linesOf(["prose.val"])].join("\n");
+console.error(
+  `tokenizer: ${tokenizer.vocabSize} tokens, ${(Buffer.byteLength(sample) / tokenizer.encode(sample).length).toFixed(2)} bytes a token of held-out prose`,
+);
+
+function* linesOf(names: readonly string[]): Generator<string> {
+  for (const name of names)
+    for (const line of readFileSync(join(out, `${name}.jsonl`), "utf8").split("\n"))
+      if (line) yield* stringsOf(JSON.parse(line));
+}
+
+function* stringsOf(value: unknown): Generator<string> {
+  if (typeof value === "string") yield value;
+  else if (typeof value === "object" && value !== null)
+    for (const [key, inner] of Object.entries(value)) if (key !== "role") yield* stringsOf(inner);
+}
+
+// ---- texts with the edge of a chunk between question and answer, or within them ----
+//
+// Behind it the chunked layers see nothing of what was said. Most lines tell of rare words, as evaluation has them, and the texts
+// stay below 1,024 tokens.
+
+{
   const rare = [...senses.values()]
     .filter(({ id, gloss }) => sideOf(id) === "train" && gloss.length < 90)
     .map((sense) => ({ word: sense.words[0]!, sense }));
   const long = (d: Draw) => chat(...needles(d, { words: d.chance(0.7) ? rare : short, anyLength }, d.whole(200, 2200)));
-  {
-    const [d, writer] = [new Draw("needle.long"), new Writer("needle.long")];
-    for (let i = 0; i < 20_000; i++) await writer.write(long(d));
-    await writer.close();
-  }
   const [d, writer] = [new Draw("needle.edge"), new Writer("needle.edge")];
-  const { encode } = metaFormat(fromHuggingFace(JSON.parse(readFileSync(shippedTokenizer, "utf8"))));
+  const { encode } = metaFormat(tokenizer);
   while (writer.count < 3000) {
     const document = long(d);
     if (hasEdge(document.messages, encode)) await writer.write(document);
@@ -268,7 +284,9 @@ function hasEdge(messages: readonly Message<PlainPart>[], encode: ChatFormat["en
 }
 
 // What needles are hidden in at the end: lines of the same kind that were never learnt.
-const unseen = [...senses.values()].filter(({ id, gloss }) => sideOf(id) === "test" && gloss.length < 90);
+const unseen = [...senses.values()].filter(
+  ({ id, gloss }) => sideOf(id) === "test" && !common.has(id) && gloss.length < 90,
+);
 writeFileSync(join(out, "haystack.txt"), unseen.map((sense) => `${definition(sense, sense.words[0]!)}\n`).join(""));
 
 // ---- pictures ----
@@ -322,14 +340,14 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
   clip: 7,
   translate: 2,
   flag: 9,
-  // In `aloud` alone: without --more a run is measured on what it never saw.
+  // In `talks`, where questions follow each other.
   side: 0,
   is: 0,
 };
 
 {
   const [d, writer] = [new Draw("pictures"), new Writer("pictures")];
-  const flagsAgain = hasMore ? new Writer("flags") : undefined; // forgotten first where pictures are few
+  const flagsAgain = new Writer("flags"); // so that a run can weigh them
   const total = Object.values(shares).reduce((sum, share) => sum + share, 0);
   for (let i = 0; i < 130_000; i++) {
     let left = d.number() * total;
@@ -339,32 +357,40 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
     })!;
     const made = tasks[name](d, seen);
     await writer.asked(made);
-    if (name === "flag") await flagsAgain?.asked(made);
+    if (name === "flag") await flagsAgain.asked(made);
   }
   await writer.close();
-  await flagsAgain?.close();
+  await flagsAgain.close();
 }
 
-// Files of their own, so that a run can weigh them: several questions about the same pictures, small things, and answers that
-// say first what is seen.
-const often = (n: number, task: typeof ask.places) => Array.from({ length: n }, () => task);
-const further = [
-  ["sights", 40_000, [...often(9, ask.places), ...often(2, ask.inOrder), ...often(3, ask.about), ask.countShapes]],
-  ["small", 30_000, [ask.nameSmall]],
-  [
-    "aloud",
-    40_000,
-    [...often(3, ask.whichIsWhere), ...often(2, ask.same), ...often(3, ask.sideOfIt), ...often(2, ask.isIt)],
-  ],
-] as const;
-for (const [name, count, mix] of hasMore ? further : []) {
-  const [d, writer] = [new Draw(name), new Writer(name)];
-  for (let i = 0; i < count; i++) await writer.asked(d.of(mix)(d, seen));
+{
+  const [d, writer] = [new Draw("small"), new Writer("small")];
+  for (let i = 0; i < 30_000; i++) await writer.asked(d.of([ask.nameSmall])(d, seen));
+  await writer.close();
+}
+
+// Talks: one to four questions about the same pictures. A seventh go on with a question or two in words, and a tenth are of words
+// alone.
+{
+  const [d, writer] = [new Draw("talks"), new Writer("talks")];
+  const often = (n: number, talk: typeof ask.talkOfOne) => Array.from({ length: n }, () => talk);
+  const pictured = [...often(7, ask.talkOfOne), ...often(8, ask.talkOfPlaces), ...often(7, ask.talkOfPictures)];
+  const talks = [...pictured, ...often(3, ask.talkOfMany)];
+  const inWords = (least: number, most: number) =>
+    Array.from({ length: d.whole(least, most) }, () => askInWords(d, knowledge(false)));
+  for (let i = 0; i < 90_000; i++) {
+    if (d.chance(0.1)) await writer.write(chat(...inWords(2, 4)));
+    else {
+      const { further = [], ...first } = d.of(talks)(d, seen);
+      await writer.asked({ ...first, further: [...further, ...(d.chance(0.15) ? inWords(1, 2) : [])] });
+    }
+  }
   await writer.close();
 }
 
 // A file for each task: scenes that were never seen, of designers that were; then what is for the end.
-for (const [name, task] of Object.entries(tasks)) await asked(`pictures.${name}.val`, task, seen, 400);
+for (const [name, task] of Object.entries({ ...tasks, again: ask.isItThen }))
+  await asked(`pictures.${name}.val`, task, seen, 400);
 if (isTuning) await asked("pictures.name.tune", ask.nameIt, world([tuningDesigner]), 600);
 for (const [letter, designer] of [
   ["a", testDesigners[0]!],
@@ -423,27 +449,4 @@ function readLanguages(packages: Packages): Map<string, Map<string, string>> {
   ])
     await writer.write(chat({ ...turn, answer: turn.answer || "…" }));
   await writer.close();
-}
-
-// ---- the vocabulary ----
-
-const vocabulary = 4096;
-const learntFrom = ["common", "wordnet", "prose", "factbook", "stories", "chat"];
-const tokenizer = await trainTokenizer(linesOf(learntFrom), { vocabSize: vocabulary });
-writeFileSync(join(out, "tokenizer.json"), `${JSON.stringify(toHuggingFace(tokenizer), null, 1)}\n`);
-const sample = [...linesOf(["prose.val"])].join("\n");
-console.error(
-  `tokenizer: ${tokenizer.vocabSize} tokens, ${(Buffer.byteLength(sample) / tokenizer.encode(sample).length).toFixed(2)} bytes a token of held-out prose`,
-);
-
-function* linesOf(names: readonly string[]): Generator<string> {
-  for (const name of names)
-    for (const line of readFileSync(join(out, `${name}.jsonl`), "utf8").split("\n"))
-      if (line) yield* stringsOf(JSON.parse(line));
-}
-
-function* stringsOf(value: unknown): Generator<string> {
-  if (typeof value === "string") yield value;
-  else if (typeof value === "object" && value !== null)
-    for (const [key, inner] of Object.entries(value)) if (key !== "role") yield* stringsOf(inner);
 }

@@ -1,17 +1,18 @@
-// Evaluates the trained model, once, and writes what it is: `node --import ../../scripts/ts.mjs card.ts [WORK [MODEL
-// [RUN]]]`; RUN is the folder of the run whose log the card shows.
-// Figures are kept in WORK/evaluation.json; remove it to measure again. MODEL gets CARD.md and loss.svg.
+// Evaluates the trained model, once, and writes what it is: `node --import ../../scripts/ts.mjs card.ts [WORK [MODEL]]`.
+// WORK/text, WORK/eyes and WORK/run say how it was trained, WORK/notes.md what else there is to say of that.
+// Figures are kept in WORK/evaluation.json, and measured again for other weights. MODEL gets CARD.md and loss.svg.
 
 import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { lossCurve } from "./loss-curve.ts";
 
 const given = process.argv.slice(2).map((path) => resolve(path));
 const [work = join(import.meta.dirname, "work"), model = join(import.meta.dirname, "../../models/tiny")] = given;
-const run = given[2] ?? join(work, "run");
 
 interface Share {
+  readonly right: number;
   readonly of: number;
   readonly share: number;
   readonly low: number;
@@ -37,12 +38,20 @@ interface Load {
   readonly least: number;
 }
 
+interface Found {
+  readonly lengths: { readonly length: number; readonly right: Share }[];
+}
+
 interface Evaluation {
+  /** SHA-256 of model.safetensors. */
+  readonly weights: string;
   readonly texts: { readonly files: Record<string, { loss: number; bitsPerByte: number }>; readonly experts: Load[] };
   /** By file. */
   readonly answers: Record<string, Answers>;
   readonly pictureExperts: Load[];
-  readonly needle: { readonly lengths: { readonly length: number; readonly right: Share }[] };
+  /** Of lengths that are multiples of a chunk, and of others. */
+  readonly needle: Found;
+  readonly needleElsewhere: Found;
 }
 
 // ---- measuring ----
@@ -50,7 +59,7 @@ interface Evaluation {
 const texts = ["prose.test", "wordnet.test", "stories.test"];
 /** Scenes never seen, of designers that were; questions never asked. */
 const compared = ["chat", "needle", ...["name", "group", "ground", "shape", "count", "place"]]
-  .concat("side", "is", "same", "which", "clip")
+  .concat("side", "is", "again", "same", "which", "clip")
   .map((name) => (name === "chat" || name === "needle" ? `${name}.val` : `pictures.${name}.val`))
   .concat("pictures.translate.val", "pictures.flag.val");
 const forTheEnd = [
@@ -76,7 +85,11 @@ function evaluate(...args: string[]) {
 
 function measured(): Evaluation {
   const kept = join(work, "evaluation.json");
-  if (existsSync(kept)) return JSON.parse(readFileSync(kept, "utf8"));
+  const weights = createHash("sha256")
+    .update(readFileSync(join(model, "model.safetensors")))
+    .digest("hex");
+  const before: Evaluation | undefined = existsSync(kept) ? JSON.parse(readFileSync(kept, "utf8")) : undefined;
+  if (before?.weights === weights) return before;
   const file = (name: string) => `data/${name}.jsonl`;
   const named = [...compared, ...forTheEnd].filter((name) => name.includes(".name."));
   const others = (names: readonly string[]) => names.filter((name) => !named.includes(name)).map(file);
@@ -85,34 +98,46 @@ function measured(): Evaluation {
     evaluate("answers", ...others(forTheEnd), "--limit", limits.forTheEnd),
     evaluate("answers", ...named.map(file), "--limit", limits.forTheEnd, "--top", "5"),
   ];
+  const found = (lengths: string) =>
+    evaluate("needle", "--haystack", "data/haystack.txt", "--lengths", lengths, "--count", limits.needles);
   const evaluation: Evaluation = {
+    weights,
     texts: evaluate("perplexity", ...texts.map(file), "--window", "512"),
     answers: Object.assign({}, ...parts.map(({ files }) => files)),
     pictureExperts: parts[1].experts,
-    needle: evaluate(
-      "needle",
-      "--haystack",
-      "data/haystack.txt",
-      "--lengths",
-      "512,1024,2048,4096,8192",
-      "--count",
-      limits.needles,
-    ),
+    needle: found("512,1024,2048,4096,8192"),
+    needleElsewhere: found("440,700,960,1920,4000"),
   };
   writeFileSync(kept, `${JSON.stringify(evaluation, null, 1)}\n`);
   return evaluation;
 }
 
+// ---- how it was trained ----
+
+interface Step {
+  readonly tokens: number;
+  readonly tiles: number;
+  readonly seconds: number;
+}
+const logOf = (run: string) =>
+  readFileSync(join(work, run, "log.jsonl"), "utf8")
+    .split("\n")
+    .filter(Boolean)
+    .map((line) => JSON.parse(line));
+const log = logOf("run");
+const stepsOf = (lines: readonly { type: string }[]) =>
+  lines.filter(({ type }) => type === "step") as unknown as Step[];
+const [textSteps, steps] = [stepsOf(logOf("text")), stepsOf(log)];
+const sum = (of: readonly Step[], key: keyof Step) => of.reduce((total, step) => total + step[key], 0);
+const seen = JSON.parse(readFileSync(join(work, "eyes/seen.json"), "utf8")) as {
+  readonly steps: number;
+  readonly pictures: number;
+  readonly seconds: number;
+};
+
 // ---- writing ----
 
 const evaluation = measured();
-const log = readFileSync(join(run, "log.jsonl"), "utf8")
-  .split("\n")
-  .filter(Boolean)
-  .map((line) => JSON.parse(line));
-const steps = log.filter(({ type }) => type === "step");
-const sum = (key: "tokens" | "counted" | "tiles" | "seconds") =>
-  steps.reduce((total: number, step) => total + step[key], 0);
 const percent = (share: number) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const interval = ({ share, low, high }: Share) => `**${percent(share)}** (${percent(low)} to ${percent(high)})`;
 const of = (name: string) => evaluation.answers[`data/${name}.jsonl`]!;
@@ -166,6 +191,7 @@ const pictures = [
   row("what is left, right, above, below; which two", "", "pictures.place.val"),
   row("whether it is what the question names", "", "pictures.is.val", "final"),
   row("… with the name", "", "pictures.is.val"),
+  row("the same, asked after its kind", "", "pictures.again.val", "final"),
   row("two pictures: the same or not", "85 %", "pictures.same.val", "final"),
   row("… with both names", "", "pictures.same.val"),
   row("two to four pictures: which of them", "", "pictures.which.val", "final", commonestPlace("pictures.which.val")),
@@ -195,6 +221,8 @@ const needles = [
     interval(right),
   ]),
 ];
+const elsewhere = evaluation.needleElsewhere.lengths;
+const listed = (items: readonly string[]) => `${items.slice(0, -1).join(", ")} and ${items.at(-1)}`;
 const load = ({ busiest, least }: Load) => `${percent(least)} to ${percent(busiest)}`;
 const experts = [
   ["layer", "texts", "questions about pictures"],
@@ -203,17 +231,29 @@ const experts = [
   ]),
 ];
 
-// What a run has behind it that its log does not say: WORK/history.md, where somebody wrote it.
 const { parameters } = JSON.parse(
   execFileSync(process.execPath, [llama4, "plan", model, "--json"], {
     stdio: ["ignore", "pipe", "inherit"],
   }).toString(),
 ) as { parameters: { total: number; active: number } };
-const historyFile = join(work, "history.md");
-const history = existsSync(historyFile) ? `\n${readFileSync(historyFile, "utf8").trim()}\n\n` : "";
-
-const minutes = Math.round(sum("seconds") / 60);
+const count = (n: number) => n.toLocaleString("en");
+const notesFile = join(work, "notes.md");
+const notes = existsSync(notesFile) ? `\n${readFileSync(notesFile, "utf8").trim()}\n` : "";
 const million = (n: number) => `${(n / 1e6).toFixed(1)} million`;
+const learnt = (what: string, by: string, of: readonly Step[]) => {
+  const tiles = sum(of, "tiles");
+  const minutes = Math.round(sum(of, "seconds") / 60);
+  return [what, by, count(of.length), million(sum(of, "tokens")), tiles ? count(tiles) : "", String(minutes)];
+};
+const training = [
+  ["", "by", "steps", "tokens", "pictures", "minutes"],
+  learnt("the text model", "text.json", textSteps),
+  [
+    ...["the vision encoder alone", "learn-to-see.ts", count(seen.steps), "", count(seen.pictures)],
+    String(Math.round(seen.seconds / 60)),
+  ],
+  learnt("both together", "config.json", steps),
+];
 const shown = log.findLast(({ type }) => type === "samples").samples as {
   prompt: string;
   expected: string;
@@ -254,14 +294,12 @@ is often wrong. It was not tuned for safety. It reads English; of eleven other l
 Greedy answers; right after lower case, without punctuation and articles. *With grey pictures* is the text-only ablation:
 the same questions, each picture replaced by a grey one. *Commonest answer* is what always saying it would reach. Where it
 says first what it sees ("A dog first and a frog second: a frog second."), only what stands behind the colon counts, but in
-the rows with the names. These are first questions, with one to four pictures, about things that it was taught, drawn
-upright and filling the picture: a thing that is small in a wide picture it takes for another. It never says that none of
-them is what is asked for. Asked second or third in a chat, "Is this a camel?" is answered yes or with nonsense in most
-cases; the seventh run's model did better at that.
+the rows with the names. These are questions with one to four pictures about things that it was taught, drawn
+upright. A thing that is small in a wide picture it may take for another.
 
 ${table(pictures)}
 
-Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; the last run saw ${million(sum("tokens"))}.
+Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; this model saw ${million(sum([...textSteps, ...steps], "tokens"))}.
 
 ## Texts
 
@@ -277,8 +315,9 @@ Trained on at most 1,024 tokens, mostly 512; ${limits.needles} prompts of each l
 
 ${table(needles)}
 
-These lengths are multiples of the chunk of 256 tokens, so the answer stands at the edge of one, and behind it five layers of six
-see neither the question nor what was said. Of 40 prompts of 440, 700, 960, 1,920 and 4,000 tokens it finds 40, 39, 39, 38 and 39.
+These lengths are multiples of the chunk of 256 tokens, so the answer stands at the edge of one, and behind it six layers of eight
+see neither the question nor what was said. Of ${limits.needles} prompts of ${listed(elsewhere.map(({ length }) => count(length)))} tokens it finds
+${listed(elsewhere.map(({ right }) => String(right.right)))}.
 
 Short lists and texts of the training's kind: ${interval(of("needle.val").right)}.
 
@@ -290,10 +329,14 @@ ${table(experts)}
 
 ## How it was trained
 
-\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, and what each run was told, with its seed.
-${history}${steps.length.toLocaleString("en")} steps,
-${million(sum("tokens"))} tokens with ${sum("tiles").toLocaleString("en")} pictures, in ${minutes} minutes on a shared machine
-(${Math.round(sum("tokens") / sum("seconds")).toLocaleString("en")} tokens a second). AdamW in float32; the weights that ship are a moving average, rounded to bfloat16.
+\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, and three runs, with seeds 13, 4 and 14:
+
+${table(training)}
+
+The text model begins with nothing, and so does the encoder, which learns from plain classifiers first; then both learn together, on
+answers. AdamW in float32, products in bfloat16. The weights that ship are a moving average, rounded to bfloat16.
+${notes}
+The loss of the last run:
 
 ![The loss over the run](loss.svg)
 

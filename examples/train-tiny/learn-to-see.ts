@@ -2,14 +2,14 @@
 // whose flag, each by a plain classifier on the rows that the text model would get. Cheaper by an order of magnitude for a
 // picture than through the text model, which learns little from rows that all look alike.
 //
-//   node --import ../../scripts/ts.mjs learn-to-see.ts [--steps 1500] [--seconds 3600] [--threads N] [--text MODEL] [WORK]
+//   node --import ../../scripts/ts.mjs learn-to-see.ts [--steps 4500] [--threads N] [--text MODEL] [WORK]
 //
-// Writes WORK/eyes: a model of the sizes in model.json whose vision encoder has learnt, and whose text model is random, or
+// Writes WORK/eyes: a model of the sizes in text.json whose vision encoder has learnt, and whose text model is random, or
 // that of MODEL, which then learns to read it.
 //
 // N pictures of a step · C classes
 
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { openNative } from "../../src/backends/native/backend.ts";
@@ -33,14 +33,16 @@ import { Tape } from "../../src/train/tape.ts";
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    steps: { type: "string", default: "1500" },
-    seconds: { type: "string", default: "3600" },
+    steps: { type: "string", default: "4500" },
     threads: { type: "string" },
     text: { type: "string" },
   },
 });
 const work = resolve(positionals[0] ?? join(import.meta.dirname, "work"));
+const eyes = join(work, "eyes");
+if (existsSync(eyes)) throw new Error(`${eyes} is there already; move it away to learn anew`);
 const N = 128;
+const seed = 4;
 const peak = 1e-3;
 
 // ---- the pictures, and what is to be said of each ----
@@ -86,16 +88,18 @@ async function read(): Promise<Picture[]> {
     const answer = parts[1].replace(/ \(.*/, "");
     found.push({ documents: labels, tile: parts[0].image, task: "name", answer });
   }
-  const pictures = await open("pictures");
-  for (let i = 0; i < pictures.length; i++) {
-    const { messages } = (await pictures.record(i)) as {
-      messages: [{ content: ({ image?: number } | string)[] }, { content: string }];
-    };
-    const [first, question, ...more] = messages[0].content;
-    if (more.length > 0 || typeof first !== "object" || first.image === undefined || typeof question !== "string")
-      continue;
-    const task = tasks.find(([, pattern]) => pattern.test(question))?.[0];
-    if (task) found.push({ documents: pictures, tile: first.image, task, answer: bare(messages[1].content) });
+  for (const name of ["pictures", "small"]) {
+    const documents = await open(name);
+    for (let i = 0; i < documents.length; i++) {
+      const { messages } = (await documents.record(i)) as {
+        messages: [{ content: ({ image?: number } | string)[] }, { content: string }];
+      };
+      const [first, question, ...more] = messages[0].content;
+      if (more.length > 0 || typeof first !== "object" || first.image === undefined || typeof question !== "string")
+        continue;
+      const task = tasks.find(([, pattern]) => pattern.test(question))?.[0];
+      if (task) found.push({ documents, tile: first.image, task, answer: bare(messages[1].content) });
+    }
   }
   return found;
 }
@@ -115,19 +119,14 @@ for (const [task, answers] of classes)
 
 const threads = values.threads === undefined ? undefined : Number(values.threads);
 const backend = openNative({ activations: "bf16", ...(threads && { threads }) });
-const sizes = JSON.parse(readFileSync(join(import.meta.dirname, "model.json"), "utf8"));
-const data = { labels: "labels.jsonl" };
-const config = readConfig(
-  { model: sizes, data, phases: [{ steps: 1, mix: { labels: 1 } }], context: 512, seed: 4 },
-  "model.json",
-);
+const config = readConfig(JSON.parse(readFileSync(join(import.meta.dirname, "text.json"), "utf8")), "text.json");
 const tokenizer = fromHuggingFace(JSON.parse(readFileSync(join(work, "data/tokenizer.json"), "utf8")));
 const model = modelConfig(
   config.model!,
   { vocabSize: tokenizer.vocabSize, context: config.context, tileSize: all[0]!.documents.tileSize },
   tokenIds(tokenizer),
 );
-const weights = await randomWeights(model, config.seed, backend);
+const weights = await randomWeights(model, seed, backend);
 const width = 9 * model.dim; // the rows of a picture, side by side
 const heads = Object.fromEntries(
   [...classes].map(([task, answers]) => [
@@ -211,11 +210,7 @@ for (let i = 0; i < steps; i++) {
     }
     pictures.push(all[order[at++]!]!);
   }
-  // time that runs out shortens what is left: the rate falls with the time, if that is sooner
-  const spent = (performance.now() - start) / 1000 / Number(values.seconds);
-  const done = Math.max(i, Math.floor(spent * steps));
-  if (done >= steps) break;
-  const found = await step(pictures, peak * rateAt(rates, Math.max(i < 50 ? i : 0, done)));
+  const found = await step(pictures, peak * rateAt(rates, i));
   nats += found.nats;
   for (const [task, [hits, of]] of found.right) {
     const sum = sums.get(task) ?? [0, 0];
@@ -229,9 +224,9 @@ for (let i = 0; i < steps; i++) {
     nats = 0;
   }
 }
-mkdirSync(work, { recursive: true });
 const text = values.text === undefined ? weights.text : (await readModel(resolve(values.text), backend)).weights.text;
-await writeModel(join(work, "eyes"), { backend, weights: { ...weights, text }, model, tokenizer }, "f32");
-writeFileSync(join(work, "eyes/seen.json"), `${JSON.stringify({ seconds: (performance.now() - start) / 1000 })}\n`);
+await writeModel(eyes, { backend, weights: { ...weights, text }, model, tokenizer }, "f32");
+const seconds = (performance.now() - start) / 1000;
+writeFileSync(join(eyes, "seen.json"), `${JSON.stringify({ steps, pictures: steps * N, seconds })}\n`); // for card.ts
 for (const file of files) await file.close();
 backend.close();

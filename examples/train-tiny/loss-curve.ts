@@ -5,7 +5,6 @@ type Entry = Readonly<Record<string, unknown>>;
 const [width, height] = [760, 340];
 const [left, right, top, bottom] = [46, 120, 18, 34];
 const most = 7; // nats: the first steps are above
-const hues = ["#d9480f", "#2b8a3e", "#1971c2", "#9c36b5", "#e8a800", "#0b7285"];
 
 export function lossCurve(log: readonly Entry[]): string {
   const steps = log.filter(({ type }) => type === "step") as unknown as { step: number; phase: number; loss: number }[];
@@ -23,10 +22,11 @@ export function lossCurve(log: readonly Entry[]): string {
     const part = steps.slice(i, i + bucket);
     means.push([part.at(-1)!.step, part.reduce((sum, { loss }) => sum + loss, 0) / part.length]);
   }
-  const turn = steps.find(({ phase }) => phase > 0)?.step;
+  const turns = steps.filter(({ phase }, i) => i > 0 && phase !== steps[i - 1]!.phase).map(({ step }) => x(step));
   const names = Object.keys(held[0]?.losses ?? {});
+  const hues = names.map((_, i) => `hsl(${Math.round((360 * i) / names.length)} 65% ${i % 2 ? 38 : 52}%)`);
   const ends = names
-    .map((name, i) => ({ name, hue: hues[i % hues.length]!, at: Number(y(held.at(-1)!.losses[name]!.loss)) }))
+    .map((name, i) => ({ name, hue: hues[i]!, at: Number(y(held.at(-1)!.losses[name]!.loss)) }))
     .sort((a, b) => a.at - b.at);
   let free = -Infinity;
   const labels = ends.map(({ name, hue, at }) => {
@@ -40,13 +40,13 @@ export function lossCurve(log: readonly Entry[]): string {
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="system-ui, sans-serif" font-size="12" fill="#888">
 <title>Loss over ${last.toLocaleString("en")} steps</title>
 ${grid.flat().join("\n")}
-${turn === undefined ? "" : `<line x1="${x(turn)}" x2="${x(turn)}" y1="${top}" y2="${height - bottom}" stroke="#888" stroke-dasharray="4 4"/>\n<text x="${Number(x(turn)) + 6}" y="${top + 10}">chats: answers alone count</text>`}
+${turns.map((at) => `<line x1="${at}" x2="${at}" y1="${top}" y2="${height - bottom}" stroke="#888" stroke-dasharray="4 4"/>`).join("\n")}
 <polyline fill="none" stroke="#888" stroke-opacity="0.8" points="${line(means)}"/>
-${names.map((name, i) => `<polyline fill="none" stroke="${hues[i % hues.length]}" stroke-width="2" points="${line(held.map(({ step, losses }) => [step, losses[name]!.loss]))}"/>`).join("\n")}
+${names.map((name, i) => `<polyline fill="none" stroke="${hues[i]}" stroke-width="2" points="${line(held.map(({ step, losses }) => [step, losses[name]!.loss]))}"/>`).join("\n")}
 ${labels.join("\n")}
 <text x="${left}" y="${height - 10}">0</text>
 <text x="${width - right}" y="${height - 10}" text-anchor="end">${last.toLocaleString("en")} steps</text>
-<text x="${left}" y="12">nats a token: grey while learning, colours held out</text>
+<text x="${left}" y="12">nats a token: grey while learning, colours held out; dashed: another mix</text>
 </svg>
 `;
 }

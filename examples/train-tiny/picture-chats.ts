@@ -236,21 +236,24 @@ const saidOf = (shown: readonly Concept[], verdict: string) => `${namesIn(shown)
 /**
  * "A dog on the left and a frog on the right: a frog on the right." What is asked for is said once more, so that what
  * stood behind it comes again, as in a list that is looked up. Of "A dog and a frog: on the right." the verdict was guessed still.
+ * What is not there is at -1: "none".
  */
 const foundAmong = (shown: readonly Concept[], wheres: readonly string[], at: number) => {
   const items = shown.map(({ label }, i) => `${named(label)} ${wheres[i]}`);
-  return `${listed(items)}: ${items[at]}.`;
+  return `${listed(items)}: ${items[at] ?? "none"}.`;
 };
+
+const sameQuestions = [
+  "Are these the same?",
+  "Is it the same thing in both pictures?",
+  "Do both pictures show the same?",
+];
 
 /** Two pictures: of the same thing, or not. */
 export const same: Ask = (d, w) => {
   const [a, other] = d.several(w.concepts, 2) as [Concept, Concept];
   const b = d.chance(0.5) ? a : other;
-  const question = d.of([
-    "Are these the same?",
-    "Is it the same thing in both pictures?",
-    "Do both pictures show the same?",
-  ]);
+  const question = d.of(sameQuestions);
   const answer = saidOf([a, b], a === b ? "yes" : "no");
   return { content: [picture(alone(d, spriteOf(d, a, w))), picture(alone(d, spriteOf(d, b, w))), question], answer };
 };
@@ -363,25 +366,31 @@ export const sideOfIt: Ask = (d, w) => {
   const isBeside = d.chance(0.5);
   const scene = twoThings(d, w, shown, isBeside);
   const at = d.whole(0, 1);
-  const { label } = shown[at]!;
-  const question = isBeside
-    ? d.of([`Is the ${label} on the left or on the right?`, `On which side is the ${label}?`])
-    : d.of([`Is the ${label} at the top or at the bottom?`, `Is the ${label} above or below?`]);
+  const question = sideQuestion(d, shown[at]!, isBeside);
   return { content: [picture(scene), question], answer: foundAmong(shown, sides(isBeside), at) };
 };
+
+const sideQuestion = (d: Draw, { label }: Concept, isBeside: boolean) =>
+  isBeside
+    ? d.of([`Is the ${label} on the left or on the right?`, `On which side is the ${label}?`])
+    : d.of([`Is the ${label} at the top or at the bottom?`, `Is the ${label} above or below?`]);
 
 /** A thing alone, half as large as otherwise, anywhere. */
 export const nameSmall: Ask = (d, w) => {
   const concept = d.of(w.concepts);
-  const size = side * (0.36 + 0.2 * d.number());
-  const anywhere = () => size / 2 + (side - size) * d.number();
-  const scene = new Scene(ground(d), d).put(spriteOf(d, concept, w), anywhere(), anywhere(), size);
+  const size = small(d);
+  const scene = new Scene(ground(d), d).put(spriteOf(d, concept, w), within(d, size), within(d, size), size);
   return { content: [picture(scene), d.of(nameQuestions)], answer: answerOf(concept) };
 };
 
+const small = (d: Draw) => side * (0.36 + 0.2 * d.number());
+const within = (d: Draw, size: number) => size / 2 + (side - size) * d.number();
+
 // ---- several questions about the same pictures ----
 //
-// What evaluation asks, closer together: a picture that is there is asked about again, and every answer is learnt from.
+// What evaluation asks, and more, in any order: a picture that is there is asked about again, and every answer is learnt from.
+// Verdicts are given in the same words whenever they are asked for, for the model did not carry them over from first questions
+// to later ones: after "What is this?" of a dog, "Is this a camel?" was "Yes, a dog."
 
 const asking = (content: Asked["content"], [first, ...further]: readonly Turn[]): Asked => ({
   content: [...content, first!.question],
@@ -391,9 +400,89 @@ const asking = (content: Asked["content"], [first, ...further]: readonly Turn[])
 
 const answerOf = ({ label }: Concept) => `${capital(named(label))}.`;
 
-/** Two to four things, small: which where, and all of them. Two lie beside or above each other, more in the corners. */
-export const places: Ask = (d, w) => {
-  const shown = d.several(w.concepts, d.of([2, 2, 2, 3, 4]));
+/** One to four of the turns, each as often first. */
+const someOf = (d: Draw, turns: readonly Turn[]) => d.several(turns, d.whole(1, 4));
+
+/** Whether a thing is among those that are seen: of one that is, and of one that is not, half of them of its kind. */
+function verdicts(d: Draw, w: World, shown: readonly Concept[], questions: readonly string[]): Turn[] {
+  const present = d.of(shown);
+  const absent = another(d, w, shown);
+  return [present, absent].map((concept) => ({
+    question: d.of(questions).replace("{}", named(concept.label)),
+    answer: saidOf(shown, concept === present ? "yes" : "no"),
+  }));
+}
+
+/** One that is not shown, and is no other name of what is; half of them are of the kind of one that is. */
+function another(d: Draw, w: World, shown: readonly Concept[]): Concept {
+  const others = w.concepts.filter((concept) => !shown.some((seen) => seen === concept || areAlike(seen, concept)));
+  const { group } = d.of(shown);
+  const kin = others.filter((concept) => concept.group === group);
+  return d.of(kin.length > 0 && d.chance(0.5) ? kin : others);
+}
+
+/** Things of which one may be called the other, or look like it: an eagle is a bird, and nobody is told that it is none. */
+const alike: readonly (readonly string[])[] = [
+  ["bird", "eagle", "duck", "chicken", "rooster", "penguin", "baby chick", "hatching chick", "poultry leg"],
+  ["bug", "ant", "butterfly", "spider", "scorpion", "snail"],
+  ["ship", "sailboat", "speedboat", "canoe"],
+  ["automobile", "oncoming automobile", "taxi", "police car", "delivery truck"],
+  ["train", "bullet train", "light rail", "metro", "tram", "tram car", "railway car", "mountain railway", "locomotive"],
+  [
+    "blossom",
+    "cherry blossom",
+    "white flower",
+    "hibiscus",
+    "rose",
+    "tulip",
+    "sunflower",
+    "wilted flower",
+    "bouquet",
+    "rosette",
+  ],
+  ["books", "blue book", "green book", "closed book", "open book"],
+  ["minibus", "oncoming bus"],
+  ["fish", "tropical fish", "blowfish", "shark", "dolphin", "whale", "spouting whale"],
+  ["dog", "poodle"],
+  ["deciduous tree", "evergreen tree", "palm tree"],
+  ["bread", "baguette bread", "croissant"],
+  ["ox", "cow", "water buffalo"],
+  ["ram", "ewe", "goat"],
+  ["mouse", "rat"],
+  ["camera", "movie camera", "video camera"],
+  ["shrimp", "fried shrimp"],
+  ["pig", "boar", "pig nose"],
+  ["motorcycle", "motor scooter", "kick scooter"],
+  ["wine glass", "tumbler glass", "cocktail glass", "tropical drink"],
+  ["glasses", "sunglasses"],
+  ["cooked rice", "rice ball", "curry rice", "rice cracker"],
+  ["handbag", "purse", "clutch bag", "briefcase"],
+  ["fallen leaf", "maple leaf", "herb", "seedling"],
+];
+const areAlike = ({ label: a }: Concept, { label: b }: Concept) =>
+  alike.some((names) => names.includes(a) && names.includes(b));
+
+/** A thing alone, large or small: its name, its kind, its ground, and whether it is this or that. */
+export const talkOfOne: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const colour = ground(d);
+  const sprite = spriteOf(d, concept, w);
+  const turns = [
+    { question: d.of(nameQuestions), answer: answerOf(concept) },
+    { question: d.of(kindQuestions), answer: `${kinds[concept.group]}.` },
+    { question: d.of(groundQuestions), answer: `${capital(colour.name)}.` },
+    ...verdicts(d, w, [concept], ["Is this {}?", "Do you see {}?", "Is it {}?"]),
+  ];
+  const size = small(d);
+  const scene = d.chance(0.6)
+    ? alone(d, sprite, colour)
+    : new Scene(colour, d).put(sprite, within(d, size), within(d, size), size);
+  return asking([picture(scene)], someOf(d, turns));
+};
+
+/** Two to four things, small: what is where, all of them, and whether one is there. Two lie beside or above each other, more in the corners. */
+export const talkOfPlaces: Ask = (d, w) => {
+  const shown = d.several(w.concepts, d.of([2, 2, 2, 2, 3, 4]));
   const [near, far] = [side * 0.27, side * 0.73];
   type Where = readonly [where: string, x: number, y: number];
   const corners: readonly Where[] = [
@@ -412,80 +501,86 @@ export const places: Ask = (d, w) => {
   ];
   const free = shown.length > 2 ? corners : d.of([beside, above]);
   const taken = d.several(free, shown.length);
-  const things = free.filter((at) => taken.includes(at)).map((at, i) => ({ at, concept: shown[i]! }));
+  const places = free.filter((at) => taken.includes(at));
   const scene = new Scene(ground(d), d);
-  for (const { at, concept } of things)
-    scene.put(spriteOf(d, concept, w), at[1], at[2], side * (0.4 + 0.08 * d.number()));
-  const wheres = things.map(({ at: [where], concept }) => ({
-    question: d.of([`What is ${where}?`, `What do you see ${where}?`]),
-    answer: answerOf(concept),
-  }));
-  const all = {
-    question: d.of([
-      "What do you see?",
-      things.length === 2 ? "Which two things are there?" : "Which things are there?",
-    ]),
-    answer: `${namesIn(things.map(({ concept }) => concept))}.`,
-  };
-  const turns = d.chance(0.4) ? [all] : d.several(wheres, wheres.length);
-  return asking([picture(scene)], turns);
+  for (const [i, [, x, y]] of places.entries())
+    scene.put(spriteOf(d, shown[i]!, w), x, y, side * (0.4 + 0.08 * d.number()));
+  const wheres = places.map(([where]) => where);
+  const isBeside = free === beside;
+  const onWhichSide = (concept: Concept) => ({
+    question: sideQuestion(d, concept, isBeside),
+    answer: foundAmong(shown, wheres, shown.indexOf(concept)),
+  });
+  const turns = [
+    {
+      question: d.of([
+        "What do you see?",
+        shown.length === 2 ? "Which two things are there?" : "Which things are there?",
+      ]),
+      answer: `${namesIn(shown)}.`,
+    },
+    ...shown.map((concept, i) => ({
+      question: d.of([`What is ${wheres[i]}?`, `What do you see ${wheres[i]}?`]),
+      answer: answerOf(concept),
+    })),
+    ...verdicts(d, w, shown, ["Do you see {}?", "Is there {}?"]),
+    ...(shown.length === 2 ? shown.map(onWhichSide) : []),
+    ...(shown.length === 2 && d.chance(0.3) ? [onWhichSide(another(d, w, shown))] : []),
+  ];
+  return asking([picture(scene)], someOf(d, turns));
 };
 
-/** Pictures, and where each of the things is: the first answer names them all, which the others need not say again. */
-export const whichIsWhere: Ask = (d, w) => {
-  const shown = d.several(w.concepts, d.whole(2, 4));
-  const turns = d.several(shown, shown.length).map((concept, turn) => {
-    const at = shown.indexOf(concept);
-    return {
-      question: d.of([`Which picture shows ${named(concept.label)}?`, `Where is the ${concept.label}?`]),
-      answer: turn === 0 ? foundAmong(shown, ordinals, at) : `${capital(named(concept.label))} ${ordinals[at]}.`,
-    };
+/** Two to four pictures: what each of them shows, which of them shows a thing, and whether two show the same. */
+export const talkOfPictures: Ask = (d, w) => {
+  const different = d.several(w.concepts, d.of([2, 2, 3, 4]));
+  const isSame = different.length === 2 && d.chance(0.4);
+  const shown = isSame ? [different[0]!, different[0]!] : different;
+  const where = (concept: Concept) => ({
+    question: d.of([`Which picture shows ${named(concept.label)}?`, `Where is the ${concept.label}?`]),
+    answer: foundAmong(shown, ordinals, shown.indexOf(concept)),
   });
+  const whether = { question: d.of(sameQuestions), answer: saidOf(shown, isSame ? "yes" : "no") };
+  const turns = [
+    { question: "What do the pictures show?", answer: `${namesIn(shown)}.` },
+    ...shown.map((concept, at) => ({
+      question: `What does the ${ordinals[at]} picture show?`,
+      answer: answerOf(concept),
+    })),
+    ...(isSame ? [] : shown.map(where)),
+    ...(!isSame && d.chance(0.4) ? [where(another(d, w, shown))] : []),
+    ...(shown.length === 2 ? [whether] : []),
+    ...verdicts(d, w, shown, ["Does one of them show {}?"]),
+  ];
   return asking(
     shown.map((concept) => picture(alone(d, spriteOf(d, concept, w)))),
-    turns,
+    someOf(d, turns),
   );
 };
 
-/** Pictures, and what each of them shows. */
-export const inOrder: Ask = (d, w) => {
-  const shown = d.several(w.concepts, d.whole(2, 4));
-  const pictures = shown.map((concept) => picture(alone(d, spriteOf(d, concept, w))));
-  if (d.chance(0.4)) {
-    return asking(pictures, [{ question: "What do the pictures show?", answer: `${namesIn(shown)}.` }]);
-  }
-  const turns = shown.map((concept, at) => ({
-    question: `What does the ${ordinals[at]} picture show?`,
-    answer: answerOf(concept),
-  }));
-  return asking(pictures, d.several(turns, turns.length));
-};
-
-/** A thing alone: its name, its kind and its ground. */
-export const about: Ask = (d, w) => {
-  const concept = d.of(w.concepts);
-  const colour = ground(d);
-  const turns = [
-    { question: d.of(nameQuestions), answer: answerOf(concept) },
-    { question: d.of(kindQuestions), answer: `${kinds[concept.group]}.` },
-    { question: d.of(groundQuestions), answer: `${capital(colour.name)}.` },
-  ];
-  return asking([picture(alone(d, spriteOf(d, concept, w), colour))], d.several(turns, d.whole(2, 3)));
-};
-
-/** One to five shapes of a colour. */
-export const countShapes: Ask = (d) => {
+/** One to five of a thing, or of a shape in a colour: how many, and what. */
+export const talkOfMany: Ask = (d, w) => {
   const [behind, colour] = d.several(colours, 2) as [Colour, Colour];
-  const shape = d.of(shapeNames);
-  const n = d.whole(1, 5);
-  const scene = onGrid(d, shapeSprite(shape, colour), n, behind);
-  const many = plural(shape);
+  const isShape = d.chance(0.5);
+  const [shape, concept, n] = [d.of(shapeNames), d.of(w.concepts), d.whole(1, 5)];
+  const scene = onGrid(d, isShape ? shapeSprite(shape, colour) : spriteOf(d, concept, w), n, behind);
+  const label = isShape ? shape : concept.label;
   const turns = [
     {
-      question: d.of(["How many are there?", `How many ${many} are there?`, "Count them."]),
+      question: d.of(["How many are there?", `How many ${plural(label)} are there?`, "Count them."]),
       answer: `${numerals[n]}.`,
     },
-    { question: "What colour are they?", answer: `${capital(colour.name)}.` },
+    { question: d.of(groundQuestions), answer: `${capital(behind.name)}.` },
+    ...(n > 1 && isShape ? [{ question: "What colour are they?", answer: `${capital(colour.name)}.` }] : []),
+    ...(n > 1 && isShape ? [{ question: "What are they?", answer: `${capital(plural(shape))}.` }] : []),
+    ...(n === 1 && !isShape ? verdicts(d, w, [concept], ["Do you see {}?"]) : []),
   ];
-  return asking([picture(scene)], n > 1 ? d.several(turns, 2) : [turns[0]!]);
+  return asking([picture(scene)], d.several(turns, 3));
+};
+
+/** The kind of a thing, then whether it is this or that: a verdict that is not the first question, and no name said before. */
+export const isItThen: Ask = (d, w) => {
+  const concept = d.of(w.concepts);
+  const before = { question: d.of(kindQuestions), answer: `${kinds[concept.group]}.` };
+  const asked = d.of(verdicts(d, w, [concept], ["Is this {}?", "Do you see {}?"]));
+  return asking([picture(alone(d, spriteOf(d, concept, w)))], [before, asked]);
 };
