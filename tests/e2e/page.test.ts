@@ -233,12 +233,13 @@ describe.skipIf(missing.length > 0)("the page at a model", () => {
     await page.getByRole("img", { name: /tokens by 4 layers with 4 experts/ }).waitFor();
     await answered(page);
     expect(asked.map((body) => body.return_routed_experts)).toEqual([undefined, true]);
-    await page.getByRole("img", { name: /tokens by 4 layers/ }).focus();
+    const map = page.getByRole("img", { name: /tokens by 4 layers/ });
+    await map.focus();
     await page.keyboard.press("ArrowDown");
     await page.keyboard.press("ArrowRight");
     await page.getByText(/expert [0-3] of 4, score 0\.\d\d/).waitFor();
-    const box = (await page.getByRole("img", { name: /tokens by 4 layers/ }).boundingBox())!;
-    await page.mouse.move(box.x + box.width - 30, box.y + 50);
+    const { width } = (await map.boundingBox())!;
+    await map.hover({ position: { x: width - 30, y: 30 } }); // the first row, once the map has come to rest
     await page.getByText(/token \d+ · layer 3, global/).waitFor();
     await shot(page, "map");
     expect(await barriers(page)).toEqual([]);
