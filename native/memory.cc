@@ -35,7 +35,7 @@ void* map_memory(size_t bytes) {
   const size_t slack = size >= kHugePage ? kHugePage : 0;
   int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 #ifdef MAP_POPULATE
-  // Small blocks are written to their end, weights and activations alike: their pages come at once, not fault by fault.
+  // Small blocks, of activations, are written to their end: their pages come at once, not fault by fault.
   if (!slack) flags |= MAP_POPULATE;
 #endif
   void* memory = mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, flags, -1, 0);

@@ -365,7 +365,7 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
 
 {
   const [d, writer] = [new Draw("small"), new Writer("small")];
-  for (let i = 0; i < 30_000; i++) await writer.asked(d.of([ask.nameSmall])(d, seen));
+  for (let i = 0; i < 30_000; i++) await writer.asked(ask.nameSmall(d, seen));
   await writer.close();
 }
 

@@ -26,6 +26,7 @@ function stretched(frequency: number, s: NonNullable<Llama4Config["ropeScaling"]
 /**
  * (cos, sin) of every pair's angle at the given positions: `[T, d/2, 2]`. Angles are f64: an f32 product is off by up to
  * 0.7 rad at 10M. In a chunked layer only differences inside a chunk matter, so `p mod chunk` turns the same.
+ * `frequencies` `[d/2]` are those of ropeFrequencies(), which a caller of many steps works out once.
  */
 export function ropeRotations(
   c: Llama4Config,
