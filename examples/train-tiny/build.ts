@@ -4,7 +4,7 @@
 // that ships learns from them too. Test files are written, and are for the end.
 
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
+import { type FileHandle, open, rename } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { type ChatFormat, type Message, metaFormat, type PlainPart } from "../../src/prompt/chat-format.ts";
 import { toHuggingFace } from "../../src/prompt/tokenizer-json.ts";
@@ -18,6 +18,7 @@ import {
   type Designer,
   readConcepts,
   readFlags,
+  readPhotographs,
   side,
   testDesigners,
   trainDesigners,
@@ -39,7 +40,7 @@ const messagesOf = ({ question, answer }: Turn) => [
   { role: "assistant" as const, content: answer },
 ];
 
-/** A file of documents and, where they have images, one of tiles. */
+/** A file of documents and, where they have images, one of tiles: each beside its place until it is whole. */
 class Writer {
   readonly #name: string;
   #lines: string[] = [];
@@ -53,7 +54,7 @@ class Writer {
   }
 
   async write(document: object): Promise<void> {
-    this.#documents ??= await open(join(out, `${this.#name}.jsonl`), "w");
+    this.#documents ??= await open(this.#path("jsonl.part"), "w");
     this.#lines.push(JSON.stringify(document));
     this.count++;
     if (this.#lines.length === 4096) await this.#flush();
@@ -62,7 +63,7 @@ class Writer {
   /** The number that a tile gets. */
   async tile(pixels: Uint8Array): Promise<number> {
     if (!this.#tiles) {
-      this.#tiles = await open(join(out, `${this.#name}.tiles`), "w");
+      this.#tiles = await open(this.#path("tiles.part"), "w");
       await this.#tiles.write(tilesHeader(side));
     }
     await this.#tiles.write(pixels);
@@ -92,11 +93,20 @@ class Writer {
 
   async close(): Promise<void> {
     await this.#flush();
-    await this.#documents?.close();
-    await this.#tiles?.close();
+    for (const [file, kind] of [
+      [this.#documents, "jsonl"],
+      [this.#tiles, "tiles"],
+    ] as const) {
+      await file?.close();
+      if (file) await rename(this.#path(`${kind}.part`), this.#path(kind));
+    }
     console.error(
       `${this.#name}: ${this.count.toLocaleString("en")} documents, ${this.#tileCount.toLocaleString("en")} tiles`,
     );
+  }
+
+  #path(kind: string): string {
+    return join(out, `${this.#name}.${kind}`);
   }
 
   async #flush(): Promise<void> {
@@ -259,14 +269,18 @@ function* stringsOf(value: unknown): Generator<string> {
 // Behind it the chunked layers see nothing of what was said. Most lines tell of rare words, as evaluation has them, and the texts
 // stay below 1,024 tokens.
 
+/** Tokens of a chunk of the model that is to learn from this. */
+const { chunk } = JSON.parse(readFileSync(join(import.meta.dirname, "text.json"), "utf8")).model;
+
 {
   const rare = [...senses.values()]
     .filter(({ id, gloss }) => sideOf(id) === "train" && gloss.length < 90)
     .map((sense) => ({ word: sense.words[0]!, sense }));
-  const long = (d: Draw) => chat(...needles(d, { words: d.chance(0.7) ? rare : short, anyLength }, d.whole(200, 2200)));
+  const length = (d: Draw) => (d.chance(0.7) ? d.whole(900, 1400) : d.whole(1900, 2700)); // about the first edge, the second
+  const long = (d: Draw) => chat(...needles(d, { words: d.chance(0.7) ? rare : short, anyLength }, length(d)));
   const [d, writer] = [new Draw("needle.edge"), new Writer("needle.edge")];
   const { encode } = metaFormat(tokenizer);
-  while (writer.count < 3000) {
+  while (writer.count < 5000) {
     const document = long(d);
     if (hasEdge(document.messages, encode)) await writer.write(document);
   }
@@ -274,7 +288,7 @@ function* stringsOf(value: unknown): Generator<string> {
 }
 
 function hasEdge(messages: readonly Message<PlainPart>[], encode: ChatFormat["encode"]): boolean {
-  const [chunk, question] = [256, 16]; // tokens
+  const question = 16; // tokens
   return messages.some(({ role }, i) => {
     if (role !== "assistant") return false;
     const begins = encode(messages.slice(0, i)).ids.length - question;
@@ -293,11 +307,7 @@ writeFileSync(join(out, "haystack.txt"), unseen.map((sense) => `${definition(sen
 
 const languages = readLanguages(packages);
 const learnt = concepts.filter(({ heldOut }) => !heldOut);
-const world = (
-  designers: readonly Designer[],
-  things = learnt,
-  sprite: "wide" | "square" | "test" = "wide",
-): ask.World => ({
+const world = (designers: readonly Designer[], things = learnt, sprite: "wide" | "test" = "wide"): ask.World => ({
   ...{
     concepts: things.filter(({ sprites }) => designers.some((designer) => sprites.has(designer))),
     designers,
@@ -340,7 +350,7 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
   clip: 7,
   translate: 2,
   flag: 9,
-  // In `talks`, where questions follow each other.
+  // In `verdicts`, and in `talks`, where questions follow each other.
   side: 0,
   is: 0,
 };
@@ -366,6 +376,14 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
 {
   const [d, writer] = [new Draw("small"), new Writer("small")];
   for (let i = 0; i < 30_000; i++) await writer.asked(ask.nameSmall(d, seen));
+  await writer.close();
+}
+
+// Questions that are answered in two steps, as first ones: what is seen, then what follows from it.
+{
+  const [d, writer] = [new Draw("verdicts"), new Writer("verdicts")];
+  const kinds = [ask.same, ask.same, ask.isIt, ask.isIt, ask.sideOfIt, ask.sideOfIt, ask.sideOfIt];
+  for (let i = 0; i < 40_000; i++) await writer.asked(d.of(kinds)(d, seen));
   await writer.close();
 }
 
@@ -398,6 +416,10 @@ for (const [letter, designer] of [
 ] as const)
   for (const name of ["name", "group"] as const)
     await asked(`pictures.${name}.test-${letter}`, tasks[name], world([designer]), 1000);
+const photographs = await readPhotographs(packages, learnt);
+console.error(`${photographs.length} photographs`);
+for (const name of ["name", "group"] as const)
+  await asked(`pictures.${name}.test-c`, tasks[name], world(["tuxpaint"], photographs), 600);
 await asked(
   "pictures.group.unknown",
   ask.groupOf,

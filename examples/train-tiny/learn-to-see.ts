@@ -5,18 +5,21 @@
 //   node --import ../../scripts/ts.mjs learn-to-see.ts [--steps 4500] [--threads N] [--text MODEL] [WORK]
 //
 // Writes WORK/eyes: a model of the sizes in text.json whose vision encoder has learnt, and whose text model is random, or
-// that of MODEL, which then learns to read it.
+// that of MODEL, which then learns to read it. MODEL may still be in training: this waits for it at the end. Products take
+// their factors in bf16, whatever the processor. It cannot be resumed.
 //
 // N pictures of a step · C classes
 
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { openNative } from "../../src/backends/native/backend.ts";
 import { type FileSource, openFile } from "../../src/checkpoint/source.ts";
 import { tokenIds } from "../../src/cli/init.ts";
 import { readModel, writeModel } from "../../src/cli/run-folder.ts";
 import { randomWeights } from "../../src/cli/train-start.ts";
+import { tokensPerTile } from "../../src/model/config.ts";
 import { encodeImage } from "../../src/model/vision.ts";
 import { normalise } from "../../src/prompt/image.ts";
 import { fromHuggingFace } from "../../src/prompt/tokenizer-json.ts";
@@ -25,7 +28,7 @@ import type { Tensor } from "../../src/tensor/tensor.ts";
 import { shuffled } from "../../src/train/batches.ts";
 import { modelConfig, readConfig } from "../../src/train/config.ts";
 import { Documents } from "../../src/train/documents.ts";
-import { inOrderOf, leavesOf, type Weights } from "../../src/train/leaves.ts";
+import { leavesOf, type Weights } from "../../src/train/leaves.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { rateAt } from "../../src/train/schedule.ts";
 import { Tape } from "../../src/train/tape.ts";
@@ -41,6 +44,9 @@ const { values, positionals } = parseArgs({
 const work = resolve(positionals[0] ?? join(import.meta.dirname, "work"));
 const eyes = join(work, "eyes");
 if (existsSync(eyes)) throw new Error(`${eyes} is there already; move it away to learn anew`);
+const text = values.text === undefined ? undefined : resolve(values.text);
+if (text && !existsSync(text) && !isBeingTrained(text))
+  throw new Error(`${text} is not there, and no run that would make it; train text.json first, or beside this`);
 const N = 128;
 const seed = 4;
 const peak = 1e-3;
@@ -127,7 +133,7 @@ const model = modelConfig(
   tokenIds(tokenizer),
 );
 const weights = await randomWeights(model, seed, backend);
-const width = 9 * model.dim; // the rows of a picture, side by side
+const width = tokensPerTile(model.vision!) * model.dim; // the rows of a picture, side by side
 const heads = Object.fromEntries(
   [...classes].map(([task, answers]) => [
     task,
@@ -143,6 +149,7 @@ const optimizer = new Optimizer(backend, leaves, {
 });
 const tape = new Tape(backend, {});
 const watched = tape.watch({ vision: weights.vision!, heads });
+const learnt = tape.watch(leaves.map(({ weight }) => weight)); // the same, in the optimizer's order
 
 /** The sum of the tasks' losses, each by its share of the pictures; and how many of each were right before. */
 async function step(pictures: readonly Picture[], rate: number) {
@@ -181,12 +188,7 @@ async function step(pictures: readonly Picture[], rate: number) {
       right.set(task, [hits, of]);
     }
     const [nats] = await tape.read(total!);
-    const gradients = tape.gradients(total!, watched);
-    const ordered = inOrderOf({ text: weights.text, vision: weights.vision! }, {
-      text: weights.text,
-      vision: gradients.vision,
-    } as Weights).slice(-leaves.length + classes.size);
-    await optimizer.step([...ordered, ...[...classes.keys()].map((task) => gradients.heads[task]!)], rate);
+    await optimizer.step(tape.gradients(total!, learnt), rate);
     return { nats: nats!, right };
   });
 }
@@ -224,9 +226,25 @@ for (let i = 0; i < steps; i++) {
     nats = 0;
   }
 }
-const text = values.text === undefined ? weights.text : (await readModel(resolve(values.text), backend)).weights.text;
-await writeModel(eyes, { backend, weights: { ...weights, text }, model, tokenizer }, "f32");
+const withText = text === undefined ? weights : { ...weights, text: await textOf(text) };
+await writeModel(eyes, { backend, weights: withText, model, tokenizer }, "f32");
 const seconds = (performance.now() - start) / 1000;
 writeFileSync(join(eyes, "seen.json"), `${JSON.stringify({ steps, pictures: steps * N, seconds })}\n`); // for card.ts
 for (const file of files) await file.close();
 backend.close();
+
+/** Waits for a model that is still being trained beside this. */
+async function textOf(folder: string): Promise<Weights["text"]> {
+  if (!existsSync(folder)) console.error(`waiting for ${folder}`);
+  while (!existsSync(folder)) {
+    if (!isBeingTrained(folder) && !existsSync(folder))
+      throw new Error(`${folder} did not come, and is no longer being trained`);
+    await setTimeout(5000);
+  }
+  return (await readModel(folder, backend)).weights.text;
+}
+
+/** Whether the run whose model this will be has begun and not ended (`running` names its process). */
+function isBeingTrained(folder: string): boolean {
+  return existsSync(join(folder, "../running"));
+}

@@ -6,6 +6,19 @@ const [width, height] = [760, 340];
 const [left, right, top, bottom] = [46, 120, 18, 34];
 const most = 7; // nats: the first steps are above
 
+/** Heights from the top down, each moved as little as it takes for a line of text, and none below the curves. */
+function apart(heights: readonly number[]): number[] {
+  const line = 13;
+  const places: number[] = [];
+  for (const at of heights) places.push(Math.max(at, (places.at(-1) ?? -Infinity) + line));
+  let free = height - bottom;
+  for (let i = places.length - 1; i >= 0; i--) {
+    places[i] = Math.min(places[i]!, free);
+    free = places[i]! - line;
+  }
+  return places;
+}
+
 export function lossCurve(log: readonly Entry[]): string {
   const steps = log.filter(({ type }) => type === "step") as unknown as { step: number; phase: number; loss: number }[];
   const held = log.filter(({ type }) => type === "heldOut") as unknown as {
@@ -28,11 +41,11 @@ export function lossCurve(log: readonly Entry[]): string {
   const ends = names
     .map((name, i) => ({ name, hue: hues[i]!, at: Number(y(held.at(-1)!.losses[name]!.loss)) }))
     .sort((a, b) => a.at - b.at);
-  let free = -Infinity;
-  const labels = ends.map(({ name, hue, at }) => {
-    free = Math.max(at, free + 13); // labels do not lie on each other
-    return `<text x="${width - right + 8}" y="${(free + 4).toFixed(1)}" fill="${hue}">${name}</text>`;
-  });
+  const places = apart(ends.map(({ at }) => at));
+  const labels = ends.map(
+    ({ name, hue }, i) =>
+      `<text x="${width - right + 8}" y="${(places[i]! + 4).toFixed(1)}" fill="${hue}">${name}</text>`,
+  );
   const grid = Array.from({ length: most + 1 }, (_, nats) => [
     `<line x1="${left}" x2="${width - right}" y1="${y(nats)}" y2="${y(nats)}" stroke="#8884"/>`,
     `<text x="${left - 8}" y="${Number(y(nats)) + 4}" text-anchor="end">${nats}</text>`,

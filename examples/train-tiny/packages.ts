@@ -2,7 +2,7 @@
 // redistributed: see the table of licences in README.md.
 
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 const npmPackages = {
@@ -21,34 +21,49 @@ const npmPackages = {
   "@iconify-json/twemoji": "1.2.5",
   "@iconify-json/openmoji": "1.2.29",
 };
-const debianPackage = "r-cran-janeaustenr"; // 1.0.0: six novels of Jane Austen
+const debianPackages = {
+  "r-cran-janeaustenr": "1.0.0-1", // six novels of Jane Austen
+  "tuxpaint-stamps-default": "2022.06.04-1", // photographs, only measured with
+};
 
 export interface Packages {
   /** The folder of an npm package. */
   npm(name: keyof typeof npmPackages): string;
-  /** Where the Debian package was unpacked. */
-  readonly debian: string;
+  /** Where a Debian package was unpacked. */
+  debian(name: keyof typeof debianPackages): string;
 }
 
 /** Fetches into `folder` what is not there yet. */
 export function fetchPackages(folder: string): Packages {
   mkdirSync(folder, { recursive: true });
-  const manifest = join(folder, "package.json");
-  if (!existsSync(manifest)) writeFileSync(manifest, JSON.stringify({ private: true, dependencies: npmPackages }));
-  const missing = Object.keys(npmPackages).filter((name) => !existsSync(join(folder, "node_modules", name)));
-  if (missing.length > 0) {
-    console.error(`fetching ${missing.join(", ")}: about 300 MB`);
-    execFileSync("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund"], {
-      cwd: folder,
-      stdio: ["ignore", 2, 2],
-    });
+  const npm = (name: string) => join(folder, "node_modules", name);
+  const manifest = JSON.stringify({ private: true, dependencies: npmPackages });
+  const manifestFile = join(folder, "package.json");
+  const isCurrent = existsSync(manifestFile) && readFileSync(manifestFile, "utf8") === manifest;
+  if (!isCurrent || !Object.keys(npmPackages).every((name) => existsSync(npm(name)))) {
+    console.error(`fetching ${Object.keys(npmPackages).join(", ")}: about 300 MB`);
+    writeFileSync(manifestFile, manifest);
+    run(folder, "npm", "install", "--ignore-scripts", "--no-audit", "--no-fund");
   }
-  const debian = join(folder, "debian");
-  if (!existsSync(debian)) {
-    console.error(`fetching ${debianPackage} by apt-get (apt-get update must have run once)`);
-    execFileSync("apt-get", ["download", debianPackage], { cwd: folder, stdio: ["ignore", 2, 2] });
-    const file = readdirSync(folder).find((name) => name.startsWith(debianPackage) && name.endsWith(".deb"));
-    execFileSync("dpkg-deb", ["-x", file!, debian], { cwd: folder, stdio: ["ignore", 2, 2] });
+  const debian = (name: string) => join(folder, "debian", name);
+  for (const [name, version] of Object.entries(debianPackages)) {
+    if (existsSync(debian(name))) continue;
+    console.error(`fetching ${name} ${version} by apt-get (apt-get update must have run once)`);
+    run(folder, "apt-get", "download", `${name}=${version}`);
+    const file = readdirSync(folder).find((file) => file.startsWith(`${name}_${version}_`));
+    const draft = `${debian(name)}.part`; // beside its place until it is whole
+    rmSync(draft, { recursive: true, force: true });
+    run(folder, "dpkg-deb", "-x", file!, draft);
+    renameSync(draft, debian(name));
   }
-  return { npm: (name) => join(folder, "node_modules", name), debian };
+  return { npm, debian };
+}
+
+/** What a program says goes to stderr. */
+function run(folder: string, command: string, ...args: string[]): void {
+  try {
+    execFileSync(command, args, { cwd: folder, stdio: ["ignore", 2, 2] });
+  } catch (error) {
+    throw new Error(`${command} ${args.join(" ")} failed; what it said is above`, { cause: error });
+  }
 }

@@ -156,7 +156,7 @@ const plural = (label: string) =>
     ? `${label}es`
     : /[^aeiou]y$/.test(label)
       ? `${label.slice(0, -1)}ies`
-      : /(sheep|fish|deer)$/.test(label)
+      : /(sheep|deer)$/.test(label)
         ? label
         : `${label}s`;
 

@@ -1,8 +1,8 @@
 // Pictures with names: emoji of several designers, drawn once each with its transparency, then laid on grounds of many
 // colours, sizes and places. Which designer is on which side of the split is written here.
 
-import { existsSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import sharp from "sharp";
 import { type Draw, hash } from "./draw.ts";
 import type { Packages } from "./packages.ts";
@@ -19,8 +19,9 @@ export type Designer =
   | "emojione"
   | "fxemoji"
   | "twemoji"
-  | "openmoji";
-/** Never learnt from: Twemoji is test A, OpenMoji test B. */
+  | "openmoji"
+  | "tuxpaint";
+/** Never learnt from: Twemoji is test A, OpenMoji test B; Tux Paint's photographs are test C. */
 export const testDesigners: readonly Designer[] = ["twemoji", "openmoji"];
 /** Held out while recipes are compared, learnt from in the run that ships. */
 export const tuningDesigner: Designer = "emojione";
@@ -206,11 +207,10 @@ export interface Flag {
   readonly capital: string;
   readonly continent: string;
   readonly wide: Sprite;
-  readonly square: Sprite;
   readonly test: Sprite | undefined;
 }
 
-/** Flags: 4 × 3 to learn, 1 × 1 to choose recipes by, Twemoji's as the test. */
+/** Flags: 4 × 3 to learn, Twemoji's as the test. */
 export async function readFlags(packages: Packages): Promise<Flag[]> {
   const folder = packages.npm("flag-icons");
   const countries = read(join(folder, "country.json")) as {
@@ -220,22 +220,43 @@ export async function readFlags(packages: Packages): Promise<Flag[]> {
     continent?: string;
     iso: boolean;
     flag_4x3: string;
-    flag_1x1: string;
   }[];
   const twemoji = iconSets(packages).find(([designer]) => designer === "twemoji")![1];
   const found: Flag[] = [];
-  for (const { code, name, capital, continent, iso, flag_4x3, flag_1x1 } of countries) {
+  for (const { code, name, capital, continent, iso, flag_4x3 } of countries) {
     if (!iso || !capital || !continent || code.length !== 2) continue;
-    const draw = (path: string) => raster(readFileSync(join(folder, path)));
     found.push({
       code,
       name,
       capital,
       continent,
-      wide: await draw(flag_4x3),
-      square: await draw(flag_1x1),
+      wide: await raster(readFileSync(join(folder, flag_4x3))),
       test: await twemoji(`flag-${slug(name)}`, ""),
     });
+  }
+  return found;
+}
+
+/** Cut-out photographs of things that drawings taught, from Tux Paint's stamps: each a concept of its own, by its caption. */
+export async function readPhotographs(packages: Packages, learnt: readonly Concept[]): Promise<Concept[]> {
+  const root = join(packages.debian("tuxpaint-stamps-default"), "usr/share/tuxpaint/stamps");
+  const found: Concept[] = [];
+  for (const file of (readdirSync(root, { recursive: true }) as string[]).sort()) {
+    // Cartoons are drawings, and mirrored stamps would be counted twice.
+    if (!file.endsWith(".png") || /cartoon|toys|_mirror|_flip/.test(file)) continue;
+    const captions = join(root, dirname(file), `${basename(file, ".png")}.txt`);
+    if (!existsSync(captions)) continue;
+    const caption = readFileSync(captions, "utf8")
+      .split(/[\n.!?:;,(—–]/, 1)[0]!
+      .toLowerCase()
+      .trim();
+    const said = caption.replace(/^(an?|the|some) /, "");
+    if (said.split(" ").length > 3) continue; // "a chick inside an egg"
+    const named = learnt.filter(({ label }) => said === label || said.endsWith(` ${label}`));
+    const concept = named.sort((a, b) => b.label.length - a.label.length)[0];
+    if (!concept) continue;
+    const sprite = await raster(readFileSync(join(root, file)));
+    found.push({ ...concept, sprites: new Map([["tuxpaint", sprite]]) });
   }
   return found;
 }

@@ -36,7 +36,7 @@ export function* readProse(packages: Packages): Generator<Text> {
       if (/^(\d{4}_|chapter_|epilogue)/.test(name) && name.endsWith(".txt"))
         yield* pieces(name, readFileSync(join(folder, name), "utf8"));
   }
-  for (const [novel, lines] of readAusten(packages.debian))
+  for (const [novel, lines] of readAusten(packages.debian("r-cran-janeaustenr")))
     for (const [i, chapter] of lines
       .join("\n")
       .split(/\n(?=CHAPTER|Chapter)/)
@@ -63,6 +63,7 @@ function readAusten(debian: string): Map<string, string[]> {
     if (strings.length > 1000) found.set(`novel ${novel}`, strings);
     at += 4 + engine.engine.bytesWritten;
   }
+  if (found.size !== 6) throw new Error(`r-cran-janeaustenr holds ${found.size} novels; expected six`);
   return found;
 }
 
