@@ -32,6 +32,7 @@ const common = {
   data: files(""),
   heldOut: files(".val"),
   ...{ context: 256, batchTokens: 2048 },
+  balance: { by: "bias" }, // as when it was measured
   checkpoint: { minutes: 1, keep: 1 },
 };
 const sizes = { depth: 4, headDim: 32, chunk: 128 };

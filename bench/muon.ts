@@ -63,6 +63,7 @@ const configOf = ({ kind, rate, seed, steps: n }: Run) => ({
   ...{ context: 256, batchTokens: 2048 },
   phases: [{ steps: n, mix: Object.fromEntries(names.map((name) => [name, 1])) }],
   optimizer: { kind, rate },
+  balance: { by: "bias" }, // as when it was measured
   evaluate: { every: n, tokens: 8192 },
   checkpoint: { minutes: 1, keep: 1 },
   ...{ seed, out: nameOf({ kind, rate, seed, steps: n }) },

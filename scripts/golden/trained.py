@@ -29,7 +29,7 @@ CONFIG = {
     "data": {"docs": "docs.jsonl"},
     "phases": [{"steps": 120, "mix": {"docs": 1}}],
     "context": 64, "batchTokens": 256,
-    "optimizer": {"rate": 0.01}, "evaluate": {"every": 120}, "checkpoint": {"minutes": 60, "keep": 1},
+    "optimizer": {"rate": 0.01}, "balance": {"by": "bias"}, "evaluate": {"every": 120}, "checkpoint": {"minutes": 60, "keep": 1},
     "seed": 6, "out": "run",
 }
 ANIMALS = ["cat", "dog", "ant", "owl", "fox", "hen"]

@@ -175,7 +175,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const warmup = schedule.whole("warmup", Math.min(200, Math.ceil(steps / 20)), 0);
   const optimizer = top.fields("optimizer");
   const balance = top.fields("balance");
-  const by = balance.one("by", ["bias", "loss", "none"], from === undefined ? "bias" : "none");
+  const by = balance.one("by", ["loss", "bias", "none"], from === undefined ? "loss" : "none");
   const evaluate = top.fields("evaluate");
   const checkpoint = top.fields("checkpoint");
   const config: TrainConfig = {
@@ -207,7 +207,8 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     },
     balance: {
       by,
-      strength: balance.number("strength", by === "loss" ? 0.01 : 0.001, 0),
+      // The loss's is that of examples/train-tiny; what a bias moves by is Wang et al.'s (see balance.ts).
+      strength: balance.number("strength", by === "loss" ? 0.02 : 0.001, 0),
       z: balance.number("z", from === undefined ? 1e-4 : 0, 0),
     },
     recompute: top.flag("recompute", false),

@@ -38,6 +38,7 @@ const config = {
   ],
   ...{ context: 40, batchTokens: 48, accumulate: 2 },
   optimizer: { average: 0.9, rate: 0.005 },
+  balance: { by: "bias" }, // which a checkpoint has to keep
   evaluate: { every: 5, tokens: 40 },
   checkpoint: { minutes: 0, keep: 2 }, // at every step
   seed: 3,

@@ -56,6 +56,12 @@ describe("a config", () => {
     expect(config.schedule).toMatchObject({ kind: "wsd", steps: 10 });
   });
 
+  it("balances a new model's experts by a loss, and those of one that is there not at all", () => {
+    expect(read({}).balance).toEqual({ by: "loss", strength: 0.02, z: 1e-4 });
+    expect(read({ balance: { by: "bias" } }).balance).toEqual({ by: "bias", strength: 0.001, z: 1e-4 });
+    expect(read({ from: "there" }).balance).toMatchObject({ by: "none", z: 0 });
+  });
+
   it.each([
     [{ phases: [] }, /phases is empty/],
     [{ data: {} }, /data names no file/],
