@@ -102,16 +102,26 @@ export interface VisionSizes {
 const headDim = 32;
 
 /**
- * A whole Llama 4 from its depth: 32 wide a layer, heads of 32 with two queries to a key, eight experts of twice the width
- * beside a shared one, every fourth layer global. 4 gives 3.7 million weights beside the tables, 8 gives 29.6 million, 16
- * gives 237; of these a token meets 1.0, 7.6 and 60.9 million.
+ * A whole Llama 4 from its depth: 32 wide a layer, heads of 32 with four queries to a key (three at 6 and 9 layers; at 5
+ * and 7, where no such number divides the heads, all), eight experts of twice the width beside a shared one, every fourth layer global.
+ * 4 gives 3.7 million weights beside the tables, 8 gives 29.6 million, 16 gives 237; of these a token meets 1.0, 7.6 and
+ * 60.9 million. A width or a number of heads that is given changes what follows from it.
  */
-export function sizesOfDepth(depth: number): Omit<ModelSizes, "vision"> {
-  const dim = 32 * Math.max(4, depth);
+export function sizesOfDepth(
+  depth: number,
+  dim = 32 * Math.max(4, depth),
+  heads = Math.max(1, Math.round(dim / headDim)),
+): Omit<ModelSizes, "vision"> {
   return {
-    ...{ depth, dim, headDim, heads: dim / headDim, kvHeads: Math.max(1, Math.ceil(dim / headDim / 4)) },
+    ...{ depth, dim, heads, kvHeads: largestDivisor(heads, Math.ceil(heads / 4)), headDim },
     ...{ expertFfn: 2 * dim, ffn: 4 * dim, experts: 8, topK: 1, moeStep: 1, nopeEvery: 4, chunk: 256, tied: false },
   };
+}
+
+function largestDivisor(n: number, most: number): number {
+  let divisor = most;
+  while (n % divisor) divisor--;
+  return divisor;
 }
 
 /** The config of the model itself. */
@@ -254,16 +264,17 @@ function readTeacher(teacher: Fields): TeacherOptions {
 }
 
 function readModel(given: Fields): ModelSizes {
-  const base = sizesOfDepth(given.whole("depth", 4, 1));
-  const dim = given.whole("dim", base.dim, 8);
-  const heads = given.whole("heads", Math.max(1, Math.round(dim / headDim)), 1);
+  const depth = given.whole("depth", 4, 1);
+  const dim = given.whole("dim", sizesOfDepth(depth).dim, 8);
+  const heads = given.whole("heads", sizesOfDepth(depth, dim).heads, 1);
+  const base = sizesOfDepth(depth, dim, heads);
   const vision = given.optional("vision");
   const sizes = {
-    ...{ depth: base.depth, dim, heads },
-    kvHeads: given.whole("kvHeads", largestDivisor(heads, Math.ceil(heads / 4)), 1),
-    headDim: given.whole("headDim", headDim, 2),
-    expertFfn: given.whole("expertFfn", 2 * dim, 1),
-    ffn: given.whole("ffn", 4 * dim, 1),
+    ...{ depth, dim, heads },
+    kvHeads: given.whole("kvHeads", base.kvHeads, 1),
+    headDim: given.whole("headDim", base.headDim, 2),
+    expertFfn: given.whole("expertFfn", base.expertFfn, 1),
+    ffn: given.whole("ffn", base.ffn, 1),
     experts: given.whole("experts", base.experts, 0),
     topK: given.whole("topK", base.topK, 1),
     moeStep: given.whole("moeStep", base.moeStep, 0),
@@ -280,12 +291,6 @@ function readModel(given: Fields): ModelSizes {
   };
   vision?.end();
   return sizes;
-}
-
-function largestDivisor(n: number, most: number): number {
-  let divisor = most;
-  while (n % divisor) divisor--;
-  return divisor;
 }
 
 function check({ model: m, data, phases, context, rows, schedule, holdOut }: TrainConfig, file: string): void {

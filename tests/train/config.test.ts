@@ -7,8 +7,9 @@ const least = { data: { a: "a.jsonl" }, phases: [{ steps: 10, mix: { a: 1 } }] }
 const read = (more: object) => readConfig({ ...least, ...more }, "c.json");
 
 describe("a depth", () => {
-  it.each([1, 2, 4, 6, 8, 12, 16, 24])("of %d gives a whole Llama 4 that fits together", (depth) => {
+  it.each([1, 2, 4, 5, 6, 7, 8, 9, 12, 16, 24])("of %d gives a whole Llama 4 that fits together", (depth) => {
     const sizes = read({ model: { depth, vision: {} } }).model!;
+    expect({ ...sizes, vision: undefined }).toEqual({ ...sizesOfDepth(depth), vision: undefined });
     const c = modelConfig(sizes, { vocabSize: 4096, context: 512, tileSize: 48 }, { eos: [] });
     expect(c.layers.length).toBe(depth);
     expect(c.nHeads % c.nKvHeads).toBe(0);
@@ -18,6 +19,14 @@ describe("a depth", () => {
     expect(c.attentionChunk).toBeLessThan(512);
     expect((c.vision!.imageSize / c.vision!.patchSize) % c.vision!.shuffle).toBe(0);
     expect(c.vision!.dim % c.vision!.nHeads).toBe(0);
+  });
+
+  it("has heads that share keys evenly", () => {
+    const sizes = [4, 5, 6, 7, 8, 9, 12, 16].map((depth) => sizesOfDepth(depth));
+    const keys = sizes.map(({ heads, kvHeads }) => `${heads} to ${kvHeads}`);
+    expect(keys).toEqual(["4 to 1", "5 to 1", "6 to 2", "7 to 1", "8 to 2", "9 to 3", "12 to 3", "16 to 4"]);
+    expect(read({ model: { depth: 4, dim: 192 } }).model).toMatchObject({ heads: 6, kvHeads: 2, expertFfn: 384 });
+    expect(read({ model: { depth: 4, heads: 12 } }).model).toMatchObject({ dim: 128, kvHeads: 3, ffn: 512 });
   });
 
   it("says how many tiles an image becomes at inference: those of the data, else those of the published models", () => {
