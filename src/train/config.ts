@@ -103,9 +103,9 @@ const headDim = 32;
 
 /**
  * A whole Llama 4 from its depth: 32 wide a layer, heads of 32 with four queries to a key (three at 6 and 9 layers; at 5
- * and 7, where no such number divides the heads, all), eight experts of twice the width beside a shared one, every fourth layer global.
- * 4 gives 3.7 million weights beside the tables, 8 gives 29.6 million, 16 gives 237; of these a token meets 1.0, 7.6 and
- * 60.9 million. A width or a number of heads that is given changes what follows from it.
+ * and 7, where none near four divides the heads, all), eight experts of twice the width beside a shared one, every fourth
+ * layer global. 4 gives 3.7 million weights beside the tables, 8 gives 29.6 million, 16 gives 237; of these a token meets
+ * 1.0, 7.6 and 60.9 million. A width or a number of heads that is given changes what follows from it.
  */
 export function sizesOfDepth(
   depth: number,
@@ -124,7 +124,7 @@ function largestDivisor(n: number, most: number): number {
   return divisor;
 }
 
-/** The config of the model itself. */
+/** The config of the model itself. Throws RequestError where the data's tiles do not fall into the encoder's patches. */
 export function modelConfig(
   s: ModelSizes,
   { vocabSize, context, tileSize }: { vocabSize: number; context: number; tileSize: number | undefined },
@@ -146,10 +146,16 @@ export function modelConfig(
   };
 }
 
+const shuffle = 2; // patches to a side of what becomes one token
+
 function visionConfig({ dim }: ModelSizes, v: VisionSizes, imageSize: number): VisionConfig {
+  if (imageSize % (v.patch * shuffle))
+    throw new RequestError(
+      `tiles of ${imageSize} pixels and patches of ${v.patch} × ${shuffle}; expected a multiple: set model.vision.patch`,
+    );
   return {
     ...{ dim: v.dim, nLayers: v.layers, nHeads: v.heads, ffnDim: 4 * v.dim, imageSize, patchSize: v.patch },
-    ...{ nChannels: 3, normEps: 1e-5, ropeTheta: 10000, shuffle: 2, adapterDim: 2 * dim, outputDim: 2 * dim },
+    ...{ nChannels: 3, normEps: 1e-5, ropeTheta: 10000, shuffle, adapterDim: 2 * dim, outputDim: 2 * dim },
     preprocessing: { ...publishedPreprocessing, maxTiles: v.tiles },
   };
 }

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { countParameters } from "../../src/model/config.ts";
+import { RequestError } from "../../src/tensor/errors.ts";
 import { modelConfig, readConfig, sizesOfDepth } from "../../src/train/config.ts";
 import { phaseAt } from "../../src/train/trainer.ts";
 
@@ -35,6 +36,20 @@ describe("a depth", () => {
         .vision!.preprocessing.maxTiles;
     expect([tilesOf({}), tilesOf({ tiles: 1 })]).toEqual([16, 1]);
     expect(() => tilesOf({ tiles: 65 })).toThrow("model.vision.tiles is 65; expected at most 64");
+  });
+
+  it("refuses tiles that do not fall into patches, by their sizes", () => {
+    const seeing = (tileSize: number, patch?: number) =>
+      modelConfig(
+        read({ model: { vision: { patch } } }).model!,
+        { vocabSize: 4096, context: 512, tileSize },
+        { eos: [] },
+      );
+    expect(() => seeing(100)).toThrow(
+      new RequestError("tiles of 100 pixels and patches of 8 × 2; expected a multiple: set model.vision.patch"),
+    );
+    expect(() => seeing(24)).toThrow("tiles of 24 pixels and patches of 8 × 2"); // three patches, which two do not divide
+    expect(seeing(100, 10).vision).toMatchObject({ imageSize: 100, patchSize: 10 });
   });
 
   it("grows the model and lowers the rate", () => {
