@@ -173,6 +173,11 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const teacher = top.optional("teacher");
   if (from !== undefined && given) top.refuse(`from and model; expected one of them: a checkpoint has its own sizes`);
   if (lora && from === undefined) top.refuse("lora without from; expected the checkpoint that the adapters change");
+  const tokenizer = top.textOrWhole("tokenizer", from === undefined && !teacher ? 4096 : undefined);
+  if (from !== undefined && typeof tokenizer === "number")
+    top.refuse(
+      `tokenizer is ${tokenizer} beside from; expected a tokenizer.json or none: a checkpoint has its own vocabulary`,
+    );
   const model = from === undefined ? readModel(given ?? new Fields({}, `${file}: model`)) : undefined;
   const rows = top.whole("batchTokens", 4096, 2);
   const phases = top.list("phases").map((phase, i): Phase => {
@@ -189,6 +194,9 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const holdOut = top.whole("holdOut", 0, 0);
   const schedule = top.fields("schedule");
   const warmup = schedule.whole("warmup", Math.min(200, Math.ceil(steps / 20)), 0);
+  const kind = schedule.one("kind", ["wsd", "cosine"], "wsd");
+  if (kind === "cosine" && schedule.has("decay"))
+    schedule.refuse("decay with kind cosine, which falls from the warmup to the end; expected kind wsd, or no decay");
   const optimizer = top.fields("optimizer");
   const balance = top.fields("balance");
   const by = balance.one("by", ["loss", "bias", "none"], from === undefined ? "loss" : "none");
@@ -196,7 +204,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const checkpoint = top.fields("checkpoint");
   const config: TrainConfig = {
     ...{ model, from, lora: lora && readLora(lora), teacher: teacher && readTeacher(teacher) },
-    tokenizer: top.textOrWhole("tokenizer", from === undefined && !teacher ? 4096 : undefined),
+    tokenizer,
     data: top.files("data"),
     heldOut: top.files("heldOut", {}),
     holdOut,
@@ -205,7 +213,7 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     ...{ context: top.whole("context", Math.min(512, rows), 2), rows, accumulate: top.whole("accumulate", 1, 1) },
     rate: optimizer.number("rate", model ? 0.24 / model.dim : lora ? loraRate : fineRate, 0),
     schedule: {
-      kind: schedule.one("kind", ["wsd", "cosine"], "wsd"),
+      kind,
       steps,
       warmup,
       decay: schedule.whole("decay", Math.min(Math.ceil(steps / 4), Math.max(0, steps - warmup)), 0),
@@ -213,13 +221,13 @@ export function readConfig(json: unknown, file: string): TrainConfig {
     },
     optimizer: {
       kind: optimizer.one("kind", ["adamw", "muon"], "adamw"),
-      beta1: optimizer.number("beta1", 0.9, 0, 1),
-      beta2: optimizer.number("beta2", 0.95, 0, 1),
+      beta1: optimizer.kept("beta1", 0.9),
+      beta2: optimizer.kept("beta2", 0.95),
       eps: optimizer.number("eps", 1e-8, 0),
       decay: optimizer.number("decay", lora ? 0 : 0.1, 0),
       clip: optimizer.number("clip", 1, 0),
       visionRate: optimizer.number("visionRate", 1, 0),
-      average: optimizer.number("average", 0, 0, 1),
+      average: optimizer.kept("average", 0),
     },
     balance: {
       by,
@@ -259,6 +267,8 @@ function readTeacher(teacher: Fields): TeacherOptions {
   const share = teacher.fields("share");
   const first = share.number("first", 0.9, 0, 1);
   const kind = share.one("kind", ["linear", "cosine", "constant"], "linear");
+  if (kind === "constant" && share.has("last"))
+    share.refuse("last with kind constant, which stays at first; expected kind linear or cosine, or no last");
   const read = {
     model: teacher.text("model", undefined) ?? teacher.refuse("model is missing; expected a checkpoint"),
     topK: teacher.whole("topK", 32, 1),
@@ -338,12 +348,16 @@ class Fields {
     this.#place = place;
   }
 
+  has(key: string): boolean {
+    return this.#take(key) !== undefined;
+  }
+
   fields(key: string): Fields {
     return new Fields(this.#take(key) ?? {}, `${this.#place}: ${key}`);
   }
 
   optional(key: string): Fields | undefined {
-    return this.#take(key) === undefined ? undefined : this.fields(key);
+    return this.has(key) ? this.fields(key) : undefined;
   }
 
   whole(key: string, otherwise: number | undefined, least: number): number {
@@ -358,6 +372,12 @@ class Fields {
   number(key: string, otherwise: number, least: number, most = Infinity): number {
     const range = most === Infinity ? `a number from ${least}` : `a number from ${least} to ${most}`;
     return this.#checked(key, otherwise, range, (x) => typeof x === "number" && x >= least && x <= most);
+  }
+
+  /** The share of a moving average that a step leaves: with 1 nothing would come in. */
+  kept(key: string, otherwise: number): number {
+    const fits = (x: unknown) => typeof x === "number" && x >= 0 && x < 1;
+    return this.#checked(key, otherwise, "a number from 0 that is below 1", fits);
   }
 
   flag(key: string, otherwise: boolean): boolean {

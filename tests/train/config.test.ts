@@ -103,10 +103,29 @@ describe("a config", () => {
     [{ schedule: { final: 2 } }, /final is 2; expected a number from 0 to 1/],
     [{ schedule: { warmup: 6, decay: 5 } }, /6 steps of warmup and 5 of decay in 10; expected no more/],
     [{ schedule: { kind: "cosine", warmup: 11 } }, /11 steps of warmup in 10; expected no more/],
+    [{ from: "there", tokenizer: 4096 }, /tokenizer is 4096 beside from; expected a tokenizer.json or none/],
+    [{ schedule: { kind: "cosine", decay: 5 } }, /schedule: decay with kind cosine.*; expected kind wsd, or no decay/],
+    [
+      { teacher: { model: "there", share: { kind: "constant", last: 0.5 } } },
+      /teacher: share: last with kind constant.*; expected kind linear or cosine, or no last/,
+    ],
+    [{ optimizer: { beta1: 1 } }, /beta1 is 1; expected a number from 0 that is below 1/],
+    [{ optimizer: { beta2: 1 } }, /beta2 is 1; expected a number from 0 that is below 1/],
+    [{ optimizer: { average: 1 } }, /average is 1; expected a number from 0 that is below 1/],
     [{ holdOut: 1 }, /holdOut is 1, which leaves nothing to learn from/],
   ])("refuses %j", (more, message) => {
     expect(() => read(more)).toThrow(message as RegExp);
     expect(() => read(more)).toThrow(expect.objectContaining({ name: "RequestError" }));
+  });
+
+  it.each([
+    { from: "there", tokenizer: "own/tokenizer.json" },
+    { tokenizer: 4096, teacher: { model: "there", share: { kind: "constant", first: 0.5 } } },
+    { schedule: { kind: "cosine", warmup: 2 } },
+    { schedule: { kind: "wsd", decay: 5 } },
+    { optimizer: { beta1: 0, beta2: 0.999, average: 0 } },
+  ])("takes %j", (more) => {
+    expect(read(more)).toMatchObject(more);
   });
 
   it.each([1, 2, 3, 10, 4000])("has a schedule that fits a run of %d steps", (steps) => {
