@@ -22,7 +22,7 @@ import { storedBytes, type Tensor, type TensorView } from "./tensor/tensor.ts";
 export interface OpenOptions {
   /** Default: native, and reference where that does not load. */
   readonly backend?: "native" | "reference" | undefined;
-  /** Threads that compute; default all cores. */
+  /** Threads that compute; default all cores. The reference backend computes in one and takes no number. */
   readonly threads?: number | undefined;
   /** "f32" computes on exactly dequantized weights; "int8", the default, rounds activations and is several times faster. */
   readonly activations?: "f32" | "int8" | undefined;
@@ -81,6 +81,10 @@ export async function openModel(path: string, options: OpenOptions = {}): Promis
   oneOf("kvDtype", options.kvDtype, kvDtypes);
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1 && threads <= 1024))
     throw new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`);
+  if (options.backend === "reference" && threads !== undefined)
+    throw new RequestError(
+      `threads is ${threads} with the reference backend, which computes in one; leave out one of them`,
+    );
   const opened = await openCheckpoint(path, { mmproj, adapter, signal });
   const inside = opened.vision
     ? []

@@ -56,6 +56,12 @@ describe("threads", () => {
       new RequestError(`threads is ${threads}; expected a whole number from 1 to 1024`),
     );
   });
+
+  it("are refused beside the reference backend, which has one", async () => {
+    await expect(openModel("nowhere", { backend: "reference", threads: 2 })).rejects.toThrow(
+      new RequestError("threads is 2 with the reference backend, which computes in one; leave out one of them"),
+    );
+  });
 });
 
 describe("a backend or a type of keys and values that there is not", () => {

@@ -143,6 +143,10 @@ function openBackend(
 ): { readonly backend: TrainingBackend; readonly compute: Compute } {
   if (backend === "reference" && compute === "bf16")
     throw new RequestError("--compute bf16 with --backend reference, which computes in float32; leave out one of them");
+  if (backend === "reference" && threads !== undefined)
+    throw new RequestError(
+      `--threads ${threads} with --backend reference, which computes in one; leave out one of them`,
+    );
   if (backend === "reference") return { backend: openReference(), compute: "f32" };
   const open = (activations: Compute) => ({
     backend: openNative({ activations, ...(threads && { threads }) }),

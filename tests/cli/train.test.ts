@@ -227,6 +227,9 @@ describe("llama4 train", () => {
       "bf16",
     ];
     expect(await failing(...rounded)).toMatch(/--compute bf16 with --backend reference/);
+    expect(await failing("--config", at("config.json"), "--out", at("threads"), "--threads", "2")).toMatch(
+      /--threads 2 with --backend reference/,
+    );
     const other = write("other.json", { ...config, seed: 4 });
     expect(await failing("--config", other, "--out", at("whole"), "--resume")).toMatch(
       /seed was 3 when the run began and is 4/,
