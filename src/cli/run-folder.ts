@@ -40,6 +40,7 @@ import { RequestError, TrainingError } from "../tensor/errors.ts";
 import type { Tensor, TensorView } from "../tensor/tensor.ts";
 import type { TrainConfig } from "../train/config.ts";
 import { type Leaf, mapWeights, type Weights } from "../train/leaves.ts";
+import { biasShareAt } from "../train/schedule.ts";
 import type { Progress } from "../train/trainer.ts";
 import { promptFiles, torchNames } from "./init.ts";
 
@@ -296,20 +297,42 @@ function flushFolder(path: string): void {
   closeSync(folder);
 }
 
-/** Refuses to resume with a config that makes another model or other batches. */
-export function refuseOtherRun(before: TrainConfig, now: TrainConfig): void {
-  const refuse = (key: string, was: unknown, is: unknown) => {
+/** What a run keeps to, by the names that its config has for it. */
+const decisive = ({ rows, lora, holdOut, optimizer, ...config }: TrainConfig): Readonly<Record<string, unknown>> => ({
+  model: config.model,
+  from: config.from,
+  lora: lora && { rank: lora.rank, alpha: lora.alpha, targets: lora.slots },
+  teacher: config.teacher,
+  context: config.context,
+  batchTokens: rows,
+  accumulate: config.accumulate,
+  seed: config.seed,
+  holdOut: holdOut ?? 0, // runs from before there was any have none
+  "optimizer.kind": optimizer.kind,
+});
+
+/** Refuses to resume with a config that makes another model or other batches, or drops biases that still choose experts. */
+export function refuseOtherRun({ config: before, progress }: SavedState, now: TrainConfig): void {
+  const refuse = (key: string, was: unknown, is: unknown, why = "") => {
+    const [then, here] = [was, is].map((value) => JSON.stringify(value) ?? "absent");
     throw new RequestError(
-      `${key} was ${JSON.stringify(was)} when the run began and is ${JSON.stringify(is)}; expected the same to resume: mend the config, or begin anew in another folder`,
+      `${key} was ${then} when the run began and is ${here}; expected the same to resume${why}: mend the config, or begin anew in another folder`,
     );
   };
-  for (const key of ["model", "from", "lora", "teacher", "context", "rows", "accumulate", "seed"] as const)
-    if (JSON.stringify(before[key]) !== JSON.stringify(now[key])) refuse(key, before[key], now[key]);
-  const held = before.holdOut ?? 0; // runs from before there was any have none
-  if (held !== now.holdOut) refuse("holdOut", held, now.holdOut);
-  const [kind, average] = [before.optimizer.kind, before.optimizer.average];
-  if (kind !== now.optimizer.kind) refuse("optimizer.kind", kind, now.optimizer.kind);
+  const asked = decisive(now);
+  for (const [key, was] of Object.entries(decisive(before)))
+    if (JSON.stringify(was) !== JSON.stringify(asked[key])) refuse(key, was, asked[key]);
+  const { average } = before.optimizer;
   if (average > 0 !== now.optimizer.average > 0) refuse("optimizer.average", average, now.optimizer.average);
+  const { by } = before.balance;
+  const { step, biases } = progress;
+  if (by === "bias" && now.balance.by !== by && biases.length > 0 && biasShareAt(before.schedule, step - 1) > 0)
+    refuse(
+      "balance.by",
+      by,
+      now.balance.by,
+      `, since the biases of step ${step} have not faded and would be gone at once`,
+    );
 }
 
 /** Refuses to resume with a vocabulary whose tokens are not those that the checkpoint has learnt. */

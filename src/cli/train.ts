@@ -98,7 +98,7 @@ export async function trained(
   let teacher: OpenTeacher | undefined;
   const { backend, compute } = openBackend(options, saved?.state.compute);
   try {
-    if (saved) refuseOtherRun(saved.state.config, config);
+    if (saved) refuseOtherRun(saved.state, config);
     const open = async (path: string) => openDocuments(at(path), files);
     const [data, heldOut] = heldApart(
       await opened(config.data, open),
