@@ -25,6 +25,8 @@ interface Line {
   readonly name: string;
   readonly points: readonly Point[];
   readonly kind: "faint" | "main" | "dots";
+  /** Its number among the page's colours, from 1; 0 is grey. */
+  readonly colour: number;
 }
 
 /** The page as HTML. */
@@ -40,6 +42,7 @@ export function reportPage(
   const seconds = steps.reduce((sum, step) => sum + step.seconds, 0);
   const tokens = steps.reduce((sum, step) => sum + step.tokens, 0);
   const { total, active } = countParameters(model);
+  const loss = steps.map(({ step, loss }) => ({ x: step, y: loss }));
   const facts: [string, string][] = [
     ["parameters", `${short(total)} <small>${short(active)} active</small>`],
     [
@@ -49,32 +52,43 @@ export function reportPage(
     ["tokens seen", short(tokens)],
     ["time", duration(seconds)],
     ["tokens a second", short(tokens / Math.max(seconds, 1e-9))],
-    [
-      "loss",
-      smoothed(steps.map(({ step, loss }) => ({ x: step, y: loss })))
-        .at(-1)
-        ?.y.toFixed(3) ?? "–",
-    ],
+    ["loss", smoothed(loss).at(-1)?.y.toFixed(3) ?? "–"],
   ];
-  const loss = steps.map(({ step, loss }) => ({ x: step, y: loss }));
   const names = [...new Set(held.flatMap(({ losses }) => Object.keys(losses)))];
   const heldLines = (value: (loss: HeldOutLoss) => number) =>
-    names.map((name): Line => {
+    names.map((name, i): Line => {
       const points = held.flatMap(({ step, losses }) => (losses[name] ? [{ x: step, y: value(losses[name]) }] : []));
-      return { name, points, kind: "dots" };
+      return { name, points, kind: "dots", colour: i + 2 }; // of a file the same in every chart; 1 is the run's own
     });
   const bands = phaseBands(config);
   const lossLines: Line[] = [
-    { name: "a step", points: loss, kind: "faint" },
-    { name: "smoothed", points: smoothed(loss), kind: "main" },
+    { name: "a step", points: loss, kind: "faint", colour: 0 },
+    { name: "smoothed", points: smoothed(loss), kind: "main", colour: 1 },
     ...heldLines(({ loss }) => loss),
   ];
   const taught = steps.flatMap(({ step, taught }) => (taught ? [{ x: step, ...taught }] : []));
   const teacherLines: Line[] = [
-    { name: "divergence", points: smoothed(taught.map(({ x, divergence }) => ({ x, y: divergence }))), kind: "main" },
-    { name: "share of the loss", points: taught.map(({ x, share }) => ({ x, y: share })), kind: "main" },
+    {
+      name: "divergence",
+      points: smoothed(taught.map(({ x, divergence }) => ({ x, y: divergence }))),
+      kind: "main",
+      colour: 1,
+    },
+    { name: "share of the loss", points: taught.map(({ x, share }) => ({ x, y: share })), kind: "main", colour: 2 },
   ];
-  const speeds = smoothed(steps.map(({ step, tokens, seconds }) => ({ x: step, y: tokens / seconds })));
+  const ofSteps = (value: (step: Step) => number) => steps.map((step): Point => ({ x: step.step, y: value(step) }));
+  const rate = ofSteps(({ rate }) => rate);
+  const norm = smoothed(ofSteps(({ norm }) => norm));
+  const speed = smoothed(ofSteps(({ tokens, seconds }) => tokens / seconds));
+  const curve = (title: string, unit: string, points: readonly Point[]) =>
+    chart(title, unit, [{ name: title, points, kind: "main", colour: 1 }], { bands, zero: true });
+  const isCrowded = names.length > 6; // its legend alone would be as high as the charts beside it
+  const heldOut = chart(
+    "Held out",
+    "bits a byte of text that was never learnt from",
+    heldLines(({ bitsPerByte }) => bitsPerByte),
+    { bands, tall: isCrowded },
+  );
   return page(`
 <header>
   <p class="eyebrow">llama4 ${taught.length > 0 ? "distil" : "train"}</p>
@@ -82,17 +96,13 @@ export function reportPage(
   <dl>${facts.map(([name, value]) => `<div><dt>${name}</dt><dd>${value}</dd></div>`).join("")}</dl>
 </header>
 ${chart("Loss", "nats for each token that had to be predicted", lossLines, { bands, tall: true })}
+${isCrowded ? heldOut : ""}
 <div class="pair">
-${chart(
-  "Held out",
-  "bits a byte of text that was never learnt from",
-  heldLines(({ bitsPerByte }) => bitsPerByte),
-  { bands },
-)}
-${chart("Learning rate", "", [{ name: "rate", points: steps.map(({ step, rate }) => ({ x: step, y: rate })), kind: "main" }], { bands, zero: true })}
-${chart("Gradient", "norm before clipping", [{ name: "norm", points: smoothed(steps.map(({ step, norm }) => ({ x: step, y: norm }))), kind: "main" }], { bands, zero: true })}
+${isCrowded ? "" : heldOut}
+${curve("Learning rate", "", rate)}
+${curve("Gradient", "norm before clipping", norm)}
 ${chart("Teacher", "nats a token from what it says to what the model says", teacherLines, { bands, zero: true })}
-${chart("Speed", "tokens a second", [{ name: "tokens/s", points: speeds, kind: "main" }], { bands, zero: true })}
+${curve("Speed", "tokens a second", speed)}
 </div>
 ${loadMap(steps)}
 ${gallery(samples, pictures)}
@@ -146,9 +156,10 @@ function chart(
   if (all.length === 0) return "";
   const [W, H] = tall ? [wide, 330] : [narrow, 190];
   const xMost = Math.max(1, ...all.map(({ x }) => x));
-  // A few wild values at the beginning must not flatten the rest.
+  // A few wild steps at the beginning must not flatten the rest; what was measured now and then is in full.
   const sorted = all.map(({ y }) => y).sort((a, b) => a - b);
-  const high = sorted[Math.floor(0.995 * (sorted.length - 1))]! * 1.02;
+  const measured = drawn.flatMap(({ kind, points }) => (kind === "dots" ? points.map(({ y }) => y) : []));
+  const high = Math.max(sorted[Math.floor(0.995 * (sorted.length - 1))]!, ...measured) * 1.02;
   const low = zero ? 0 : sorted[0]! - 0.03 * (high - sorted[0]!);
   const ticks = niceTicks(low, high);
   const x = (value: number) => left + ((W - left - right) * value) / xMost;
@@ -167,32 +178,37 @@ function chart(
       ({ from, to, name }, i) =>
         `<rect class="band${i % 2}" x="${x(from).toFixed(1)}" y="${top}" width="${(x(Math.min(to, xMost)) - x(from)).toFixed(1)}" height="${H - top - bottom}"><title>${escaped(name)}</title></rect>`,
     );
-  let colour = 0;
-  const marks = drawn.map(({ points, kind, name }) => {
-    const n = kind === "faint" ? 0 : ++colour;
+  const marks = drawn.map(({ points, kind, name, colour }) => {
     const path = points.map((p, i) => `${i === 0 ? "M" : "L"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("");
     const dots =
       kind === "dots"
         ? points
             .map(
               (p) =>
-                `<circle class="c${n}" cx="${x(p.x).toFixed(1)}" cy="${y(p.y).toFixed(1)}" r="3"><title>${escaped(name)} at step ${p.x}: ${label(p.y)}</title></circle>`,
+                `<circle cx="${x(p.x).toFixed(1)}" cy="${y(p.y).toFixed(1)}" r="3"><title>${escaped(name)} at step ${p.x}: ${label(p.y)}</title></circle>`,
             )
             .join("")
         : "";
+    const last = points.at(-1);
     return {
-      legend: `<span class="c${n}">${escaped(name)}</span>`,
-      svg: `<path class="line ${kind} c${n}" d="${path}"/>${dots}`,
+      legend: `<span style="color:${colourOf(colour)}"><i>${escaped(name)}</i><b>${last ? label(last.y) : ""}</b></span>`,
+      svg: `<g style="color:${colourOf(colour)}"><path class="line ${kind}" d="${path}"/>${dots}</g>`,
     };
   });
   const legend = marks.length > 1 ? `<p class="legend">${marks.map(({ legend }) => legend).join("")}</p>` : "";
-  const hover = JSON.stringify(
-    drawn
-      .filter(({ kind }) => kind !== "faint")
-      .map(({ name, points }) => ({ name, points: points.map((p) => [p.x, Number(p.y.toPrecision(4))]) })),
-  );
-  return `<figure><figcaption><b>${title}</b> ${unit}</figcaption>${legend}
-<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${title}" data-width="${W}" data-most="${xMost}" data-lines="${escaped(hover)}">${shades.join("")}${grid.join("")}${axis.join("")}${marks.map(({ svg }) => svg).join("")}<path class="cursor" d="M0 ${top}V${H - bottom}" visibility="hidden"/></svg><output></output></figure>`;
+  const numbers = drawn.map(({ points }) => points.map((p) => [p.x, Number(p.y.toPrecision(4))]));
+  const hover = JSON.stringify({ most: xMost, low, high, lines: numbers });
+  return `<figure><figcaption><output></output><b>${title}</b> ${unit}</figcaption>${legend}
+<svg${tall ? ' class="wide"' : ""} viewBox="0 0 ${W} ${H}" role="img" aria-label="${title}" data-chart="${escaped(hover)}">${shades.join("")}${grid.join("")}${axis.join("")}${marks.map(({ svg }) => svg).join("")}<path class="cursor" d="M0 ${top}V${H - bottom}" visibility="hidden"/></svg></figure>`;
+}
+
+/**
+ * Four that were picked, then as many as are needed: hues that are the golden angle apart, in three lightnesses by turns,
+ * so that hues which come to lie side by side differ in it.
+ */
+function colourOf(n: number): string {
+  if (n === 0) return "var(--soft)";
+  return n <= 4 ? `var(--c${n})` : `oklch(var(--l${n % 3}) .13 ${((22 + 137.508 * n) % 360).toFixed(0)})`;
 }
 
 function niceTicks(low: number, high: number): number[] {
@@ -238,7 +254,7 @@ function loadMap(steps: readonly Step[]): string {
   const end = seen.slice(-Math.ceil(seen.length / 20)).flatMap(({ load }) => load.flat());
   const said = `lately from ${(100 * Math.min(...end)).toFixed(1)} to ${(100 * Math.max(...end)).toFixed(1)} % of a layer's tokens; even would be ${(100 / experts).toFixed(1)} %`;
   return `<figure><figcaption><b>Experts</b> who gets the tokens: pale is even, <i class="crowd">red</i> a crowd, <i class="void">blue</i> a void; ${said}</figcaption>
-<svg viewBox="0 0 ${wide} ${H}" role="img" aria-label="Load of the experts">${cells.join("")}</svg></figure>`;
+<svg class="wide" viewBox="0 0 ${wide} ${H}" role="img" aria-label="Load of the experts">${cells.join("")}</svg></figure>`;
 }
 
 // ---- samples ----
@@ -329,9 +345,9 @@ function page(body: string): string {
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>llama4 train</title>
 <style>
 :root { color-scheme: light dark; --bg: #faf9f6; --card: #fff; --ink: #1d1d1f; --soft: #77757b; --rule: #e7e4dd; --band: #f3f0e9;
-  --c1: #c2410c; --c2: #2563eb; --c3: #15803d; --c4: #9333ea; --c5: #b45309; --c6: #0e7490; --c7: #be185d; --crowd: #d9480f; --void: #2563eb }
+  --c1: #c2410c; --c2: #2563eb; --c3: #15803d; --c4: #9333ea; --l0: .64; --l1: .52; --l2: .4; --crowd: #d9480f; --void: #2563eb }
 @media (prefers-color-scheme: dark) { :root { --bg: #141416; --card: #1d1d20; --ink: #ececee; --soft: #98969d; --rule: #303036; --band: #232327;
-  --c1: #fb923c; --c2: #60a5fa; --c3: #4ade80; --c4: #c084fc; --c5: #fbbf24; --c6: #22d3ee; --c7: #f472b6; --crowd: #fb7c3c; --void: #5b9bfa } }
+  --c1: #fb923c; --c2: #60a5fa; --c3: #4ade80; --c4: #c084fc; --l0: .78; --l1: .88; --l2: .68; --crowd: #fb7c3c; --void: #5b9bfa } }
 * { box-sizing: border-box }
 body { margin: 0 auto; padding: 40px 24px 60px; max-width: 1080px; background: var(--bg); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
 h1 { font-size: 34px; letter-spacing: -.02em; margin: 0 0 20px } h2 { font-size: 20px; margin: 40px 0 0 }
@@ -339,15 +355,19 @@ h1 { font-size: 34px; letter-spacing: -.02em; margin: 0 0 20px } h2 { font-size:
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0 0 28px }
 dl div, figure, article { background: var(--card); border: 1px solid var(--rule); border-radius: 14px; padding: 14px 16px }
 dt { font-size: 13px } dd { margin: 0; font-size: 22px; font-variant-numeric: tabular-nums } dd small { font-size: 13px; white-space: nowrap }
-figure { margin: 0 0 16px; position: relative } figcaption { font-size: 14px } figcaption b { color: var(--ink); margin-right: 6px }
+figure { margin: 0 0 16px; min-width: 0 } figcaption { font-size: 14px } figcaption b { color: var(--ink); margin-right: 6px }
 figcaption i { font-style: normal } .crowd { color: var(--crowd) } .void { color: var(--void) }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 0 16px }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 0 16px }
+.pair:has(> :last-child:nth-child(3)) { grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)) }
 svg { width: 100%; height: auto; display: block; margin-top: 6px } svg text { font: 11px system-ui, sans-serif; fill: var(--soft) }
+@media (max-width: 560px) { .wide { overflow: visible } .wide text { font-size: 20px } }
 .grid { stroke: var(--rule) } .band0 { fill: transparent } .band1 { fill: var(--band) } .cursor { stroke: var(--soft); stroke-dasharray: 3 3 }
-.line { fill: none; stroke-width: 2; stroke-linejoin: round } .faint { stroke-width: 1; stroke: var(--soft); opacity: .35 } .dots { stroke-width: 1.5 }
-${[1, 2, 3, 4, 5, 6, 7].map((i) => `path.c${i}{stroke:var(--c${i})}circle.c${i}{fill:var(--c${i})}span.c${i}{color:var(--c${i})}`).join("")}span.c0{color:var(--soft)}
-.legend { margin: 4px 0 0; font-size: 13px; display: flex; gap: 14px; flex-wrap: wrap } .legend span::before { content: "● " }
-output { position: absolute; right: 16px; top: 14px; font-size: 13px; font-variant-numeric: tabular-nums; color: var(--soft) }
+.line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round } .faint { stroke-width: 1; opacity: .35 } .dots { stroke-width: 1.5 } circle { fill: currentColor }
+.legend { margin: 8px 0 0; font-size: 13px; display: grid; grid-template-columns: repeat(auto-fill, minmax(min(150px, 44%), 1fr)); gap: 0 18px }
+.legend span { display: flex; gap: 6px; cursor: default } .legend span::before { content: "●" } .legend i { flex: 1; min-width: 0; font-style: normal; overflow-wrap: anywhere }
+.legend b { font-weight: normal; font-variant-numeric: tabular-nums; color: var(--ink) }
+.picking svg g { opacity: .2 } .picking svg .picked { opacity: 1 } .picked .line { stroke-width: 2.5 } .picking .legend span { opacity: .6 } .picking .legend .picked { opacity: 1 }
+output { float: right; font-variant-numeric: tabular-nums; color: var(--soft) }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px; margin-top: 12px }
 article p { margin: 4px 0; white-space: pre-wrap; overflow-wrap: anywhere } .prompt { color: var(--soft) } .said { font-size: 17px } .expected { color: var(--soft); font-style: italic; font-size: 13px }
 .images { display: flex; gap: 6px; flex-wrap: wrap } .images img { width: 64px; height: 64px; border-radius: 8px; image-rendering: pixelated; border: 1px solid var(--rule) }
@@ -355,19 +375,33 @@ details { font-size: 13px; color: var(--soft) } ol { list-style: none; padding: 
 </style>
 ${body}
 <script>
-for (const svg of document.querySelectorAll("svg[data-lines]")) {
-  const lines = JSON.parse(svg.dataset.lines), most = Number(svg.dataset.most), cursor = svg.querySelector(".cursor"), out = svg.parentNode.querySelector("output");
-  svg.onmousemove = (event) => {
-    const box = svg.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * svg.dataset.width;
-    const step = ((at - ${left}) / (svg.dataset.width - ${left + right})) * most;
-    if (step < 0 || step > most) return svg.onmouseleave();
-    cursor.setAttribute("transform", "translate(" + at + " 0)"); cursor.setAttribute("visibility", "visible");
-    out.textContent = "step " + Math.round(step) + lines.map(({ name, points }) => {
-      const near = points.reduce((a, b) => (Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a), points[0] ?? [0, NaN]);
-      return " · " + name + " " + near[1];
-    }).join("");
+for (const svg of document.querySelectorAll("svg[data-chart]")) {
+  const { most, low, high, lines } = JSON.parse(svg.dataset.chart), { width, height } = svg.viewBox.baseVal;
+  const figure = svg.closest("figure"), out = figure.querySelector("output"), cursor = svg.querySelector(".cursor");
+  const marks = svg.querySelectorAll("g"), entries = figure.querySelectorAll(".legend span"), values = figure.querySelectorAll(".legend b");
+  const last = Array.from(values, (b) => b.textContent);
+  const pick = (picked) => {
+    figure.classList.toggle("picking", picked >= 0);
+    for (const list of [marks, entries]) list.forEach((one, i) => one.classList.toggle("picked", i === picked));
   };
-  svg.onmouseleave = () => { cursor.setAttribute("visibility", "hidden"); out.textContent = ""; };
+  entries.forEach((entry, i) => { entry.onmouseenter = () => pick(i); entry.onmouseleave = () => pick(-1); });
+  svg.onmousemove = (event) => {
+    const box = svg.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * width;
+    const step = ((at - ${left}) / (width - ${left + right})) * most;
+    if (step < 0 || step > most) return svg.onmouseleave();
+    const aloft = 1 - (((event.clientY - box.top) / box.height) * height - ${top}) / (height - ${top + bottom});
+    const found = lines.map((points) => points.reduce((a, b) => (Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a), points[0] ?? [0, NaN])[1]);
+    const away = found.map((value) => Math.abs(Math.min(value, high) - low - aloft * (high - low)));
+    cursor.setAttribute("transform", "translate(" + at + " 0)"); cursor.setAttribute("visibility", "visible");
+    out.textContent = "step " + Math.round(step) + (values.length > 0 ? "" : " · " + found[0]);
+    values.forEach((b, i) => { b.textContent = found[i]; });
+    if (values.length > 0) pick(away.indexOf(Math.min(...away.filter((distance) => distance >= 0))));
+  };
+  svg.onmouseleave = () => {
+    cursor.setAttribute("visibility", "hidden"); out.textContent = "";
+    values.forEach((b, i) => { b.textContent = last[i]; });
+    pick(-1);
+  };
 }
 </script>
 </html>
