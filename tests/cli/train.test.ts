@@ -383,6 +383,28 @@ describe("a run", () => {
     expect(objectOf(await native("steps-3.json", "--resume", "--compute", other))).toMatchObject({ compute: other });
   });
 
+  // Gradients do not depend on how threads share the work (tests/train/native.test.ts), so exact is what to expect.
+  it.skipIf(!haveAddon).each(["f32", "bf16"])(
+    "in %s on two threads, resumed, is the same to the bit",
+    async (compute) => {
+      const [out, again] = [at(`native-${compute}`), at(`native-${compute}-resumed`)];
+      const phases = [{ steps: 6, mix: { docs: 1 } }];
+      const file = write(`native-${compute}.json`, { ...config, phases, checkpoint: { minutes: 0, keep: 6 } });
+      const native = (...args: string[]) => llama4(["train", "--threads", "2", "--json", "--config", file, ...args]);
+      objectOf(await native("--out", out, "--compute", compute));
+      cpSync(out, again, { recursive: true });
+      rmSync(join(again, "model"), { recursive: true });
+      for (const name of checkpointsOf(again).slice(2)) rmSync(join(again, "checkpoints", name), { recursive: true });
+      objectOf(await native("--out", again, "--resume"));
+      expect(logOf(again).filter(({ type }) => type === "step").length).toBe(6);
+      expect(logOf(again)).toEqual(logOf(out));
+      const moments = "checkpoints/step-00000006/training/moments.safetensors";
+      for (const name of ["model/model.safetensors", moments])
+        expect(readFileSync(join(again, name)).equals(readFileSync(join(out, name)))).toBe(true);
+    },
+    600_000,
+  );
+
   // A disk of its own needs a mount namespace, which some machines do not give to everybody.
   const mount = "mount -t tmpfs -o size=600k none";
   const mayMount = spawnSync("unshare", ["-rm", "sh", "-c", `${mount} /mnt`]).status === 0;
