@@ -33,6 +33,7 @@ interface Place {
   readonly length: number;
 }
 
+/** Soft targets of one teacher in a file, by the key of the segment they are for. One process may write at a time. */
 export class TargetFile implements TargetStore {
   readonly #file: FileHandle;
   readonly #places: Map<string, Place>;

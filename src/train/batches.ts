@@ -75,6 +75,11 @@ export class Batches {
     for (const place of Object.values(this.#cursor)) place.taken = 0;
   }
 
+  /**
+   * The next batch: 2 to `rows` tokens, taken from the source that is furthest behind its share, a document a segment. Throws
+   * TrainingError for a mix without a share or of an unknown source, for a wrong document, and for one that must not be
+   * cut and does not fit.
+   */
   async next(mix: Mix): Promise<Batch> {
     const packer = new Packer(this.#options, this.#tokenizer);
     while (packer.room > 0) {

@@ -57,6 +57,10 @@ export class Documents {
     this.#tiles = tiles;
   }
 
+  /**
+   * The documents of a file of JSON lines, with the tiles that they name; both sources stay the caller's to close. Throws
+   * TrainingError for an empty file and for what is no file of tiles; a wrong line is found when it is read.
+   */
   static async open(source: ByteSource, tiles?: ByteSource): Promise<Documents> {
     const starts = [0];
     for (let at = 0; at < source.byteLength; at += scanBytes) {
