@@ -23,15 +23,6 @@ export interface BalanceOptions {
   readonly zLoss: number;
 }
 
-/** What the experts of a layer had to do since the last update. */
-export interface Load {
-  /** `[E]`: how many choices fell on each expert. */
-  readonly choices: readonly number[];
-  /** Shares of the choices of the busiest expert and of the one with least to do. */
-  readonly busiest: number;
-  readonly least: number;
-}
-
 /**
  * Hand it to the tape as its `router`. In every step: `begin`, the forward pass, `loss` added to the step's own; after
  * the gradients of all steps of an update: `loads` to look at, then `update`.
@@ -78,12 +69,9 @@ export class Balance implements Router {
     return this.#losses.reduce((sum, loss) => add(sum, loss), of);
   }
 
-  /** Of each layer with experts, in order. */
-  loads(): Load[] {
-    return this.#counts.map((counts) => {
-      const all = counts.reduce((a, b) => a + b, 0) || 1;
-      return { choices: [...counts], busiest: Math.max(...counts) / all, least: Math.min(...counts) / all };
-    });
+  /** `[E]` of each layer with experts, in order: how many choices fell on each expert since the last update. */
+  loads(): number[][] {
+    return this.#counts.map((counts) => [...counts]);
   }
 
   /** The weights were updated: biases that are whole move by what was counted since, and counting begins anew. */

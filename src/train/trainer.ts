@@ -220,7 +220,7 @@ export class Trainer {
     const reached = gradients.map((gradient, i) => (saw || !isVisions(this.#leaves[i]!) ? gradient : undefined));
     const norm = await this.#optimizer.step(reached, rate);
     for (const gradient of gradients) free(backend, gradient);
-    const load = this.#balance.loads().map(({ choices }) => sharesOf(choices));
+    const load = this.#balance.loads().map(sharesOf);
     this.#balance.update();
     const tokens = batches.reduce((sum, batch) => sum + batch.tokens.length, 0);
     this.#step++;
