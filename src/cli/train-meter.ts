@@ -130,7 +130,8 @@ const oneLine = (text: string) =>
     .replaceAll(/\s+/g, " ")
     .trim();
 
-function duration(seconds: number): string {
+/** A time for people: to the minute, below half of one to the second. */
+export function duration(seconds: number): string {
   const minutes = Math.round(seconds / 60);
   if (minutes < 1) return `${Math.round(seconds)} s`;
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;

@@ -4,6 +4,7 @@
 import { countParameters, type Llama4Config } from "../model/config.ts";
 import type { TrainConfig } from "../train/config.ts";
 import type { HeldOutLoss, Sample, StepReport } from "../train/trainer.ts";
+import { duration } from "./train-meter.ts";
 
 type Entry = Readonly<Record<string, unknown>>;
 type Step = StepReport & { readonly seconds: number };
@@ -330,12 +331,6 @@ function short(n: number): string {
 
 const label = (n: number) =>
   n !== 0 && Math.abs(n) < 0.01 ? n.toExponential(0) : n >= 1000 ? short(n) : String(Number(n.toPrecision(3)));
-
-function duration(seconds: number): string {
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 1) return `${seconds.toFixed(0)} s`;
-  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-}
 
 const escaped = (text: string) =>
   text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
