@@ -357,7 +357,8 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
 
 {
   const [d, writer] = [new Draw("pictures"), new Writer("pictures")];
-  const flagsAgain = new Writer("flags"); // so that a run can weigh them
+  // So that a run can weigh them: what is forgotten first, and what is learnt last.
+  const again = { flags: new Writer("flags"), colours: new Writer("colours") };
   const total = Object.values(shares).reduce((sum, share) => sum + share, 0);
   for (let i = 0; i < 130_000; i++) {
     let left = d.number() * total;
@@ -367,10 +368,11 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
     })!;
     const made = tasks[name](d, seen);
     await writer.asked(made);
-    if (name === "flag") await flagsAgain.asked(made);
+    if (name === "flag") await again.flags.asked(made);
+    if (name === "ground" || name === "shape") await again.colours.asked(made);
   }
   await writer.close();
-  await flagsAgain.close();
+  for (const some of Object.values(again)) await some.close();
 }
 
 {

@@ -1,5 +1,5 @@
 // Evaluates the trained model, once, and writes what it is: `node --import ../../scripts/ts.mjs card.ts [WORK [MODEL]]`.
-// WORK/text, WORK/eyes and WORK/run say how it was trained, WORK/notes.md what else there is to say of that.
+// WORK/text, WORK/eyes, WORK/run and WORK/last say how it was trained, WORK/notes.md what else there is to say of that.
 // Figures are kept in WORK/evaluation.json, and measured again for other weights. MODEL gets CARD.md and loss.svg.
 
 import { execFileSync } from "node:child_process";
@@ -131,10 +131,10 @@ const logOf = (run: string) =>
     .split("\n")
     .filter(Boolean)
     .map((line) => JSON.parse(line));
-const log = logOf("run");
+const [log, lastLog] = [logOf("run"), logOf("last")];
 const stepsOf = (lines: readonly { type: string }[]) =>
   lines.filter(({ type }) => type === "step") as unknown as Step[];
-const [textSteps, steps] = [stepsOf(logOf("text")), stepsOf(log)];
+const [textSteps, steps, lastSteps] = [logOf("text"), log, lastLog].map(stepsOf) as [Step[], Step[], Step[]];
 const sum = (of: readonly Step[], key: keyof Step) => of.reduce((total, step) => total + step[key], 0);
 const seen = JSON.parse(readFileSync(join(work, "eyes/seen.json"), "utf8")) as {
   readonly steps: number;
@@ -265,8 +265,9 @@ const training = [
     String(Math.round(seen.seconds / 60)),
   ],
   learnt("both together", "config.json", steps),
+  learnt("more of what was weakest", "last.json", lastSteps),
 ];
-const shown = log.findLast(({ type }) => type === "samples").samples as {
+const shown = lastLog.findLast(({ type }) => type === "samples").samples as {
   prompt: string;
   expected: string;
   text: string;
@@ -315,7 +316,7 @@ written by people who knew those figures. New scenes are of drawings that it lea
 
 ${table(pictures)}
 
-Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; this model saw ${million(sum([...textSteps, ...steps], "tokens"))}.
+Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; this model saw ${million(sum([...textSteps, ...steps, ...lastSteps], "tokens"))}.
 
 ## Texts
 
@@ -346,14 +347,14 @@ ${table(experts)}
 
 ## How it was trained
 
-\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, and three runs with fixed seeds:
+\`examples/train-tiny\` holds the recipe: data out of packages at fixed versions, and runs with fixed seeds:
 
 ${table(training)}
 
 The text model begins with nothing, and so does the encoder, which learns from plain classifiers first; then both learn together, on
 answers. AdamW in float32, products in bfloat16 where the processor multiplies it faster, as here. The weights that ship are a moving average, rounded to bfloat16.
 ${notes}
-The loss of the last run:
+The loss of both together:
 
 ![The loss over the run](loss.svg)
 

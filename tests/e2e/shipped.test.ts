@@ -93,10 +93,10 @@ describe.skipIf(!isBuilt)("the model that ships (skipped before `npm run build`)
 
   it("answers the questions that the page begins with", async () => {
     const expected = [
-      ["What is this?", "A red apple."],
+      ["What is this?", "fish."],
       ["Which country's flag is this?", "Japan."],
       ["What kind of thing is it?", "An animal."],
-      ["What do you see?", "fish."],
+      ["What do you see?", "A red apple."],
       ["Are these the same?", "A red apple and a fish: no."],
       ["Which picture shows a fish?", "A red apple first and a fish second: a fish second."],
       ["What is the capital of Japan?", "Tokyo."],

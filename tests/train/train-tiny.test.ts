@@ -17,7 +17,7 @@ import { readConfig } from "../../src/train/config.ts";
 
 const folder = join(import.meta.dirname, "../../examples/train-tiny");
 
-it.each(["text.json", "config.json"])("%s is a config whose files build.ts makes", (name) => {
+it.each(["text.json", "config.json", "last.json"])("%s is a config whose files build.ts makes", (name) => {
   const config = readConfig(JSON.parse(readFileSync(join(folder, name), "utf8")), name);
   const recipe = readFileSync(join(folder, "build.ts"), "utf8");
   expect(config.phases.length).toBeGreaterThan(0);

@@ -10,10 +10,10 @@ const apple = { name: "apple", alt: "a red apple" };
 const fish = { name: "fish", alt: "a blue fish" };
 
 export const withPictures: readonly Sample[] = [
-  { question: "What is this?", pictures: [apple] },
+  { question: "What is this?", pictures: [fish] },
   { question: "Which country's flag is this?", pictures: [{ name: "flag", alt: "a white flag with a red disc" }] },
   { question: "What kind of thing is it?", pictures: [{ name: "cat", alt: "an orange cat's face" }] },
-  { question: "What do you see?", pictures: [fish] },
+  { question: "What do you see?", pictures: [apple] },
   { question: "Are these the same?", pictures: [apple, fish] },
   { question: "Which picture shows a fish?", pictures: [apple, fish] },
 ];
