@@ -12,7 +12,11 @@ export interface EngineThread {
 
 /** Begins it, before anybody knows which model: it loads its code meanwhile. */
 export function startThread(): EngineThread {
-  const worker = new Worker(new URL("./worker.js", import.meta.url), { name: "llama4" });
+  // A thread inherits `--input-type`, which Node refuses for a file. What else stood there it does without then: such programs are
+  // one-liners.
+  const isFromText = process.execArgv.some((arg) => arg.startsWith("--input-type"));
+  const options = { name: "llama4", ...(isFromText && { execArgv: [] }) };
+  const worker = new Worker(new URL("./worker.js", import.meta.url), options);
   const ended = new Promise<EngineError>((resolve) => {
     worker.once("error", (cause) =>
       resolve(new EngineError(`the engine's thread has stopped: ${cause.message}; load the model again`, { cause })),

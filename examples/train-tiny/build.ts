@@ -94,8 +94,8 @@ class Writer {
   async close(): Promise<void> {
     await this.#flush();
     for (const [file, kind] of [
-      [this.#documents, "jsonl"],
       [this.#tiles, "tiles"],
+      [this.#documents, "jsonl"],
     ] as const) {
       await file?.close();
       if (file) await rename(this.#path(`${kind}.part`), this.#path(kind));

@@ -11,7 +11,7 @@
 // N pictures of a step · C classes
 
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { openNative } from "../../src/backends/native/backend.ts";
@@ -45,8 +45,10 @@ const work = resolve(positionals[0] ?? join(import.meta.dirname, "work"));
 const eyes = join(work, "eyes");
 if (existsSync(eyes)) throw new Error(`${eyes} is there already; move it away to learn anew`);
 const text = values.text === undefined ? undefined : resolve(values.text);
-if (text && !existsSync(text) && !isBeingTrained(text))
-  throw new Error(`${text} is not there, and no run that would make it; train text.json first, or beside this`);
+if (text && !existsSync(text) && !existsSync(dirname(text)))
+  throw new Error(
+    `${text} is not there, and no run that would make it; train text.json first, or begin it before this`,
+  );
 const N = 128;
 const seed = 4;
 const peak = 1e-3;
@@ -226,25 +228,16 @@ for (let i = 0; i < steps; i++) {
     nats = 0;
   }
 }
+const seconds = (performance.now() - start) / 1000;
 const withText = text === undefined ? weights : { ...weights, text: await textOf(text) };
 await writeModel(eyes, { backend, weights: withText, model, tokenizer }, "f32");
-const seconds = (performance.now() - start) / 1000;
 writeFileSync(join(eyes, "seen.json"), `${JSON.stringify({ steps, pictures: steps * N, seconds })}\n`); // for card.ts
 for (const file of files) await file.close();
 backend.close();
 
-/** Waits for a model that is still being trained beside this. */
+/** Waits for a model that is still being trained beside this, or will be gone on with. */
 async function textOf(folder: string): Promise<Weights["text"]> {
-  if (!existsSync(folder)) console.error(`waiting for ${folder}`);
-  while (!existsSync(folder)) {
-    if (!isBeingTrained(folder) && !existsSync(folder))
-      throw new Error(`${folder} did not come, and is no longer being trained`);
-    await setTimeout(5000);
-  }
+  if (!existsSync(folder)) console.error(`waiting for ${folder}: this goes on when text.json has been trained`);
+  while (!existsSync(folder)) await setTimeout(5000);
   return (await readModel(folder, backend)).weights.text;
-}
-
-/** Whether the run whose model this will be has begun and not ended (`running` names its process). */
-function isBeingTrained(folder: string): boolean {
-  return existsSync(join(folder, "../running"));
 }

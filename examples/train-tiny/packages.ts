@@ -46,6 +46,7 @@ export function fetchPackages(folder: string): Packages {
     run(folder, "npm", "install", "--ignore-scripts", "--no-audit", "--no-fund");
   }
   const debian = (name: string) => join(folder, "debian", name);
+  mkdirSync(join(folder, "debian"), { recursive: true });
   for (const [name, version] of Object.entries(debianPackages)) {
     if (existsSync(debian(name))) continue;
     console.error(`fetching ${name} ${version} by apt-get (apt-get update must have run once)`);

@@ -102,10 +102,10 @@ export interface VisionSizes {
 const headDim = 32;
 
 /**
- * A whole Llama 4 from its depth: 32 wide a layer, heads of 32 with four queries to a key (three at 6 and 9 layers; at 5
- * and 7, where none near four divides the heads, all), eight experts of twice the width beside a shared one, every fourth
- * layer global. 4 gives 3.7 million weights beside the tables, 8 gives 29.6 million, 16 gives 237; of these a token meets
- * 1.0, 7.6 and 60.9 million. A width or a number of heads that is given changes what follows from it.
+ * A whole Llama 4 from its depth: 32 wide a layer, heads of 32 with about four queries to a key, as the heads divide (all
+ * where they are prime), eight experts of twice the width beside a shared one, every fourth layer global. 4 gives 3.7
+ * million weights beside the tables, 8 gives 29.6 million, 16 gives 237; of these a token meets 1.0, 7.6 and 60.9 million.
+ * A width or a number of heads that is given changes what follows from it.
  */
 export function sizesOfDepth(
   depth: number,

@@ -4,6 +4,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { pathToFileURL } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Llama4, Piece } from "../../src/index.ts";
 
@@ -44,6 +45,14 @@ describe.skipIf(!isBuilt)("the library (skipped before `npm run build`)", () => 
     const inThread = await library.load(folder, { backend: "reference", context: 64, thread });
     await inThread.close();
     await thread.ended;
+  });
+
+  it("is imported by a program that comes from the command line", () => {
+    const program = `const { load } = await import(${JSON.stringify(pathToFileURL(join(dist, "index.js")).href)});
+      const model = await load(${JSON.stringify(folder)}, { backend: "reference", context: 64 });
+      console.log(model.info.vocabSize);
+      await model.close();`;
+    expect(execFileSync("node", ["--input-type=module", "--eval", program]).toString()).toBe("320\n");
   });
 
   it("says so when the thread that it is given has ended before", async () => {
