@@ -200,6 +200,8 @@ export function readConfig(json: unknown, file: string): TrainConfig {
   const optimizer = top.fields("optimizer");
   const balance = top.fields("balance");
   const by = balance.one("by", ["loss", "bias", "none"], from === undefined ? "loss" : "none");
+  if (by === "none" && balance.has("strength"))
+    balance.refuse("strength with by none, which balances nothing; expected by loss or bias, or no strength");
   const evaluate = top.fields("evaluate");
   const checkpoint = top.fields("checkpoint");
   const config: TrainConfig = {

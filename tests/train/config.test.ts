@@ -109,6 +109,7 @@ describe("a config", () => {
       { teacher: { model: "there", share: { kind: "constant", last: 0.5 } } },
       /teacher: share: last with kind constant.*; expected kind linear or cosine, or no last/,
     ],
+    [{ balance: { by: "none", strength: 1 } }, /balance: strength with by none.*; expected by loss or bias/],
     [{ optimizer: { beta1: 1 } }, /beta1 is 1; expected a number from 0 that is below 1/],
     [{ optimizer: { beta2: 1 } }, /beta2 is 1; expected a number from 0 that is below 1/],
     [{ optimizer: { average: 1 } }, /average is 1; expected a number from 0 that is below 1/],
