@@ -136,7 +136,7 @@ export class DraftModel implements Guesser<Sampled> {
   /** Reads on, each sequence up to its length at most; where that is reached and guesses are wanted, makes one. */
   async #step(readers: readonly Reader[]): Promise<void> {
     const { tables, layers } = this.#pages;
-    const { backend, config } = this.#draft;
+    const { config } = this.#draft;
     const fits = readers.filter((r) => this.#makeRoom(r));
     if (fits.length === 0) return;
     const segments = plan(fits, this.#budget);
@@ -146,11 +146,8 @@ export class DraftModel implements Guesser<Sampled> {
     );
     const sampling = parts.filter(({ segment: s, r }) => r.count > 0 && s.position + s.length === r.length);
     const wanted = Int32Array.from(sampling, ({ segment }) => segment.row + segment.length - 1);
-    let logits: Float32Array | Float64Array = new Float32Array();
-    await backend.scope(async () => {
-      const step = { tokens: Int32Array.from(tokens), segments, wanted, cache: layers };
-      logits = await backend.read(await this.#recorded.run(step, () => {}));
-    });
+    const step = { tokens: Int32Array.from(tokens), segments, wanted, cache: layers };
+    const logits = await this.#recorded.run(step, () => {});
     for (const { segment, r } of parts) {
       r.position += segment.length;
       if (r.position > r.of.tokens.length) continue; // a guess stays only once it has proved right

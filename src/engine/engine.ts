@@ -64,6 +64,9 @@ export interface EngineStats {
 /** So many logits have memory that stays: 64 MB, 83 rows of Llama 4's vocabulary. */
 const MOST_LOGITS = 2 ** 24;
 
+/** Milliseconds for which short steps follow each other without a look at what else has come: it costs 40 us. */
+const MOST_UNHEARD = 8;
+
 /** Runs many requests at once. Close it to free the cache; backend and parameters belong to the caller. */
 export class Engine {
   readonly context: number;
@@ -293,8 +296,12 @@ export class Engine {
   }
 
   async #run(): Promise<void> {
+    let heard = -Infinity;
     for (;;) {
-      await turn();
+      if (performance.now() - heard >= MOST_UNHEARD) {
+        await turn();
+        heard = performance.now();
+      }
       this.#removeFinished();
       if (this.#waiting.length + this.#running.length === 0) {
         this.#loop = undefined;
@@ -304,11 +311,12 @@ export class Engine {
       try {
         const { stepTokens, sequences } = this.#options;
         const { tables } = this.#pages;
-        await this.#encodeImages();
-        const speculation = await this.#guess();
+        if (this.#encoder) await this.#encodeImages(this.#encoder);
+        const speculation = this.#speculation && (await this.#guess(this.#speculation));
         const budget = { tokens: stepTokens, chunk: tables.sizes.chunk, sequences };
         segments = schedule({ waiting: this.#waiting, running: this.#running }, tables, budget);
         if (segments.length === 0) {
+          heard = -Infinity;
           if (this.#isWaiting()) continue;
           this.#loop = undefined;
           return;
@@ -339,9 +347,7 @@ export class Engine {
   }
 
   /** Encodes some tiles of what the next step could reach. */
-  async #encodeImages(): Promise<void> {
-    const encoder = this.#encoder;
-    if (!encoder) return;
+  async #encodeImages(encoder: ImageEncoder): Promise<void> {
     for (const job of this.#running)
       for (const { key } of this.#unencoded(job)) {
         const features = encoder.find(key);
@@ -379,17 +385,17 @@ export class Engine {
   }
 
   /** Guesses for the next step; undefined, and none, unless all that run need one token. */
-  async #guess(): Promise<Speculation<Sampled> | undefined> {
+  async #guess(speculation: Speculation<Sampled>): Promise<Speculation<Sampled> | undefined> {
     const batch = this.#running.filter(isReply);
     const room = this.#options.stepTokens - batch.length;
     for (const job of batch) job.guesses = undefined;
     const computed = this.#running.filter((job) => job.position < job.length); // a prompt that is held is not
-    if (!this.#speculation || batch.length === 0 || batch.length < computed.length || room < 0) return undefined;
+    if (batch.length === 0 || batch.length < computed.length || room < 0) return undefined;
     if (batch.some((job) => job.length - job.position > 1)) return undefined;
     try {
-      const guesses = await this.#speculation.propose(batch, room);
+      const guesses = await speculation.propose(batch, room);
       for (const job of batch) job.guesses = guesses.get(job.sequence);
-      return this.#speculation;
+      return speculation;
     } catch (error) {
       this.#endSpeculation(error);
       return undefined;
@@ -412,24 +418,26 @@ export class Engine {
     const { tokens, wanted, features, patches, parts } = this.#batch(segments);
     const traced = parts.flatMap(({ job, from, to }) => (job.wantsRoutes ? wanted.slice(from, to) : []));
     const trace = traced.length > 0 ? new RouteTrace(traced) : undefined;
-    let logits: Float32Array | Float64Array = new Float32Array();
-    await backend.scope(async () => {
-      const images = patches.length > 0 && {
-        rows: backend.from(joined(features, D), [patches.length, D]),
-        at: Int32Array.from(patches),
-      };
-      const [rows, at, cache] = [new Int32Array(tokens), new Int32Array(wanted), this.#pages.layers];
-      const plain = { tokens: rows, segments, wanted: at, cache };
-      const routed = (layer: number, routes: Routes, logits?: Tensor) => {
-        this.#countExperts(layer, routes.experts);
-        return logits && trace?.hear(layer, routes, logits);
-      };
-      const computed =
-        images || trace || !this.#recorded
-          ? forward(parameters, config, { ...plain, routed, ...(images && { images }) })
-          : this.#recorded.run(plain, routed);
-      logits = await backend.read(await computed, this.#roomFor(wanted.length * V));
-    });
+    const [rows, at, cache] = [new Int32Array(tokens), new Int32Array(wanted), this.#pages.layers];
+    const plain = { tokens: rows, segments, wanted: at, cache };
+    const routed = (layer: number, routes: Routes, logits?: Tensor) => {
+      this.#countExperts(layer, routes.experts);
+      return logits && trace?.hear(layer, routes, logits);
+    };
+    const room = this.#roomFor(wanted.length * V);
+    const logits =
+      this.#recorded && patches.length === 0 && !trace
+        ? await this.#recorded.run(plain, routed, room)
+        : await backend.scope(async () => {
+            const images = patches.length > 0 && {
+              rows: backend.from(joined(features, D), [patches.length, D]),
+              at: Int32Array.from(patches),
+            };
+            return backend.read(
+              await forward(parameters, config, { ...plain, routed, ...(images && { images }) }),
+              room,
+            );
+          });
     this.#steps++;
     this.#stepTokens += tokens.length;
     const judged: Judged[] = [];
@@ -512,7 +520,9 @@ export class Engine {
   }
 
   #removeFinished(): void {
-    const over = new Set([...this.#waiting, ...this.#running].filter((job) => job.isOver).map((job) => job.sequence));
+    const isOver = (job: Job) => job.isOver;
+    if (!this.#waiting.some(isOver) && !this.#running.some(isOver)) return;
+    const over = new Set([...this.#waiting, ...this.#running].filter(isOver).map((job) => job.sequence));
     for (const job of [...this.#waiting, ...this.#running])
       if (job.from !== undefined && over.has(job.from) && !job.isOver)
         this.#cancel(job, new Error("the prompt that it follows was let go"));

@@ -37,14 +37,25 @@ export class RecordedSteps {
     this.#frequencies = ropeFrequencies(c);
   }
 
-  /** The logits `[wanted, V]` of a step, until the next one; `routed` hears the experts of each layer that has some. */
-  async run(step: Plain, routed: (layer: number, routes: Routes) => void): Promise<Tensor> {
+  /**
+   * The logits `[wanted, V]` of a step, until the next one, to be changed at will; `routed` hears the experts of each layer that
+   * has some. Those of a step that is not recorded may be put into `into`, where that has room.
+   */
+  async run(
+    step: Plain,
+    routed: (layer: number, routes: Routes) => void,
+    into?: Float32Array,
+  ): Promise<Float32Array | Float64Array> {
     const key = `${step.tokens.length}:${step.wanted.join()}`;
     const before = this.#recorded.get(key);
-    if (!before)
-      return (
-        (await this.#mayRecord(key, step, routed)) ?? forward(this.#p, this.#c, { ...step, routed: listener(routed) })
-      );
+    if (!before) {
+      const { backend } = this.#p.tokEmbeddings;
+      return backend.scope(async () => {
+        const recorded = await this.#mayRecord(key, step, routed);
+        const computed = recorded ?? (await forward(this.#p, this.#c, { ...step, routed: listener(routed) }));
+        return backend.read(computed, into);
+      });
+    }
     this.#remember(key, before);
     const logits = forwardAgain(before.recording, this.#c, this.#frequencies, step);
     for (const { layer, routes } of before.routes) routed(layer, routes);

@@ -108,6 +108,7 @@ export function schedule<R extends Schedulable>(
     const segments = plan(running, budget);
     if (cache.fits(segments.map((s) => [s.sequence, s.position + s.length]))) {
       for (const s of segments) cache.reserve(s.sequence, s.position + s.length);
+      if (segments.length === running.length) return segments; // all are served
       const served = new Set(segments.map((s) => s.sequence));
       running.sort((a, b) => Number(served.has(a.sequence)) - Number(served.has(b.sequence)));
       return segments;

@@ -105,13 +105,13 @@ async function moe(x: Tensor, w: MoE, c: Llama4Config, i: number, place: Place):
   return experts(x, w.experts, routes, { gate: w1, up: w3, down: w2 }); // [T, D]
 }
 
-/** A recorded step of as many tokens and wanted rows, run again with these: its logits. `frequencies`: of ropeFrequencies(). */
+/** A recorded step of as many tokens and wanted rows, run again with these: its logits, until the next run. `frequencies`: of ropeFrequencies(). */
 export function forwardAgain(
   recording: Recording,
   c: Llama4Config,
   frequencies: Float64Array,
   { tokens, segments }: Omit<Step, "wanted">,
-): Tensor {
+): Float32Array {
   const { local, absolute, temperatures } = placeNumbers(c, frequencies, positionsOf(tokens.length, segments));
   const numbers = [local, absolute, temperatures].filter((list) => list !== undefined); // in the order of placeTokens
   return recording.run(tokens, numbers, segments);

@@ -153,9 +153,10 @@ export interface LoadOptions {
 export interface Recording {
   /**
    * Runs it again in one go: with other tokens in the lookup that came first, other numbers in the tensors that `from` made, in
-   * their order, and other segments, as long as the rows that they cover. Its result holds until the next run.
+   * their order, and other segments, as long as the rows that they cover. Gives the numbers of its result where they are: they
+   * hold until the next run, and may be changed.
    */
-  run(tokens: Int32Array, numbers: readonly Float64Array[], segments: readonly Segment[]): Tensor;
+  run(tokens: Int32Array, numbers: readonly Float64Array[], segments: readonly Segment[]): Float32Array;
   close(): void;
 }
 

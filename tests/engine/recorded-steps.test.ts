@@ -98,10 +98,10 @@ onEachIsa(
             const parameters = await parametersOf(backend, dtype);
             const options = { backend, parameters, config, kvDtype, context: 128 };
             const record = vi.spyOn(backend, "record");
-            const plain = await replies({ ...options, forward: (...step) => forward(...step) });
+            const { told, experts } = await replies({ ...options, forward: (...step) => forward(...step) });
             expect(record).not.toHaveBeenCalled();
             const recorded = await replies(options);
-            expect(recorded).toEqual(plain);
+            expect(recorded).toMatchObject({ told, experts }); // who shares a step with whom is a matter of time
             expect(record.mock.calls.length).toBeGreaterThan(0);
             expect(record.mock.calls.length).toBeLessThan(recorded.steps / 5);
             for (const { value } of record.mock.settledResults) expect(value?.recording).toBeDefined();
@@ -214,7 +214,7 @@ describe.skipIf(!haveAddon)("a recording", () => {
       [],
       [],
     );
-    expect(await backend.read(again)).toEqual(await backend.read(backend.add(w, w)));
+    expect(again).toEqual(await backend.read(backend.add(w, w)));
     for (const [i, x] of others.entries()) expect(await backend.read(x)).toEqual(numbers(256, i));
     recording!.close();
   });
@@ -226,7 +226,7 @@ describe.skipIf(!haveAddon)("a recording", () => {
     // two rows of one sequence, then two sequences of one, across a block and a chunk
     const turns = [stepOf([0, 2, 0]), stepOf([2, 2, 0]), stepOf([4, 1, 0], [0, 1, 1]), stepOf([8, 2, 0])];
     for (const turn of [...turns, stepOf([10, 1, 0], [1, 1, 1])]) {
-      const got = (await backend.read(await steps.run({ ...turn, cache }, () => {}))).slice();
+      const got = (await steps.run({ ...turn, cache }, () => {})).slice();
       expect(got).toEqual(await backend.read(await forward(parameters, config, { ...turn, cache })));
     }
     expect(record).toHaveBeenCalledTimes(1);
@@ -262,7 +262,7 @@ describe.skipIf(!haveAddon)("a recording", () => {
     const numbers = [new Float64Array(config.headDim), new Float64Array(1)]; // rotations in chunks, and a temperature
     const { recording } = await backend.record!(() => forward(parameters, config, { ...step(0), cache }));
     const run = (tokens: Int32Array, position = 1, of = numbers) => recording!.run(tokens, of, step(position).segments);
-    expect(run(Int32Array.of(3)).shape).toEqual([1, config.vocabSize]);
+    expect(run(Int32Array.of(3)).length).toBe(config.vocabSize);
     expect(() => run(Int32Array.of(3, 4))).toThrow("a recording of 1 tokens was run with 2; expected as many");
     expect(() => run(Int32Array.of(3), 1, [...numbers, ...numbers])).toThrow(
       "with other numbers than it was made with",

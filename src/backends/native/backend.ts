@@ -211,15 +211,15 @@ class Native implements NativeBackend {
         handle = addon.endRecording(engine);
       }
     });
-    const { buffer, at } = result!.data as Place; // its memory is the recording's now
-    const own: Tensor = { ...result!, data: { buffer, at } satisfies Place };
+    const { shape, data } = result!;
+    const { buffer, at } = data as Place; // its memory is the recording's now
+    const numbers = new Float32Array(buffer, at, elementCount(shape));
     if (handle) {
-      const recording = new NativeRecording({ addon, engine }, handle, { inputs, result: own, release });
-      return { result: own, recording };
+      const recording = new NativeRecording({ addon, engine }, handle, { inputs, result: numbers, release });
+      return { result: { ...result!, data: { buffer, at } satisfies Place }, recording };
     }
     try {
-      const copy = this.from(new Float32Array(buffer, at, elementCount(own.shape)), own.shape);
-      return { result: copy, recording: undefined };
+      return { result: this.from(numbers, shape), recording: undefined };
     } finally {
       release();
     }

@@ -41,6 +41,7 @@ export class Memory {
   readonly #forgotten = new FinalizationRegistry((buffer: ArrayBuffer) => this.#giveBack(buffer, this.#free));
   #closed = false;
   #bytes = 0;
+  #open = 0; // scopes
 
   constructor(addon: Addon) {
     this.#addon = addon;
@@ -108,6 +109,7 @@ export class Memory {
   ): Promise<T> {
     const around = this.#scopes.getStore();
     let kept: Set<Lease> = new Set();
+    this.#open++;
     try {
       const result = await this.#scopes.run(own, body);
       kept = new Set(survivors(result));
@@ -116,6 +118,7 @@ export class Memory {
       for (const lease of own.leases) if (!kept.has(lease)) this.#end(lease);
       for (const lease of kept) if (lease.scope === own) this.#move(lease, around);
       if (spent && !kept.has(spent)) this.#end(spent);
+      if (--this.#open === 0) this.#scopes.disable(); // while it is enabled, it hears of every promise of the program
     }
   }
 
