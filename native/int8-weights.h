@@ -15,13 +15,16 @@ constexpr int kPanel = 4 * kGroup;   // rows
 // Columns at a time. Taken apart, they are 16 KiB of two registers of 16 rows, for the first level of caches, or 80 KiB of a
 // panel, for the second.
 constexpr int64_t kChunk = W == 16 ? 512 : 1280;
-constexpr int64_t kAhead = 4096;     // bytes between what is read and what is asked for, about
 
 inline uvec words(const uint8_t* p) {
   uvec v;
   memcpy(&v, p, sizeof v);
   return v;
 }
+
+// Bytes between what is read and what is asked for, about. In the first-level cache much that waits is in the way: less serves
+// where little is done with each byte, or where all is asked for in a short while and multiplied later.
+inline int64_t bytes_ahead(bool is_near) { return is_near && asks_first_level ? 1024 : 4096; }
 
 // Asks for a line of the weights.
 inline void ask_for(const uint8_t* line) {
@@ -64,16 +67,17 @@ struct Packed : Format<Type> {
   int lane;                           // of the first row in its group
   const uint8_t *headers, *integers;  // of that row in block 0
   const uint8_t *at, *ahead;          // the integers of the block that began, and of the one to ask for
-  int64_t soon;                       // blocks before the end from where on the next group's are asked for
+  int64_t blocks_ahead;               // it is so many later
+  int64_t soon;                       // the block from where on the next group's are asked for
   int64_t headers_on, integers_on;    // bytes from this group's end to the next one's beginning
   vec scales[F::runs], mins[F::minima ? F::runs : 1];
 
   static constexpr int64_t header_bytes = kGroup * F::fields.header(), integer_bytes = kGroup * 4 * F::fields.integers;
-  static constexpr int64_t blocks_ahead = (kAhead + integer_bytes / 2) / integer_bytes;
 
   // `next`: the group that is read after this one, as far as is known.
-  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next) {
+  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next, bool is_near) {
     lane = first_row;
+    blocks_ahead = (bytes_ahead(is_near) + integer_bytes / 2) / integer_bytes;
     headers = group + 2 * lane;
     integers = group + blocks * header_bytes + 4 * lane;
     soon = blocks - blocks_ahead;
@@ -228,14 +232,14 @@ struct Unpacked : Format<Type> {
 // V registers of rows of a panel from register v on. Its last group may have no neighbours to fill them with: it is then
 // multiplied more than once. After the panel's last ones come the first of the panel at `next`.
 template <int Type, int V>
-inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next,
+inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next, bool is_near,
                       Packed<Type> (&rows)[V]) {
   const int64_t group_bytes = blocks * kGroup * block_of(Type).bytes;
   const bool last = (v + V) * W >= groups * kGroup;
   for (int i = 0; i < V; i++) {
     const int64_t row = (v + i) * W, group = row / kGroup < groups ? row / kGroup : groups - 1;
     const int64_t after = last ? i * W / kGroup : (row + V * W) / kGroup;
-    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes);
+    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes, is_near);
   }
 }
 

@@ -198,7 +198,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if (T == 1) {
     for (int64_t v = 0; v < registers; v += kStreams) {
       Packed<Type> packed[kStreams];
-      open_rows(w, groups, blocks, v, next, packed);
+      open_rows(w, groups, blocks, v, next, Format<Type>::runs == 1, packed);
       micro<Packed<Type>, kStreams, 1>(packed, 0, blocks, x.at(first, 0), x.width, true, false, sums + v * W);
     }
     return;
@@ -211,7 +211,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if (Packed<Type>::in_place || parts == 1) {
     for (int64_t v = 0; v < registers; v += kVectors) {
       Packed<Type> packed[kVectors];
-      open_rows(w, groups, blocks, v, next, packed);
+      open_rows(w, groups, blocks, v, next, Format<Type>::runs == 1 && parts == 1, packed);
       for (int64_t b = 0, to; b < blocks; b = to) {
         to = parts == 1 || blocks - b < chunk ? blocks : b + chunk;
         for (int64_t p = 0; p < parts; p++) part(p, packed, v, b, to, false);
@@ -222,7 +222,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if constexpr (!Packed<Type>::in_place) {
     for (int64_t v = 0; v < registers; v += kApart) {
       Packed<Type> packed[kApart];
-      open_rows(w, groups, blocks, v, next, packed);
+      open_rows(w, groups, blocks, v, next, true, packed);
       Unpacked<Type> unpacked[kApart];
       for (int i = 0; i < kApart; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
       const int64_t left = (registers - v + kVectors - 1) / kVectors * kVectors, here = left < kApart ? left : kApart;
