@@ -22,9 +22,9 @@ inline uvec words(const uint8_t* p) {
   return v;
 }
 
-// Bytes between what is read and what is asked for, about. In the first-level cache much that waits is in the way: less serves
-// where little is done with each byte, or where all is asked for in a short while and multiplied later.
-inline int64_t bytes_ahead(bool is_near) { return is_near && asks_first_level ? 1024 : 4096; }
+// Bytes between what is read and what is asked for, about, in each stream. `near`: where lines come into the first-level cache,
+// in which much that waits is in the way.
+inline int64_t bytes_ahead(int64_t near) { return asks_first_level ? near : 4096; }
 
 // Asks for a line of the weights.
 inline void ask_for(const uint8_t* line) {
@@ -75,9 +75,9 @@ struct Packed : Format<Type> {
   static constexpr int64_t header_bytes = kGroup * F::fields.header(), integer_bytes = kGroup * 4 * F::fields.integers;
 
   // `next`: the group that is read after this one, as far as is known.
-  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next, bool is_near) {
+  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next, int64_t bytes_ahead) {
     lane = first_row;
-    blocks_ahead = (bytes_ahead(is_near) + integer_bytes / 2) / integer_bytes;
+    blocks_ahead = (bytes_ahead + integer_bytes / 2) / integer_bytes;
     headers = group + 2 * lane;
     integers = group + blocks * header_bytes + 4 * lane;
     soon = blocks - blocks_ahead;
@@ -232,14 +232,14 @@ struct Unpacked : Format<Type> {
 // V registers of rows of a panel from register v on. Its last group may have no neighbours to fill them with: it is then
 // multiplied more than once. After the panel's last ones come the first of the panel at `next`.
 template <int Type, int V>
-inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next, bool is_near,
+inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next, int64_t bytes_ahead,
                       Packed<Type> (&rows)[V]) {
   const int64_t group_bytes = blocks * kGroup * block_of(Type).bytes;
   const bool last = (v + V) * W >= groups * kGroup;
   for (int i = 0; i < V; i++) {
     const int64_t row = (v + i) * W, group = row / kGroup < groups ? row / kGroup : groups - 1;
     const int64_t after = last ? i * W / kGroup : (row + V * W) / kGroup;
-    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes, is_near);
+    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes, bytes_ahead);
   }
 }
 

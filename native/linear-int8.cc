@@ -5,10 +5,10 @@
 // token. Sums inside a block are exact integers; blocks are added in float32 in their order. So a result depends
 // neither on the other tokens nor on the threads: bit for bit the same for one token and for many.
 //
-// A panel is 64 rows of weights. For a few tokens its integers are taken apart in registers, on their way from memory;
-// for many a chunk of columns at a time stays in a near cache, and where taking it apart is work, that is done once.
-// Where there are tiles, these multiply many tokens (int8-tiles.h): the integers are the same, and so is what follows
-// from them.
+// A panel is 64 rows of weights, or 128 for one token. For a few tokens its integers are taken apart in registers, on their
+// way from memory; for many a chunk of columns at a time stays in a near cache, and where taking it apart is work, that is
+// done once. Where there are tiles, these multiply many tokens (int8-tiles.h): the integers are the same, and so is what
+// follows from them.
 
 #include <atomic>
 
@@ -22,11 +22,13 @@ namespace LLAMA4_ISA {
 namespace {
 
 constexpr int kVectors = 2;            // registers of rows side by side
-constexpr int kStreams = 4;            // the same for one token: as many streams of memory at a time
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
+constexpr int kStreams = 4;            // registers of rows, as many streams of memory at a time, for one token,
+constexpr int kStreamed = 3;           // and with AVX-512, where a block has one scale, for up to so many
+constexpr int kMoreStreams = 8;        // the same for one token of q8_0 on Zen 5
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
-constexpr int64_t kMostTaken = 8;      // panels that a thread takes at once, for few tokens: more gain nothing, and weigh at the end
+constexpr int64_t kMostTaken = 512;    // rows that a thread takes at once, for few tokens: more gain nothing, and weigh at the end
 constexpr int64_t kMostTokens = 512;   // of a pass over a panel: their sums take 128 KiB
 // With AVX2 and more tokens than that, their activations are in no near cache, and are asked for a part ahead.
 constexpr int64_t kNearTokens = W == 8 ? 128 : kMostTokens;
@@ -90,7 +92,7 @@ inline ivec finish(ivec sum) {
 template <typename Weights, int V, int N>
 void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t width, bool fresh, bool ahead, float* y) {
   vec acc[V][N];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int v = 0; v < V; v++)
 #pragma GCC unroll 6
     for (int n = 0; n < N; n++) acc[v][n] = fresh ? vec{} : load(y + n * kPanel + v * W);
@@ -100,7 +102,7 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
   const int64_t stride = width * int64_t(sizeof(ActBlock));
   const char *near = reinterpret_cast<const char*>(acts + from * (Weights::block / 32)), *far = near + 3 * stride;
   for (int64_t b = from; b < to; b++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++) w[v].begin(b);
     each_block_of_x<Weights>([&](int base, int first) __attribute__((always_inline)) {
       // Opaque, or GCC makes an address of each token outside the loop, and keeps it in memory.
@@ -122,26 +124,26 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
       const auto add = [&](int r, int half) __attribute__((always_inline)) {
         asm("" : "+r"(near), "+r"(far));  // for each half anew
         const int run = base + r;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; v++) w[v].ask(run);
         ivec sum[V][N];
 #pragma GCC unroll 6
         for (int n = 0; n < N; n++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(x(n), half);
 #pragma GCC unroll 8
         for (int j = 0; j < Weights::steps; j++) {
           uvec u[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int v = 0; v < V; v++) u[v] = w[v].step(base, r, j);
 #pragma GCC unroll 6
           for (int n = 0; n < N; n++) {
             const ivec four = broadcast(x(n).q + 16 * half + 4 * j);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
           }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; v++) {
           const vec scale = w[v].scale(run);
 #pragma GCC unroll 6
@@ -164,7 +166,7 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
       far += sizeof(ActBlock);
     });
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int v = 0; v < V; v++)
 #pragma GCC unroll 6
     for (int n = 0; n < N; n++) store(y + n * kPanel + v * W, acc[v][n]);
@@ -185,6 +187,17 @@ inline void micro(int N, Weights* w, int64_t from, int64_t to, const ActBlock* x
   }
 }
 
+// The panel's rows by N tokens, V registers at a time.
+template <int Type, int V, int N>
+void stream_panel(const uint8_t* w, int64_t groups, int64_t blocks, const uint8_t* next, const ActBlock* x, int64_t width,
+                  int64_t near, float* sums) {
+  for (int64_t v = 0; v < groups * kGroup / W; v += V) {
+    Packed<Type> packed[V];
+    open_rows(w, groups, blocks, v, next, bytes_ahead(near), packed);
+    micro<Packed<Type>, V, N>(packed, 0, blocks, x, width, true, false, sums + v * W);
+  }
+}
+
 // sums[t][row of the panel] for T tokens from x's row `first` on. `groups` of the panel's exist. `next` is the panel that
 // the thread comes to after this one.
 template <int Type>
@@ -195,13 +208,16 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
 #endif
   constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
   const int64_t blocks = x.I / block, registers = groups * kGroup / W;
-  if (T == 1) {
-    for (int64_t v = 0; v < registers; v += kStreams) {
-      Packed<Type> packed[kStreams];
-      open_rows(w, groups, blocks, v, next, Format<Type>::runs == 1, packed);
-      micro<Packed<Type>, kStreams, 1>(packed, 0, blocks, x.at(first, 0), x.width, true, false, sums + v * W);
+  if (T <= (Packed<Type>::in_place ? kStreamed : 1)) {
+    const ActBlock* rows = x.at(first, 0);
+    const int64_t near = Format<Type>::runs == 1 ? 1024 : 2048;
+    if constexpr (Packed<Type>::in_place) {
+      if (T == 2) return stream_panel<Type, kStreams, 2>(w, groups, blocks, next, rows, x.width, near, sums);
+      if (T == 3) return stream_panel<Type, kStreams, 3>(w, groups, blocks, next, rows, x.width, near, sums);
+      if (Type == kQ8_0 && asks_first_level && registers > kStreams)
+        return stream_panel<Type, kMoreStreams, 1>(w, groups, blocks, next, rows, x.width, 512, sums);
     }
-    return;
+    return stream_panel<Type, kStreams, 1>(w, groups, blocks, next, rows, x.width, near, sums);
   }
   const int64_t parts = (T + kTokens - 1) / kTokens;  // of about equal size
   const auto part = [&](int64_t p, auto* weights, int64_t v, int64_t from, int64_t to, bool ahead) {
@@ -211,7 +227,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if (Packed<Type>::in_place || parts == 1) {
     for (int64_t v = 0; v < registers; v += kVectors) {
       Packed<Type> packed[kVectors];
-      open_rows(w, groups, blocks, v, next, Format<Type>::runs == 1 && parts == 1, packed);
+      open_rows(w, groups, blocks, v, next, bytes_ahead(4096), packed);
       for (int64_t b = 0, to; b < blocks; b = to) {
         to = parts == 1 || blocks - b < chunk ? blocks : b + chunk;
         for (int64_t p = 0; p < parts; p++) part(p, packed, v, b, to, false);
@@ -222,7 +238,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if constexpr (!Packed<Type>::in_place) {
     for (int64_t v = 0; v < registers; v += kApart) {
       Packed<Type> packed[kApart];
-      open_rows(w, groups, blocks, v, next, true, packed);
+      open_rows(w, groups, blocks, v, next, bytes_ahead(1024), packed);
       Unpacked<Type> unpacked[kApart];
       for (int i = 0; i < kApart; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
       const int64_t left = (registers - v + kVectors - 1) / kVectors * kVectors, here = left < kApart ? left : kApart;
@@ -258,9 +274,10 @@ struct Panel {
   int64_t row, rows, groups;
   const uint8_t* w;
 };
-inline Panel panel_at(const uint8_t* w, int type, int64_t O, int64_t I, int64_t index) {
+constexpr int64_t panel_rows(int64_t T) { return T == 1 ? 2 * kPanel : kPanel; }
+inline Panel panel_at(const uint8_t* w, int type, int64_t O, int64_t I, int64_t T, int64_t index) {
   const Block block = block_of(type);
-  const int64_t row = index * kPanel, rows = O - row < kPanel ? O - row : kPanel;
+  const int64_t most = panel_rows(T), row = index * most, rows = O - row < most ? O - row : most;
   return {row, rows, (rows + kGroup - 1) / kGroup, w + row * (I / block.elements) * block.bytes};
 }
 
@@ -275,11 +292,12 @@ struct Place {
 };
 template <typename P, typename Width, typename F>
 void each_panel(Pool& pool, const P* products, int64_t count, const Width& width, const F& f) {
-  const auto panels = [&](const P& p) { return (width(p) + kPanel - 1) / kPanel; };
+  const auto panels = [&](const P& p) { return (width(p) + panel_rows(p.T) - 1) / panel_rows(p.T); };
   int64_t total = 0, most = kMostTaken;
   for (int64_t i = 0; i < count; i++) {
     total += panels(products[i]);
-    if (products[i].T > kTokens) most = 1;
+    const int64_t n = products[i].T > kTokens ? 1 : kMostTaken / panel_rows(products[i].T);
+    most = n < most ? n : most;
   }
   const int64_t threads = pool.threads() < total ? pool.threads() : total;
   struct alignas(64) {  // what all threads write has a line of its own
@@ -435,8 +453,8 @@ void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, 
   each_panel(pool, products, count, [](const Int8Product& p) { return p.O; },
              [&](const Place<Int8Product>& place, const Place<Int8Product>& following, int thread) {
     const Int8Product &p = *place.product, &n = *following.product;
-    const Panel at = panel_at(p.w, p.type, p.O, x.I, place.panel);
-    const uint8_t* next = panel_at(n.w, n.type, n.O, x.I, following.panel).w;
+    const Panel at = panel_at(p.w, p.type, p.O, x.I, p.T, place.panel);
+    const uint8_t* next = panel_at(n.w, n.type, n.O, x.I, n.T, following.panel).w;
     float* sums = static_cast<float*>(pool.own(thread));
     uint8_t* scratch = reinterpret_cast<uint8_t*>(sums + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
@@ -457,9 +475,9 @@ void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* produc
   each_panel(pool, products, count, [](const Int8Gated& p) { return p.F; },
              [&](const Place<Int8Gated>& place, const Place<Int8Gated>& following, int thread) {
     const Int8Gated &p = *place.product, &n = *following.product;
-    const Panel gate = panel_at(p.gate, p.gate_type, p.F, x.I, place.panel);
-    const Panel up = panel_at(p.up, p.up_type, p.F, x.I, place.panel);
-    const uint8_t* next = panel_at(n.gate, n.gate_type, n.F, x.I, following.panel).w;
+    const Panel gate = panel_at(p.gate, p.gate_type, p.F, x.I, p.T, place.panel);
+    const Panel up = panel_at(p.up, p.up_type, p.F, x.I, p.T, place.panel);
+    const uint8_t* next = panel_at(n.gate, n.gate_type, n.F, x.I, n.T, following.panel).w;
     float *gates = static_cast<float*>(pool.own(thread)), *ups = gates + kMostTokens * kPanel;
     uint8_t* scratch = reinterpret_cast<uint8_t*>(ups + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
