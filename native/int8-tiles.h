@@ -119,7 +119,7 @@ void panel_by_tiles(const uint8_t* w, int64_t groups, const uint8_t* next, const
   for (int v = 0; v < 2; v++) unpacked[v].open(scratch + v * Unpacked<Type>::bytes);
   for (int64_t v = 0; v < groups; v += 2) {
     Packed<Type> packed[2];
-    open_rows(w, groups, blocks, v, next, bytes_ahead(1024), packed);
+    open_rows(w, groups, blocks, v, next, packed);
     for (int64_t b = 0; b < blocks; b += chunk) {
       const int64_t count = blocks - b < chunk ? blocks - b : chunk, runs = count * Format<Type>::runs;
       for (int i = 0; i < 2; i++) unpacked[i].fill(packed[i], b, count);

@@ -22,9 +22,7 @@ inline uvec words(const uint8_t* p) {
   return v;
 }
 
-// Bytes between what is read and what is asked for, about, in each stream. `near`: where lines come into the first-level cache,
-// in which much that waits is in the way.
-inline int64_t bytes_ahead(int64_t near) { return asks_first_level ? near : 4096; }
+constexpr int64_t kAhead = 4096;     // bytes between what is read and what is asked for, about
 
 // Asks for a line of the weights.
 inline void ask_for(const uint8_t* line) {
@@ -55,8 +53,8 @@ struct Format {
   static constexpr int shift = Type == kQ8_0 ? 7 : Type == kQ4_0 ? 3 : Type == kQ6_K ? 5 : Type == kQ5_K && narrow ? 4 : -1;
 };
 
-// W rows of a packed group.
-template <int Type>
+// W rows of a packed group, whose lines are asked for `Ahead` bytes ahead.
+template <int Type, int64_t Ahead = kAhead>
 struct Packed : Format<Type> {
   using F = Format<Type>;
   // Runs that share bytes. AVX2 needs their shifts to be constants; with AVX-512 products whose code is as long as that were
@@ -67,17 +65,16 @@ struct Packed : Format<Type> {
   int lane;                           // of the first row in its group
   const uint8_t *headers, *integers;  // of that row in block 0
   const uint8_t *at, *ahead;          // the integers of the block that began, and of the one to ask for
-  int64_t blocks_ahead;               // it is so many later
   int64_t soon;                       // the block from where on the next group's are asked for
   int64_t headers_on, integers_on;    // bytes from this group's end to the next one's beginning
   vec scales[F::runs], mins[F::minima ? F::runs : 1];
 
   static constexpr int64_t header_bytes = kGroup * F::fields.header(), integer_bytes = kGroup * 4 * F::fields.integers;
+  static constexpr int64_t blocks_ahead = Ahead < integer_bytes ? 1 : (Ahead + integer_bytes / 2) / integer_bytes;
 
   // `next`: the group that is read after this one, as far as is known.
-  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next, int64_t bytes_ahead) {
+  void open(const uint8_t* group, int64_t blocks, int first_row, const uint8_t* next) {
     lane = first_row;
-    blocks_ahead = (bytes_ahead + integer_bytes / 2) / integer_bytes;
     headers = group + 2 * lane;
     integers = group + blocks * header_bytes + 4 * lane;
     soon = blocks - blocks_ahead;
@@ -85,18 +82,23 @@ struct Packed : Format<Type> {
     integers_on = next - group - blocks * integer_bytes;
   }
 
+  template <bool asking = true>
   void begin(int64_t b) {
     at = integers + b * integer_bytes;
     const uint8_t* header = headers + b * header_bytes;
     ahead = at + blocks_ahead * integer_bytes + (b < soon ? 0 : integers_on);
     const uint8_t* ahead_header = header + blocks_ahead * header_bytes + (b < soon ? 0 : headers_on);
-    if (asks())
+    if (asking && asks())
       for (int i = 0; i < header_bytes; i += 64) ask_for(ahead_header + i);
+    if constexpr (F::runs == 1) scales[0] = widen(reinterpret_cast<const f16*>(header));
+    else take_scales(header);
+  }
+
+  // A call of its own: inline, for each register of rows once, it made few tokens by q4_k a tenth slower.
+  __attribute__((noinline)) void take_scales(const uint8_t* header) {
     const vec d = widen(reinterpret_cast<const f16*>(header));
     const uint8_t* s = header + 2 * kGroup * F::fields.halves + 2 * lane;  // words, so the lane is 2 bytes a row further
-    if constexpr (!F::minima && Type != kQ6_K) {
-      scales[0] = d;
-    } else if constexpr (F::minima) {
+    if constexpr (F::minima) {
       const vec dmin = widen(reinterpret_cast<const f16*>(header + 2 * kGroup));
       const uvec a = words(s), m = words(s + 4 * kGroup), c = words(s + 8 * kGroup);
 #pragma GCC unroll 4
@@ -206,14 +208,15 @@ struct Unpacked : Format<Type> {
       for (int64_t i = 0; i < count * w.header_bytes; i += 64) ask_for(headers + i);
   }
 
+  // Asks for what comes after them, unless it was asked for by expect(): tiles do not.
   void fill(Packed<Type>& w, int64_t block, int64_t blocks) {
     held = block;
     for (int64_t b = 0; b < blocks; b++) {
-      w.begin(block + b);
+      w.template begin<kTiles>(block + b);
       each_run<Packed<Type>, Packed<Type>::shared>([&](int base, int r) __attribute__((always_inline)) {
         const int run = base + r;
         const int64_t at = b * F::runs + run;
-        w.ask(run);
+        if (kTiles) w.ask(run);
         store(scales + at * W, w.scale(run));
         if (F::minima) store(mins + at * W, w.min(run));
 #pragma GCC unroll 8
@@ -231,15 +234,15 @@ struct Unpacked : Format<Type> {
 
 // V registers of rows of a panel from register v on. Its last group may have no neighbours to fill them with: it is then
 // multiplied more than once. After the panel's last ones come the first of the panel at `next`.
-template <int Type, int V>
-inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next, int64_t bytes_ahead,
-                      Packed<Type> (&rows)[V]) {
+template <int Type, int64_t Ahead, int V>
+inline void open_rows(const uint8_t* w, int64_t groups, int64_t blocks, int64_t v, const uint8_t* next,
+                      Packed<Type, Ahead> (&rows)[V]) {
   const int64_t group_bytes = blocks * kGroup * block_of(Type).bytes;
   const bool last = (v + V) * W >= groups * kGroup;
   for (int i = 0; i < V; i++) {
     const int64_t row = (v + i) * W, group = row / kGroup < groups ? row / kGroup : groups - 1;
     const int64_t after = last ? i * W / kGroup : (row + V * W) / kGroup;
-    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes, bytes_ahead);
+    rows[i].open(w + group * group_bytes, blocks, int(row % kGroup), (last ? next : w) + after * group_bytes);
   }
 }
 

@@ -5,7 +5,7 @@
 // token. Sums inside a block are exact integers; blocks are added in float32 in their order. So a result depends
 // neither on the other tokens nor on the threads: bit for bit the same for one token and for many.
 //
-// A panel is 64 rows of weights, or 128 for one token. For a few tokens its integers are taken apart in registers, on their
+// A panel is 64 rows of weights, or 128 (panel_rows). For a few tokens its integers are taken apart in registers, on their
 // way from memory; for many a chunk of columns at a time stays in a near cache, and where taking it apart is work, that is
 // done once. Where there are tiles, these multiply many tokens (int8-tiles.h): the integers are the same, and so is what
 // follows from them.
@@ -23,9 +23,7 @@ namespace {
 
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
-constexpr int kStreams = 4;            // registers of rows, as many streams of memory at a time, for one token,
-constexpr int kStreamed = 3;           // and with AVX-512, where a block has one scale, for up to so many
-constexpr int kMoreStreams = 8;        // the same for one token of q8_0 on Zen 5
+constexpr int kOneVectors = 4;         // the same for one token, which waits for memory: with AVX-512 so many streams at a time
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
 constexpr int64_t kMostTaken = 512;    // rows that a thread takes at once, for few tokens: more gain nothing, and weigh at the end
@@ -188,14 +186,23 @@ inline void micro(int N, Weights* w, int64_t from, int64_t to, const ActBlock* x
 }
 
 // The panel's rows by N tokens, V registers at a time.
-template <int Type, int V, int N>
-void stream_panel(const uint8_t* w, int64_t groups, int64_t blocks, const uint8_t* next, const ActBlock* x, int64_t width,
-                  int64_t near, float* sums) {
+template <int Type, int V, int N, int64_t Ahead>
+void stream_panel(const uint8_t* w, int64_t groups, int64_t blocks, const uint8_t* next, const Quantized& x, int64_t first,
+                  float* sums) {
   for (int64_t v = 0; v < groups * kGroup / W; v += V) {
-    Packed<Type> packed[V];
-    open_rows(w, groups, blocks, v, next, bytes_ahead(near), packed);
-    micro<Packed<Type>, V, N>(packed, 0, blocks, x, width, true, false, sums + v * W);
+    Packed<Type, Ahead> packed[V];
+    open_rows(w, groups, blocks, v, next, packed);
+    micro<Packed<Type, Ahead>, V, N>(packed, 0, blocks, x.at(first, 0), x.width, true, false, sums + v * W);
   }
+}
+template <int Type, int V, int N>
+void stream_panel(const uint8_t* w, int64_t groups, int64_t blocks, const uint8_t* next, const Quantized& x, int64_t first,
+                  float* sums) {
+  // In the first-level cache what all streams together have asked for is in the way of the rest, soonest where little is done with
+  // each byte.
+  constexpr int64_t waiting = Format<Type>::runs == 1 ? 4096 : 8192, streams = V * W / kGroup;
+  if (asks_first_level) stream_panel<Type, V, N, waiting / streams>(w, groups, blocks, next, x, first, sums);
+  else stream_panel<Type, V, N, kAhead>(w, groups, blocks, next, x, first, sums);
 }
 
 // sums[t][row of the panel] for T tokens from x's row `first` on. `groups` of the panel's exist. `next` is the panel that
@@ -208,17 +215,13 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
 #endif
   constexpr int64_t block = Format<Type>::block, chunk = kChunk / block;
   const int64_t blocks = x.I / block, registers = groups * kGroup / W;
-  if (T <= (Packed<Type>::in_place ? kStreamed : 1)) {
-    const ActBlock* rows = x.at(first, 0);
-    const int64_t near = Format<Type>::runs == 1 ? 1024 : 2048;
-    if constexpr (Packed<Type>::in_place) {
-      if (T == 2) return stream_panel<Type, kStreams, 2>(w, groups, blocks, next, rows, x.width, near, sums);
-      if (T == 3) return stream_panel<Type, kStreams, 3>(w, groups, blocks, next, rows, x.width, near, sums);
-      if (Type == kQ8_0 && asks_first_level && registers > kStreams)
-        return stream_panel<Type, kMoreStreams, 1>(w, groups, blocks, next, rows, x.width, 512, sums);
-    }
-    return stream_panel<Type, kStreams, 1>(w, groups, blocks, next, rows, x.width, near, sums);
+  if constexpr (Packed<Type>::in_place) {
+    if (T == 2) return stream_panel<Type, kOneVectors, 2>(w, groups, blocks, next, x, first, sums);
+    if (T == 3) return stream_panel<Type, kOneVectors, 3>(w, groups, blocks, next, x, first, sums);
   }
+  if constexpr (Type == kQ8_0)  // of a long panel
+    if (T == 1 && groups > kPanel / kGroup) return stream_panel<Type, 2 * kOneVectors, 1>(w, groups, blocks, next, x, first, sums);
+  if (T == 1) return stream_panel<Type, kOneVectors, 1>(w, groups, blocks, next, x, first, sums);
   const int64_t parts = (T + kTokens - 1) / kTokens;  // of about equal size
   const auto part = [&](int64_t p, auto* weights, int64_t v, int64_t from, int64_t to, bool ahead) {
     const int64_t t = p * T / parts, end = (p + 1) * T / parts;
@@ -227,7 +230,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if (Packed<Type>::in_place || parts == 1) {
     for (int64_t v = 0; v < registers; v += kVectors) {
       Packed<Type> packed[kVectors];
-      open_rows(w, groups, blocks, v, next, bytes_ahead(4096), packed);
+      open_rows(w, groups, blocks, v, next, packed);
       for (int64_t b = 0, to; b < blocks; b = to) {
         to = parts == 1 || blocks - b < chunk ? blocks : b + chunk;
         for (int64_t p = 0; p < parts; p++) part(p, packed, v, b, to, false);
@@ -238,7 +241,7 @@ void panel_of(const uint8_t* w, int64_t groups, const uint8_t* next, const Quant
   if constexpr (!Packed<Type>::in_place) {
     for (int64_t v = 0; v < registers; v += kApart) {
       Packed<Type> packed[kApart];
-      open_rows(w, groups, blocks, v, next, bytes_ahead(1024), packed);
+      open_rows(w, groups, blocks, v, next, packed);
       Unpacked<Type> unpacked[kApart];
       for (int i = 0; i < kApart; i++) unpacked[i].open(scratch + i * Unpacked<Type>::bytes);
       const int64_t left = (registers - v + kVectors - 1) / kVectors * kVectors, here = left < kApart ? left : kApart;
@@ -274,15 +277,26 @@ struct Panel {
   int64_t row, rows, groups;
   const uint8_t* w;
 };
-constexpr int64_t panel_rows(int64_t T) { return T == 1 ? 2 * kPanel : kPanel; }
-inline Panel panel_at(const uint8_t* w, int type, int64_t O, int64_t I, int64_t T, int64_t index) {
+inline Panel panel_at(const uint8_t* w, int type, int64_t O, int64_t I, int64_t most, int64_t index) {
   const Block block = block_of(type);
-  const int64_t most = panel_rows(T), row = index * most, rows = O - row < most ? O - row : most;
+  const int64_t row = index * most, rows = O - row < most ? O - row : most;
   return {row, rows, (rows + kGroup - 1) / kGroup, w + row * (I / block.elements) * block.bytes};
 }
 
-// Calls f(place, next place, thread) for every panel of every product; `width` gives a product's rows of weights. A
-// thread knows its next panel before it works on one, so that it knows what to ask memory for; the last has itself as next.
+inline int64_t rows_of(const Int8Product& p) { return p.O; }
+inline int64_t rows_of(const Int8Gated& p) { return p.F; }
+inline bool is_q8_0(const Int8Product& p) { return p.type == kQ8_0; }
+inline bool is_q8_0(const Int8Gated& p) { return p.gate_type == kQ8_0 && p.up_type == kQ8_0; }
+
+// Rows of a product's panels: one token of q8_0 on Zen 5 takes eight streams of memory at a time, if enough panels are left for
+// every thread. `sums` has room for them: one token has no second row of sums.
+template <typename P>
+int64_t panel_rows(const P& p, int threads) {
+  const bool is_long = W == kGroup && p.T == 1 && is_q8_0(p) && asks_first_level && rows_of(p) >= 4 * threads * kPanel;
+  return is_long ? 2 * kPanel : kPanel;
+}
+
+// Calls f(place, next place, thread) for every panel of every product. A thread knows its next panel before it works on one, so that it knows what to ask memory for; the last has itself as next.
 // For few tokens it takes neighbouring panels, half of an even share of what is left, one in the end: a jump and a locked addition
 // for each cost a twentieth. Of many tokens, products have different numbers, so that panels are unlike, and are taken one by one.
 template <typename P>
@@ -290,13 +304,16 @@ struct Place {
   const P* product;
   int64_t panel;
 };
-template <typename P, typename Width, typename F>
-void each_panel(Pool& pool, const P* products, int64_t count, const Width& width, const F& f) {
-  const auto panels = [&](const P& p) { return (width(p) + panel_rows(p.T) - 1) / panel_rows(p.T); };
-  int64_t total = 0, most = kMostTaken;
+template <typename P, typename F>
+void each_panel(Pool& pool, const P* products, int64_t count, const F& f) {
+  const auto panels = [&](const P& p) {
+    const int64_t rows = panel_rows(p, pool.threads());
+    return (rows_of(p) + rows - 1) / rows;
+  };
+  int64_t total = 0, most = kMostTaken / kPanel;
   for (int64_t i = 0; i < count; i++) {
     total += panels(products[i]);
-    const int64_t n = products[i].T > kTokens ? 1 : kMostTaken / panel_rows(products[i].T);
+    const int64_t n = products[i].T > kTokens ? 1 : kMostTaken / panel_rows(products[i], pool.threads());
     most = n < most ? n : most;
   }
   const int64_t threads = pool.threads() < total ? pool.threads() : total;
@@ -450,11 +467,10 @@ void three_products(Pool& pool, const ThreeProducts& a) {
 void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, int64_t count) {
   const Planes planes = planes_of(pool, x, products, count);
   pool.reserve_own(size_t(kMostTokens) * kPanel * sizeof(float) + kScratch);
-  each_panel(pool, products, count, [](const Int8Product& p) { return p.O; },
-             [&](const Place<Int8Product>& place, const Place<Int8Product>& following, int thread) {
+  each_panel(pool, products, count, [&](const Place<Int8Product>& place, const Place<Int8Product>& following, int thread) {
     const Int8Product &p = *place.product, &n = *following.product;
-    const Panel at = panel_at(p.w, p.type, p.O, x.I, p.T, place.panel);
-    const uint8_t* next = panel_at(n.w, n.type, n.O, x.I, n.T, following.panel).w;
+    const Panel at = panel_at(p.w, p.type, p.O, x.I, panel_rows(p, pool.threads()), place.panel);
+    const uint8_t* next = panel_at(n.w, n.type, n.O, x.I, panel_rows(n, pool.threads()), following.panel).w;
     float* sums = static_cast<float*>(pool.own(thread));
     uint8_t* scratch = reinterpret_cast<uint8_t*>(sums + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {
@@ -472,12 +488,12 @@ void multiply_int8(Pool& pool, const Quantized& x, const Int8Product* products, 
 void multiply_gated_int8(Pool& pool, const Quantized& x, const Int8Gated* products, int64_t count, const Quantized& out) {
   const Planes planes = planes_of(pool, x, products, count);
   pool.reserve_own(size_t(2 * kMostTokens) * kPanel * sizeof(float) + kScratch);
-  each_panel(pool, products, count, [](const Int8Gated& p) { return p.F; },
-             [&](const Place<Int8Gated>& place, const Place<Int8Gated>& following, int thread) {
+  each_panel(pool, products, count, [&](const Place<Int8Gated>& place, const Place<Int8Gated>& following, int thread) {
     const Int8Gated &p = *place.product, &n = *following.product;
-    const Panel gate = panel_at(p.gate, p.gate_type, p.F, x.I, p.T, place.panel);
-    const Panel up = panel_at(p.up, p.up_type, p.F, x.I, p.T, place.panel);
-    const uint8_t* next = panel_at(n.gate, n.gate_type, n.F, x.I, n.T, following.panel).w;
+    const int64_t most = panel_rows(p, pool.threads());
+    const Panel gate = panel_at(p.gate, p.gate_type, p.F, x.I, most, place.panel);
+    const Panel up = panel_at(p.up, p.up_type, p.F, x.I, most, place.panel);
+    const uint8_t* next = panel_at(n.gate, n.gate_type, n.F, x.I, panel_rows(n, pool.threads()), following.panel).w;
     float *gates = static_cast<float*>(pool.own(thread)), *ups = gates + kMostTokens * kPanel;
     uint8_t* scratch = reinterpret_cast<uint8_t*>(ups + kMostTokens * kPanel);
     for (int64_t t = 0; t < p.T; t += kMostTokens) {

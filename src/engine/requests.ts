@@ -20,7 +20,7 @@ export interface GenerateRequest {
   readonly stopTokens?: ReadonlySet<number> | undefined;
   /** Hears each token as it is sampled, stop tokens too; true ends the reply with it. */
   readonly onToken?: ((token: number) => boolean) | undefined;
-  /** Ends the request within one step, where steps are short within some milliseconds; the iteration then rejects with the signal's reason. */
+  /** Ends the request within one step, or 10 ms where steps are shorter; the iteration then rejects with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
 }
 

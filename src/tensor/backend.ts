@@ -181,7 +181,7 @@ export interface Backend extends Ops {
   draw?(logits: Float32Array | Float64Array, how: Draw, u: number): number | undefined;
   /**
    * Runs a step and keeps what its operations did, to be run again without them; undefined where one of them cannot be.
-   * What it made lives with the recording, and the ids of its first lookup become the recording's. A step calls `from`
+   * What it made lives with the recording, its result, f32, too; the ids of its first lookup become the recording's. A step calls `from`
    * before its other operations, reads no numbers back, uses nothing from outside but weights and one pool of the cache for each
    * chunk, and nothing else runs on the backend meanwhile. Absent where nothing is saved by it.
    */

@@ -269,12 +269,23 @@ describe("a request", () => {
     expect(() => engine.generate({ tokens: [1] })).toThrow("the engine was closed");
   });
 
-  it("does not keep timers from firing while it runs", async () => {
-    let fired = 0;
-    const timer = setInterval(() => fired++, 1);
-    await all(open().generate({ tokens: prompt(3), maxTokens: 60, sampling: greedy }));
-    clearInterval(timer);
-    expect(fired).toBeGreaterThan(1);
+  it("does not keep timers from firing while it runs, and ends by one", async () => {
+    const cancel = new AbortController();
+    const engine = open({ ...uniformModel, context: 100_000 });
+    setTimeout(() => cancel.abort(new Error("heard")), 20);
+    const reply = all(engine.generate({ tokens: [1], signal: cancel.signal })); // some seconds, were it not heard
+    await expect(reply).rejects.toThrow("heard");
+  });
+
+  it.each([
+    ["the model itself", {}],
+    ["a model of its own", uniformModel],
+  ] as const)("has each token of %s before the next is computed", async (_, options) => {
+    const engine = open(options);
+    const steps: number[] = [];
+    for await (const _ of engine.generate({ tokens: [1], maxTokens: 30, sampling: greedy }))
+      steps.push(engine.stats().steps);
+    expect(steps).toEqual(Array.from({ length: 30 }, (_, i) => i + 1));
   });
 });
 

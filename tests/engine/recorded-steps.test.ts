@@ -101,7 +101,9 @@ onEachIsa(
             const { told, experts } = await replies({ ...options, forward: (...step) => forward(...step) });
             expect(record).not.toHaveBeenCalled();
             const recorded = await replies(options);
-            expect(recorded).toMatchObject({ told, experts }); // who shares a step with whom is a matter of time
+            // how many steps that takes is a matter of who shares one with whom, and so of time
+            expect(recorded.told).toEqual(told);
+            expect(recorded.experts).toEqual(experts);
             expect(record.mock.calls.length).toBeGreaterThan(0);
             expect(record.mock.calls.length).toBeLessThan(recorded.steps / 5);
             for (const { value } of record.mock.settledResults) expect(value?.recording).toBeDefined();
@@ -226,8 +228,10 @@ describe.skipIf(!haveAddon)("a recording", () => {
     // two rows of one sequence, then two sequences of one, across a block and a chunk
     const turns = [stepOf([0, 2, 0]), stepOf([2, 2, 0]), stepOf([4, 1, 0], [0, 1, 1]), stepOf([8, 2, 0])];
     for (const turn of [...turns, stepOf([10, 1, 0], [1, 1, 1])]) {
-      const got = (await steps.run({ ...turn, cache }, () => {})).slice();
-      expect(got).toEqual(await backend.read(await forward(parameters, config, { ...turn, cache })));
+      const got = await steps.run({ ...turn, cache }, () => {});
+      const told = got.slice();
+      got.fill(Number.NaN); // they are the caller's, to change
+      expect(told).toEqual(await backend.read(await forward(parameters, config, { ...turn, cache })));
     }
     expect(record).toHaveBeenCalledTimes(1);
     steps.close();

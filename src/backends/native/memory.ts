@@ -115,10 +115,10 @@ export class Memory {
       kept = new Set(survivors(result));
       return result;
     } finally {
+      if (--this.#open === 0) this.#scopes.disable(); // while it is enabled, Node 20 tells it of every promise of the program
       for (const lease of own.leases) if (!kept.has(lease)) this.#end(lease);
       for (const lease of kept) if (lease.scope === own) this.#move(lease, around);
       if (spent && !kept.has(spent)) this.#end(spent);
-      if (--this.#open === 0) this.#scopes.disable(); // while it is enabled, it hears of every promise of the program
     }
   }
 

@@ -120,6 +120,24 @@ describe("memory", () => {
     const results = await Promise.all([work, work, work].map((w) => memory.scope(w, () => [])));
     expect(new Set(results.map((r) => r.buffer)).size).toBe(3);
   });
+
+  it("scopes end in any order, and after the last one memory is lent outside of all", async () => {
+    const { memory } = counting();
+    const lasting = (turns: number) =>
+      memory.scope(
+        async () => {
+          for (let i = 0; i < turns; i++) await Promise.resolve();
+          return memory.lend(1);
+        },
+        () => [],
+      );
+    for (let again = 0; again < 2; again++) {
+      const [short, long] = await Promise.all([lasting(1), lasting(9)]);
+      expect([short.lease!.ended, long.lease!.ended]).toEqual([true, true]);
+      const outside = memory.lend(1).lease!;
+      expect([outside.scope, outside.ended]).toEqual([undefined, false]);
+    }
+  });
 });
 
 describe.runIf(built())("the native backend", () => {
