@@ -23,7 +23,9 @@ namespace {
 
 constexpr int kVectors = 2;            // registers of rows side by side
 constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of them, 12 sums and 12 results stay in registers
-constexpr int kOneVectors = 4;         // the same for one token, which waits for memory: with AVX-512 so many streams at a time
+// The same for one token, and with AVX-512 for up to three where a block has one scale: they wait for memory, and with AVX-512
+// these are so many streams of it.
+constexpr int kOneVectors = 4;
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
 constexpr int64_t kMostTaken = 512;    // rows that a thread takes at once, for few tokens: more gain nothing, and weigh at the end
