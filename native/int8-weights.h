@@ -208,7 +208,7 @@ struct Unpacked : Format<Type> {
       for (int64_t i = 0; i < count * w.header_bytes; i += 64) ask_for(headers + i);
   }
 
-  // Asks for what comes after them, unless it was asked for by expect(): tiles do not.
+  // expect() asks for what comes next; tiles do not call it, so for them it is asked for here.
   void fill(Packed<Type>& w, int64_t block, int64_t blocks) {
     held = block;
     for (int64_t b = 0; b < blocks; b++) {

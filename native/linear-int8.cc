@@ -201,7 +201,7 @@ template <int Type, int V, int N>
 void stream_panel(const uint8_t* w, int64_t groups, int64_t blocks, const uint8_t* next, const Quantized& x, int64_t first,
                   float* sums) {
   // In the first-level cache what all streams together have asked for is in the way of the rest, soonest where little is done with
-  // each byte.
+  // each byte (measured: docs/performance.md, "Streams of memory").
   constexpr int64_t waiting = Format<Type>::runs == 1 ? 4096 : 8192, streams = V * W / kGroup;
   if (asks_first_level) stream_panel<Type, V, N, waiting / streams>(w, groups, blocks, next, x, first, sums);
   else stream_panel<Type, V, N, kAhead>(w, groups, blocks, next, x, first, sums);
@@ -274,7 +274,7 @@ void panel(int type, const uint8_t* w, int64_t groups, const uint8_t* next, cons
 
 constexpr size_t kScratch = kApart * Unpacked<kQ6_K>::bytes;  // the one with the most scales
 
-// Where a panel of rows lies in a packed matrix, and how many rows and groups it has.
+// Where a panel of rows lies in a packed matrix, `most` rows a panel, and how many rows and groups it has.
 struct Panel {
   int64_t row, rows, groups;
   const uint8_t* w;
