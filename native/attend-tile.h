@@ -194,44 +194,94 @@ void mix_tile(const float* weights, const float* keep, int64_t rows, const T* va
     });
 }
 
-// The same for the M registers of int8 values from element i on; the weights of its block of 32 carry the scales. n: as
-// in score_tile().
-template <int N, int M>
-inline void mix_block_q8(const float* weights, const float* keep, const uint8_t* values, int64_t d, int64_t i, int64_t n,
-                         Range slots, Next next, float* mix, int64_t width) {
-  const int64_t b = i / 32, row_bytes = d / 32 * 34;
-  Block<N, M> block;
-  block.each([&](vec& sum, int r, int m) { sum = splat(keep[r]) * load(mix + r * width + i + m * W); });
-  for (int64_t first = slots.from / kPanel * kPanel; first < slots.to; first += kPanel) {
-    const int64_t w = least(kPanel, n - first), last = least(first + w, slots.to);
-    const int8_t* panel = reinterpret_cast<const int8_t*>(values) + first * row_bytes + (b * 34 + 2) * w + i % 32;
-    for (int64_t j = first > slots.from ? first : slots.from; j < last; j++) {
-      vec v[M];
+// N rows' weights of the slots of a tile, times the scales of a block of values, as int16: weight · scale ≈ unit · q, to
+// 2⁻¹⁶ of the largest weight by the largest scale. `tops`: the largest weights.
+template <int N>
+inline void weights_to_shorts(const float* weights, const float* tops, const float* scales, int16_t* q, float* units) {
+  vec most{}, poison{};  // poison: NaN of any NaN or infinity
+  for (int64_t j = 0; j < kTile; j += W) {
+    most = max(load(scales + j), most);
+    poison += load(scales + j) * splat(0);
+  }
+  const float scale = largest(most), nothing = sum(poison);
+#pragma GCC unroll 8
+  for (int p = 0; p < N; p++) {
+    const float top = tops[p] * scale, inverse = top > 1e-30f ? 32767.0f / top : 0;
+    units[p] = top / 32767.0f + nothing;
 #pragma GCC unroll 4
-      for (int m = 0; m < M; m++)
-        v[m] = __builtin_convertvector(widen_bytes(panel + 32 * (j - first) + m * W), vec);
-      if (i % 32 == 0) next.ask((b * n + j) * 34, 34);
-      block.each([&](vec& sum, int r, int m) { sum += splat(weights[r * kTile + j]) * v[m]; });
+    for (int64_t j = 0; j < kTile; j += W) {
+      const vec magic = splat(12582912.0f);  // as in exp()
+      const vec x = load(weights + p * kTile + j) * (load(scales + j) * splat(inverse));
+      const halves whole = __builtin_convertvector((uvec)(x + magic) - (uvec)magic, halves);
+      memcpy(q + p * kTile + j, &whole, sizeof whole);
     }
   }
-  block.each([&](vec sum, int r, int m) { store(mix + r * width + i + m * W, sum); });
+}
+
+// The same for elements [32b, 32b + 32) of int8 values: exact integer sums over the slots of the tile, scaled. n: as in
+// score_tile().
+template <int N>
+inline void mix_block_q8(const int16_t* q, const float* units, const float* keep, const uint8_t* values, int64_t d,
+                         int64_t b, int64_t n, Next next, float* mix, int64_t width) {
+  constexpr int M = 32 / W;
+  ivec products[N][M] = {};
+  const int8_t* bytes = reinterpret_cast<const int8_t*>(values);
+  const int64_t row_bytes = d / 32 * 34;
+  int64_t j = 0;
+  const auto add = [&](const ivec* v, const auto& weight) {
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++)
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) products[r][m] = add_pair_products(products[r][m], weight(r), v[m]);
+  };
+  for (; j + kPanel <= n; j += kPanel) {
+    const int8_t* panel = bytes + j * row_bytes + (b * 34 + 2) * kPanel;
+    for (int64_t i = 0; i < kPanel; i += 2) {
+      ivec v[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) v[m] = widen_pairs(panel + 32 * i + 2 * m * W);
+      next.ask(b * 34 * n + (j + i) * 34, 68);
+      add(v, [&](int r) { return splat_pair(q + r * kTile + j + i); });
+    }
+  }
+  const int64_t w = n - j;  // of a narrow panel: one slot after the other
+  const int8_t* panel = bytes + j * row_bytes + (b * 34 + 2) * w;
+  for (int64_t i = 0; i < w; i++) {
+    ivec v[M];
+    for (int m = 0; m < M; m++) v[m] = widen_bytes(panel + 32 * i + m * W);
+    add(v, [&](int r) { return ivec{} + int32_t(uint16_t(q[r * kTile + j + i])); });
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < N; r++)
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      float* at = mix + r * width + m * W;
+      store(at, splat(keep[r]) * load(at) + __builtin_convertvector(products[r][m], vec) * splat(units[r]));
+    }
 }
 
 inline void mix_tile_q8(const float* weights, const float* keep, int64_t rows, const uint8_t* values, int64_t d, int64_t n,
-                 Range slots, Next next, float* mix, int64_t width) {
+                        Range slots, Next next, float* mix, int64_t width) {
   const int64_t row_bytes = d / 32 * 34;
   for (int64_t r = 0; r < rows; r += R, next.at = nullptr)
     with_rows(rows - r, [&](auto count) {
-      constexpr int N = decltype(count)::n, M = W < 16 ? 2 : 32 / W;
-      float scaled[N * kTile];
+      constexpr int N = decltype(count)::n;
+      float tops[N], units[N], scales[kTile] = {};
+      int16_t q[N * kTile];
+      for (int p = 0; p < N; p++) {
+        vec most{};
+        for (int64_t j = 0; j < kTile; j += W) most = max(load(weights + (r + p) * kTile + j), most);
+        tops[p] = largest(most);
+      }
       for (int64_t b = 0; b < d / 32; b++) {
         for (int64_t j = 0; j < n; j += W) {
           const int64_t first = j / kPanel * kPanel, w = least(kPanel, n - first);
-          const vec scales = widen(reinterpret_cast<const f16*>(values + first * row_bytes + b * 34 * w) + j % kPanel);
-          for (int p = 0; p < N; p++) store(scaled + p * kTile + j, load(weights + (r + p) * kTile + j) * scales);
+          store(scales + j, widen(reinterpret_cast<const f16*>(values + first * row_bytes + b * 34 * w) + j % kPanel));
         }
-        for (int64_t i = 32 * b; i < 32 * (b + 1); i += M * W)
-          mix_block_q8<N, M>(scaled, keep + r, values, d, i, n, slots, next, mix + r * width, width);
+        for (int64_t j = 0; j < slots.from; j++) scales[j] = 0;  // what is not seen may hold anything
+        for (int64_t j = slots.to; j < kTile; j++) scales[j] = 0;
+        weights_to_shorts<N>(weights + r * kTile, tops, scales, q, units);
+        mix_block_q8<N>(q, units, keep + r, values, d, b, n, next, mix + r * width + 32 * b, width);
       }
     });
 }

@@ -20,9 +20,10 @@ constexpr int64_t kRows = 120;  // query rows (query × heads that share a key h
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// What one query row has gathered: its largest score, Σ exp(score − largest), Σ exp(…)·v.
+// What one query row has gathered: its largest score, Σ exp(score − largest) in as many parts as a register has lanes,
+// Σ exp(…)·v.
 struct Sums {
-  float *largest, *total, *mix;  // [rows], [rows], [rows, width]
+  float *largest, *totals, *mix;  // [rows], [rows, W], [rows, width]
 };
 
 // Hands out pieces of a block of memory; without one it counts them.
@@ -43,10 +44,12 @@ class Pieces {
 };
 
 Sums sums_in(Pieces memory, int64_t rows, int64_t width) {
-  float *largest = memory.take<float>(rows), *total = memory.take<float>(rows);
-  return {largest, total, memory.take<float>(rows * width)};
+  float *largest = memory.take<float>(rows), *totals = memory.take<float>(rows * W);
+  return {largest, totals, memory.take<float>(rows * width)};
 }
-int64_t sums_bytes(int64_t rows, int64_t width) { return 2 * round_up(rows * 4, 64) + round_up(rows * width * 4, 64); }
+int64_t sums_bytes(int64_t rows, int64_t width) {
+  return round_up(rows * 4, 64) + round_up(rows * W * 4, 64) + round_up(rows * width * 4, 64);
+}
 
 // Working memory of one thread, for `rows` query rows and a tile. The last register of a row of keys or values may
 // reach beyond the tile.
@@ -74,7 +77,8 @@ Room room_in(Pieces& memory, int64_t rows, int64_t d, int64_t width) {
 constexpr float kNone = -__builtin_inff();
 
 void clear(const Sums& s, int64_t rows, int64_t width) {
-  for (int64_t r = 0; r < rows; r++) s.largest[r] = kNone, s.total[r] = 0;
+  for (int64_t r = 0; r < rows; r++) s.largest[r] = kNone;
+  memset(s.totals, 0, size_t(rows * W) * sizeof(float));
   memset(s.mix, 0, size_t(rows * width) * sizeof(float));
 }
 
@@ -88,9 +92,9 @@ void merge(const Sums& to, const Sums& from, int64_t rows, int64_t width) {
     const float largest = to.largest[r] > from.largest[r] ? to.largest[r] : from.largest[r];
     const float a = ratio(to.largest[r], largest), b = ratio(from.largest[r], largest);
     to.largest[r] = largest;
-    to.total[r] = a * to.total[r] + b * from.total[r];
-    float *x = to.mix + r * width, *y = from.mix + r * width;
-    for (int64_t i = 0; i < width; i += W) store(x + i, splat(a) * load(x + i) + splat(b) * load(y + i));
+    const auto add = [&](float* x, const float* y) { store(x, splat(a) * load(x) + splat(b) * load(y)); };
+    add(to.totals + r * W, from.totals + r * W);
+    for (int64_t i = 0; i < width; i += W) add(to.mix + r * width + i, from.mix + r * width + i);
   }
 }
 
@@ -103,8 +107,8 @@ inline float largest_seen(float* scores, Range sees) {
   return largest(tops);
 }
 
-// Scores to weights; returns their sum.
-inline float weigh(float* scores, float top) {
+// Scores to weights; returns their sums.
+inline vec weigh(float* scores, float top) {
   vec sums{};
 #pragma GCC unroll 4
   for (int64_t j = 0; j < kTile; j += W) {
@@ -112,7 +116,7 @@ inline float weigh(float* scores, float top) {
     store(scores + j, e);
     sums += e;
   }
-  return sum(sums);
+  return sums;
 }
 
 // Some queries of a segment with all heads of a key head: [first, first + count).
@@ -162,9 +166,9 @@ void score(const KVBlocks& kv, const Tile& tile, int64_t rows, const Room& room)
 }
 
 // The scores of a tile become weights; room.keep: what the rows' earlier sums are to be multiplied by.
-void weigh_tile(const Attend& a, const Queries& qs, const Tile& tile, const Room& room) {
+void weigh_tile(const Attend& a, const Queries& qs, const Tile& tile, Next next, const Room& room) {
   const int64_t group = a.H / a.K, rows = qs.count * group;
-  float *keep = room.keep, *largest = room.stretch.largest, *total = room.stretch.total;
+  float *keep = room.keep, *largest = room.stretch.largest, *totals = room.stretch.totals;
   for (int64_t t = 0; t < qs.count; t++) {
     const Range sees = seen_of(a, qs, t, tile);
     for (int64_t r = t * group; r < (t + 1) * group; r++) keep[r] = largest_seen(room.scores + r * kTile, sees);
@@ -174,8 +178,12 @@ void weigh_tile(const Attend& a, const Queries& qs, const Tile& tile, const Room
     store(largest + r, top);
     store(keep + r, top == before ? splat(1.0f) : exp(before - top));
   }
-  for (int64_t r = 0; r < rows; r++)
-    if (largest[r] != kNone) total[r] = total[r] * keep[r] + weigh(room.scores + r * kTile, largest[r]);
+  for (int64_t r = 0; r < rows; r++) {
+    next.ask(256 * r, 256);
+    if (largest[r] == kNone) continue;
+    const vec sums = weigh(room.scores + r * kTile, largest[r]);
+    store(totals + r * W, load(totals + r * W) * splat(keep[r]) + sums);
+  }
 }
 
 // Queries that see the same slots of a tile mix them together. A slot that a query does not see is not touched: a weight
@@ -215,9 +223,10 @@ void visit(const Attend& a, const KVBlocks& kv, const Queries& qs, int64_t first
     if (at + n <= start) continue;
     const Tile tile = tile_at(kv, s, qs.head, at, last);
     score(kv, tile, rows, room);
-    weigh_tile(a, qs, tile, room);
-    const uint8_t* next = at + n < last ? tile_at(kv, s, qs.head, at + n, last).keys : beyond;
-    mix(a, kv, qs, tile, next_of(kv, few_rows(rows) ? next : nullptr), room);
+    const uint8_t* keys = at + n < last ? tile_at(kv, s, qs.head, at + n, last).keys : beyond;
+    const Next next = next_of(kv, few_rows(rows) ? keys : nullptr);
+    weigh_tile(a, qs, tile, next, room);
+    mix(a, kv, qs, tile, next, room);
   }
 }
 
@@ -241,8 +250,8 @@ void give(const Attend& a, const Queries& qs, const Sums& sums) {
       const int64_t r = t * group + g;
       const int64_t row = (qs.segment->row + qs.first + t) * a.H + qs.head * group + g;
       float* y = a.y + row * d;
-      const float inverse = 1.0f / sums.total[r];
-      if (a.lse) a.lse[row] = sums.largest[r] + __builtin_logf(sums.total[r]);
+      const float total = sum(load(sums.totals + r * W)), inverse = 1.0f / total;
+      if (a.lse) a.lse[row] = sums.largest[r] + __builtin_logf(total);
       for (int64_t i = 0; i < d; i++) y[i] = sums.mix[r * width + i] * inverse;
     }
 }

@@ -6,8 +6,8 @@
 //   keys    [d][w]    an element of all keys side by side: a register holds the scores of as many keys as it has lanes
 //   values  [w][d]
 //
-// and with q8_0, for each 32 elements of d, w scales in float16, then int8 keys [16][w][2] or values [w][32]. Either way
-// w slots take the bytes of w rows of d.
+// and with q8_0, for each 32 elements of d, w scales in float16, then int8 keys [16][w][2] or values [w / 2][32][2], which
+// in a narrow panel are [w][32]. Either way w slots take the bytes of w rows of d.
 
 #pragma once
 
@@ -49,9 +49,11 @@ inline void store_q8(const Q8_0* row, int64_t d, uint8_t* panel, int64_t lane, i
   for (int64_t b = 0; b < d / 32; b++, panel += 34 * w) {
     memcpy(panel + 2 * lane, &row[b].d, 2);
     uint8_t* q = panel + 2 * w;
-    if (!is_key) memcpy(q + 32 * lane, row[b].q, 32);
-    else
+    if (is_key)
       for (int64_t pair = 0; pair < 16; pair++) memcpy(q + 2 * (pair * w + lane), row[b].q + 2 * pair, 2);
+    else if (w < kPanel) memcpy(q + 32 * lane, row[b].q, 32);
+    else
+      for (int64_t i = 0; i < 32; i++) q[(lane / 2 * 32 + i) * 2 + lane % 2] = uint8_t(row[b].q[i]);
   }
 }
 

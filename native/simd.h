@@ -116,11 +116,11 @@ static inline vec widen_part(const T* p, int64_t n) {
   return widen(padded);
 }
 
-// eˣ to 2 ulp: 2ⁿ·eʳ with |r| <= ln 2 / 2 by its Taylor series to r⁷; 0 below −87.3 (no subnormals), and for x <= 88.7.
+// eˣ to 2 ulp: 2ⁿ·eʳ with |r| <= ln 2 / 2 by its Taylor series to r⁷; 0 below −87.3 (no subnormals), and e^88.7 above.
 static inline vec exp(vec x) {
-  const vec bounded = max(min(x, splat(88.7f)), splat(-87.3f));
-  const vec magic = splat(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number
-  const vec n = (bounded * splat(1.44269504f) + magic) - magic;
+  const vec bounded = min(splat(88.7f), x);  // NaN stays
+  const vec magic = splat(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number, which the low bits are then
+  const vec shifted = bounded * splat(1.44269504f) + magic, n = shifted - magic;
   const vec r = (bounded - n * splat(0.693359375f)) + n * splat(2.12194440e-4f);
   vec p = splat(1.0f / 5040);
   p = p * r + splat(1.0f / 720);
@@ -130,8 +130,7 @@ static inline vec exp(vec x) {
   p = p * r + splat(0.5f);
   p = p * r + splat(1.0f);
   p = p * r + splat(1.0f);
-  const ivec exponent = (__builtin_convertvector(n, ivec) + 127) << 23;
-  const vec y = x < splat(-87.3f) ? vec{} : p * (vec)exponent;
+  const vec y = x < splat(-87.3f) ? vec{} : (vec)((uvec)p + ((uvec)shifted << 23));
   return x != x ? x : y;
 }
 
