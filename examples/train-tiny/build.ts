@@ -125,10 +125,10 @@ async function texts(name: string, all: Iterable<{ key: string; text: string }>)
 const packages = fetchPackages(join(work, "packages"));
 const senses = readSenses(packages);
 const countries = readCountries(packages);
-const concepts = await readConcepts(packages);
+const { concepts, others } = await readConcepts(packages);
 const flags = await readFlags(packages);
 console.error(
-  `${senses.size.toLocaleString("en")} senses, ${countries.length} countries, ${concepts.length} things (${concepts.filter(({ heldOut }) => heldOut).length} held out), ${flags.length} flags`,
+  `${senses.size.toLocaleString("en")} senses, ${countries.length} countries, ${concepts.length} things (${concepts.filter(({ heldOut }) => heldOut).length} held out), ${others.length} more of their kinds, ${flags.length} flags`,
 );
 writeFileSync(
   join(out, "things.json"),
@@ -378,6 +378,14 @@ const shares: Readonly<Record<keyof typeof tasks, number>> = {
 {
   const [d, writer] = [new Draw("small"), new Writer("small")];
   for (let i = 0; i < 30_000; i++) await writer.asked(ask.nameSmall(d, seen));
+  await writer.close();
+}
+
+// What kind of thing it is, of many more things than are named: what a kind is shall not be the list of those names.
+{
+  const [d, writer] = [new Draw("kinds"), new Writer("kinds")];
+  const many = world(seen.designers, [...learnt, ...others]);
+  for (let i = 0; i < 40_000; i++) await writer.asked(ask.groupOf(d, many));
   await writer.close();
 }
 

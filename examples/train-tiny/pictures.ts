@@ -103,8 +103,12 @@ const groupsOf: Readonly<Record<string, Group>> = {
 const unclear =
   /^(person|man|woman|women|men|people)|:|\d|face$|stop|sign|light$|station|arrival|departure|pump|roadway|track|symbol|button|cards?$|ticket|medal|pin|clip|ruler|folder|calendar|chart|page|scroll|document|notebook|newspaper|ledger|tabs|clipboard|opener|unknown|wheel|divider|seat|fountain|dodo|microbe|pool 8|paw|nest|feather|footprints|bone|coral|wing|droplet|tag$|bookmark|brush|locked|unlocked|key$|cinema|projector|film|camera with|rewind|control knobs|level slider|keyboard|optical|floppy|card index|triangular|straight|link|chains|hook|magnet|alembic|petri|dna|bandage|stethoscope|x-ray|crutch|razor|lotion|sponge|identification|placard|moai|urn|headstone|coffin|cigarette|pistol|bomb|dagger|swords|bow and|shield|syringe|pill|drop of/;
 
-/** The things that the model learns to name, each drawn by at least five of the designers that may be learnt from. */
-export async function readConcepts(packages: Packages): Promise<Concept[]> {
+/**
+ * The things that the model learns to name, each drawn by at least five of the designers that may be learnt from, and
+ * `others` of the same kinds, by at least one, whose names it does not learn: too unclear, or in other words. What is held
+ * out shares no word with them.
+ */
+export async function readConcepts(packages: Packages): Promise<{ concepts: Concept[]; others: Concept[] }> {
   const subgroups = read(join(packages.npm("emojibase-data"), "meta/groups.json")) as {
     subgroups: Record<string, string>;
   };
@@ -115,7 +119,7 @@ export async function readConcepts(packages: Packages): Promise<Concept[]> {
     subgroup?: number;
   }[];
   const sets = iconSets(packages);
-  const found: Concept[] = [];
+  const [found, others]: [Concept[], Concept[]] = [[], []];
   const labels = new Set<string>();
   // Whole animals before faces, so that "dog" is the dog and "dog face" adds nothing.
   const sorted = emoji
@@ -124,18 +128,32 @@ export async function readConcepts(packages: Packages): Promise<Concept[]> {
   for (const { label: name, emoji: character, hexcode, subgroup, isFace } of sorted) {
     const group = groupsOf[subgroups.subgroups[String(subgroup)] ?? ""];
     const label = (isFace ? name.replace(/ face$/, "") : name).toLowerCase();
-    if (!group || labels.has(label) || unclear.test(label) || !/^[a-z]+( [a-z]+)?$/.test(label)) continue;
+    if (!group) continue;
     const sprites = new Map<Designer, Sprite>();
     for (const [designer, draw] of sets) {
       const sprite = await draw(slug(name), hexcode);
       if (sprite) sprites.set(designer, sprite);
     }
-    if (trainDesigners.filter((designer) => sprites.has(designer)).length < 5 || !sprites.has("twemoji")) continue;
-    labels.add(label);
-    found.push({ label, emoji: character, hexcode, group, heldOut: hash(`concept ${label}`) % 12 === 0, sprites });
+    const thing = { label, emoji: character, hexcode, group, sprites };
+    const isDrawnBy = trainDesigners.filter((designer) => sprites.has(designer)).length;
+    const isClear = !labels.has(label) && !unclear.test(label) && /^[a-z]+( [a-z]+)?$/.test(label);
+    if (isClear && isDrawnBy >= 5 && sprites.has("twemoji")) {
+      labels.add(label);
+      found.push({ ...thing, heldOut: hash(`concept ${label}`) % 12 === 0 });
+    } else if (isDrawnBy > 0) others.push({ ...thing, heldOut: false });
   }
-  return found.sort((a, b) => (a.label < b.label ? -1 : 1));
+  const heldOut = new Set(found.filter(({ heldOut }) => heldOut).flatMap(({ label }) => wordsOf(label)));
+  return {
+    concepts: found.sort((a, b) => (a.label < b.label ? -1 : 1)),
+    others: others.filter(({ label }) => !wordsOf(label).some((word) => heldOut.has(word))),
+  };
 }
+
+const wordsOf = (label: string) =>
+  label
+    .toLowerCase()
+    .split(/[^a-z]+/)
+    .filter(Boolean);
 
 const read = (path: string): unknown => JSON.parse(readFileSync(path, "utf8"));
 
