@@ -45,7 +45,7 @@ struct Format {
   static constexpr bool is_signed = false, narrow = false;
 #else
   // Pairs of products must fit 16 bits: q8_0 is multiplied by its magnitude with the sign moved to x. Of the others whole
-  // runs are added in 16 bits, the first and the second pair of each four apart, and so is −Σ q in `minus`: both factors
+  // runs are added in 16 bits, the first and the second pair of each four apart, and so is −Σ q: both factors
   // have their signs in the end, and with 127 for x the most is 16 · 16 or 8 · 32 times that.
   static constexpr bool is_signed = Type == kQ8_0, narrow = Type != kQ8_0;
 #endif

@@ -26,6 +26,9 @@ constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of th
 // The same for one token, and with AVX-512 for up to three where a block has one scale: they wait for memory, and with AVX-512
 // these are so many streams of it.
 constexpr int kOneVectors = 4;
+// Tokens that a sum's last product is followed by before it is scaled: with AVX-512 what comes in between hides how long it takes.
+// AVX2 has no registers for that.
+constexpr int kBehind = W == 16 ? 2 : kTokens;
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
 constexpr int64_t kMostTaken = 512;    // rows that a thread takes at once, for few tokens: more gain nothing, and weigh at the end
@@ -48,19 +51,16 @@ inline ivec broadcast(const void* p) {
 #endif
 }
 
-// What a run's sum begins with: −2^shift · Σ q of the block, or of that half of it, which makes up for the shift.
+// What a run's sum begins with, which makes up for the shift of the weights.
 template <typename F>
 inline ivec start(const ActBlock& x, int half) {
   if constexpr (F::shift < 0 || F::is_signed) return ivec{};
-  constexpr int shift = F::shift & 31;
-  const ivec minus = broadcast(F::steps == 8 ? &x.minus : x.minus_halves + half);
-#if defined(__AVX512F__)
-  return (ivec)_mm512_slli_epi32((__m512i)minus, shift);  // `<<` GCC would shift before it broadcasts, from another register
-#elif defined(__AVX2__)
-  return (ivec)_mm256_slli_epi16((__m256i)minus, shift);
-#else
-  return minus << shift;
-#endif
+  else if constexpr (F::shift == ActBlock::shift_q4_0) return broadcast(&x.minus_q4_0);
+  else if constexpr (F::shift == ActBlock::shift_q6_k) return broadcast(x.minus_q6_k + half);
+  else {
+    static_assert(F::shift == ActBlock::shift_long);
+    return broadcast(&x.minus_long);
+  }
 }
 
 template <typename F>
@@ -131,6 +131,14 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
         for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
           for (int v = 0; v < V; v++) sum[v][n] = start<Weights>(x(n), half);
+        const auto scaled = [&](int n) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+          for (int v = 0; v < V; v++) {
+            const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n]), vec);
+            acc[v][n] += whole * (w[v].scale(run) * splat(x(n).d));
+            if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x(n).sd);
+          }
+        };
 #pragma GCC unroll 8
         for (int j = 0; j < Weights::steps; j++) {
           uvec u[V];
@@ -141,18 +149,11 @@ void micro(Weights* w, int64_t from, int64_t to, const ActBlock* acts, int64_t w
             const ivec four = broadcast(x(n).q + 16 * half + 4 * j);
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) sum[v][n] = dot<Weights>(sum[v][n], u[v], four);
+            if (j == Weights::steps - 1 && n >= kBehind) scaled(n - kBehind);
           }
         }
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) {
-          const vec scale = w[v].scale(run);
 #pragma GCC unroll 6
-          for (int n = 0; n < N; n++) {
-            const vec whole = __builtin_convertvector(finish<Weights>(sum[v][n]), vec);
-            acc[v][n] += whole * (scale * splat(x(n).d));
-            if (Weights::minima) acc[v][n] -= w[v].min(run) * splat(x(n).sd);
-          }
-        }
+        for (int n = N > kBehind ? N - kBehind : 0; n < N; n++) scaled(n);
       };
       // A loop, even unrolled, keeps AVX2's shifts from being constants (0.66 of the speed); calls cost AVX-512 a fifteenth.
       if constexpr (Weights::unrolled > 1) {
@@ -359,6 +360,12 @@ Planes planes_of(Pool& pool, const Quantized& x, const P* products, int64_t coun
   return planes;
 }
 
+// A sum by 2^by: with AVX2 the two that a word holds, each in its 16 bits.
+inline int32_t shifted(int32_t sum, int by) {
+  if (W != 8) return int32_t(uint32_t(sum) << by);
+  return int32_t((uint32_t(sum) << by & 0xffff) | (uint32_t(sum) >> 16 << (16 + by)));
+}
+
 // An infinity or NaN makes the whole block NaN, so that it is seen in the end.
 inline void quantize_block(const float* x, float factor, ActBlock& to) {
   vec most{}, zero{};
@@ -371,7 +378,7 @@ inline void quantize_block(const float* x, float factor, ActBlock& to) {
   if (scale != scale) {
     memset(to.q, 0, 32);
     to.d = to.sd = scale;
-    to.minus = to.minus_halves[0] = to.minus_halves[1] = 0;
+    to.minus_q4_0 = to.minus_long = to.minus_q6_k[0] = to.minus_q6_k[1] = 0;
     return;
   }
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
@@ -383,7 +390,7 @@ inline void quantize_block(const float* x, float factor, ActBlock& to) {
     sums[half] = _mm512_reduce_add_epi32(whole);
     minus[half] = -sums[half];
   }
-  to.minus = minus[0] + minus[1];
+  const int32_t both = minus[0] + minus[1];
 #elif defined(__AVX2__)
   __m256i whole[4];
   for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(load(x + 8 * i) * splat(inverse));
@@ -399,7 +406,7 @@ inline void quantize_block(const float* x, float factor, ActBlock& to) {
     apart[half] = _mm_sub_epi16(_mm_setzero_si128(), apart[half]);
     minus[half] = _mm_cvtsi128_si32(apart[half]);
   }
-  to.minus = _mm_cvtsi128_si32(_mm_add_epi16(apart[0], apart[1]));
+  const int32_t both = _mm_cvtsi128_si32(_mm_add_epi16(apart[0], apart[1]));
 #else
   const vec magic = splat(12582912.0f);  // rounds to the nearest whole number, ties to even
   for (int half = 0; half < 2; half++) {
@@ -413,12 +420,13 @@ inline void quantize_block(const float* x, float factor, ActBlock& to) {
     for (int j = 0; j < W; j++) sums[half] += total[j];
     minus[half] = -sums[half];
   }
-  to.minus = minus[0] + minus[1];
+  const int32_t both = minus[0] + minus[1];
 #endif
   to.d = scale * factor;
   to.sd = scale * factor * float(sums[0] + sums[1]);
-  to.minus_halves[0] = minus[0];
-  to.minus_halves[1] = minus[1];
+  to.minus_q4_0 = shifted(both, ActBlock::shift_q4_0);
+  to.minus_long = shifted(both, ActBlock::shift_long);
+  for (int half = 0; half < 2; half++) to.minus_q6_k[half] = shifted(minus[half], ActBlock::shift_q6_k);
 }
 
 }  // namespace
