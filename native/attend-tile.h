@@ -1,6 +1,6 @@
 // What attention does with one tile of keys and values, for a number of query rows: scores[r][s] = q[r] · k[s], and
 // mix[r] = keep[r] · mix[r] + Σ_s weights[r][s] · v[s]. Blocks of rows and lanes whose sums stay in registers; every sum
-// runs in the order of d, or of the slots.
+// runs in the order of d, or of the slots, or is one of integers: with q8_0, queries and weights are rounded to int16.
 
 #pragma once
 
@@ -194,68 +194,69 @@ void mix_tile(const float* weights, const float* keep, int64_t rows, const T* va
     });
 }
 
-// N rows' weights of the slots of a tile, times the scales of a block of values, as int16: weight · scale ≈ unit · q, to
-// 2⁻¹⁶ of the largest weight by the largest scale. `tops`: the largest weights.
+// N rows' weights of the slots of a tile, times the scales of a block of values, as int16: weight · scale ≈ units · q, to
+// 2⁻¹⁶ of the row's largest.
 template <int N>
-inline void weights_to_shorts(const float* weights, const float* tops, const float* scales, int16_t* q, float* units) {
-  vec most{}, poison{};  // poison: NaN of any NaN or infinity
-  for (int64_t j = 0; j < kTile; j += W) {
-    most = max(load(scales + j), most);
-    poison += load(scales + j) * splat(0);
-  }
-  const float scale = largest(most), nothing = sum(poison);
+inline void weights_to_shorts(const float* weights, const float* scales, int16_t* q, float* units) {
+  vec zeros{};  // NaN of any NaN or infinity
+  for (int64_t j = 0; j < kTile; j += W) zeros += load(scales + j) * splat(0);
+  const float poison = sum(zeros);
 #pragma GCC unroll 8
   for (int p = 0; p < N; p++) {
-    const float top = tops[p] * scale, inverse = top > 1e-30f ? 32767.0f / top : 0;
-    units[p] = top / 32767.0f + nothing;
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < kTile; j += W) {
-      const vec magic = splat(12582912.0f);  // as in exp()
-      const vec x = load(weights + p * kTile + j) * (load(scales + j) * splat(inverse));
-      const halves whole = __builtin_convertvector((uvec)(x + magic) - (uvec)magic, halves);
-      memcpy(q + p * kTile + j, &whole, sizeof whole);
+    vec scaled[kTile / W], most{};
+#pragma GCC unroll 16
+    for (int j = 0; j < kTile / W; j++) {
+      scaled[j] = load(weights + p * kTile + j * W) * load(scales + j * W);
+      most = max(scaled[j], most);
+    }
+    const float top = largest(most), inverse = top > 1e-30f ? 32767.0f / top : 0;
+    units[p] = top / 32767.0f + poison;
+#pragma GCC unroll 16
+    for (int j = 0; j < kTile / W; j++) {
+      const halves rounded = __builtin_convertvector(rounded_bits(scaled[j] * splat(inverse)), halves);
+      memcpy(q + p * kTile + j * W, &rounded, sizeof rounded);
     }
   }
 }
 
-// The same for elements [32b, 32b + 32) of int8 values: exact integer sums over the slots of the tile, scaled. n: as in
-// score_tile().
-template <int N>
+// mix[r] ← keep[r]·mix[r] + units[r]·Σⱼ q[r][j] · values[j] over the slots of a tile, for N rows and M registers of elements of
+// int8, from element i on: the sums are exact integers. n: as in score_tile().
+template <int N, int M>
 inline void mix_block_q8(const int16_t* q, const float* units, const float* keep, const uint8_t* values, int64_t d,
-                         int64_t b, int64_t n, Next next, float* mix, int64_t width) {
-  constexpr int M = 32 / W;
+                         int64_t i, int64_t n, Next next, float* mix, int64_t width) {
   ivec products[N][M] = {};
   const int8_t* bytes = reinterpret_cast<const int8_t*>(values);
-  const int64_t row_bytes = d / 32 * 34;
-  int64_t j = 0;
-  const auto add = [&](const ivec* v, const auto& weight) {
+  const int64_t row_bytes = d / 32 * 34, b = i / 32;
+  const auto add = [&](const ivec* v, const auto& weights) {
 #pragma GCC unroll 8
     for (int r = 0; r < N; r++)
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++) products[r][m] = add_pair_products(products[r][m], weight(r), v[m]);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) products[r][m] = add_pair_products(products[r][m], weights(r), v[m]);
   };
+  int64_t j = 0;
   for (; j + kPanel <= n; j += kPanel) {
-    const int8_t* panel = bytes + j * row_bytes + (b * 34 + 2) * kPanel;
-    for (int64_t i = 0; i < kPanel; i += 2) {
+    const int8_t* panel = bytes + j * row_bytes + (b * 34 + 2) * kPanel + i % 32 * 2;
+    for (int64_t slot = 0; slot < kPanel; slot += 2) {
       ivec v[M];
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++) v[m] = widen_pairs(panel + 32 * i + 2 * m * W);
-      next.ask(b * 34 * n + (j + i) * 34, 68);
-      add(v, [&](int r) { return splat_pair(q + r * kTile + j + i); });
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) v[m] = widen_pairs(panel + 32 * slot + 2 * m * W);
+      if (i % 32 == 0) next.ask(b * 34 * n + (j + slot) * 34, 68);
+      add(v, [&](int r) { return splat_pair(q + r * kTile + j + slot); });
     }
   }
-  const int64_t w = n - j;  // of a narrow panel: one slot after the other
-  const int8_t* panel = bytes + j * row_bytes + (b * 34 + 2) * w;
-  for (int64_t i = 0; i < w; i++) {
-    ivec v[M];
-    for (int m = 0; m < M; m++) v[m] = widen_bytes(panel + 32 * i + m * W);
-    add(v, [&](int r) { return ivec{} + int32_t(uint16_t(q[r * kTile + j + i])); });
+  const int64_t w = n - j;  // of a narrow panel
+  const int8_t* panel = bytes + j * row_bytes + (b * 34 + 2) * w + i % 32;
+  for (int64_t slot = 0; slot < w; slot++) {
+    ivec v[M];  // pairs of an element and its sign, which counts nothing
+    for (int m = 0; m < M; m++) v[m] = widen_bytes(panel + 32 * slot + m * W);
+    if (i % 32 == 0) next.ask(b * 34 * n + (j + slot) * 34, 34);
+    add(v, [&](int r) { return ivec{} + int32_t(uint16_t(q[r * kTile + j + slot])); });
   }
 #pragma GCC unroll 8
   for (int r = 0; r < N; r++)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int m = 0; m < M; m++) {
-      float* at = mix + r * width + m * W;
+      float* at = mix + r * width + i + m * W;
       store(at, splat(keep[r]) * load(at) + __builtin_convertvector(products[r][m], vec) * splat(units[r]));
     }
 }
@@ -265,14 +266,9 @@ inline void mix_tile_q8(const float* weights, const float* keep, int64_t rows, c
   const int64_t row_bytes = d / 32 * 34;
   for (int64_t r = 0; r < rows; r += R, next.at = nullptr)
     with_rows(rows - r, [&](auto count) {
-      constexpr int N = decltype(count)::n;
-      float tops[N], units[N], scales[kTile] = {};
+      constexpr int N = decltype(count)::n, M = 2;
+      float units[N], scales[kTile] = {};
       int16_t q[N * kTile];
-      for (int p = 0; p < N; p++) {
-        vec most{};
-        for (int64_t j = 0; j < kTile; j += W) most = max(load(weights + (r + p) * kTile + j), most);
-        tops[p] = largest(most);
-      }
       for (int64_t b = 0; b < d / 32; b++) {
         for (int64_t j = 0; j < n; j += W) {
           const int64_t first = j / kPanel * kPanel, w = least(kPanel, n - first);
@@ -280,8 +276,9 @@ inline void mix_tile_q8(const float* weights, const float* keep, int64_t rows, c
         }
         for (int64_t j = 0; j < slots.from; j++) scales[j] = 0;  // what is not seen may hold anything
         for (int64_t j = slots.to; j < kTile; j++) scales[j] = 0;
-        weights_to_shorts<N>(weights + r * kTile, tops, scales, q, units);
-        mix_block_q8<N>(q, units, keep + r, values, d, b, n, next, mix + r * width + 32 * b, width);
+        weights_to_shorts<N>(weights + r * kTile, scales, q, units);
+        for (int64_t i = 32 * b; i < 32 * (b + 1); i += M * W)
+          mix_block_q8<N, M>(q, units, keep + r, values, d, i, n, next, mix + r * width, width);
       }
     });
 }

@@ -2,8 +2,9 @@
 //
 // Keys stand in slots (kv-blocks.h), which are visited in stretches of about kStretch slots, each from a fresh maximum,
 // in tiles of at most kTile slots of one block; a stretch's result is then merged with those before it. A long context
-// read by few queries is cut between threads at the stretches. Every sum runs over d, or over the slots, in order: one
-// query alone, or among many, on any number of threads gives the same bits. Working memory: O(T), and a tile a thread.
+// read by few queries is cut between threads at the stretches. Every sum runs over d, or over the slots, in order (that of
+// the weights by lanes): one query alone, or among many, on any number of threads gives the same bits. Working memory: O(T), and
+// a tile a thread.
 
 #include "attend-tile.h"
 #include "kernels.h"
@@ -179,8 +180,12 @@ void weigh_tile(const Attend& a, const Queries& qs, const Tile& tile, Next next,
     store(keep + r, top == before ? splat(1.0f) : exp(before - top));
   }
   for (int64_t r = 0; r < rows; r++) {
-    next.ask(256 * r, 256);
-    if (largest[r] == kNone) continue;
+    next.ask(256 * r, 256);  // a line of each stream, so that memory has something to do meanwhile
+    if (largest[r] == kNone) {
+      const Range sees = seen_of(a, qs, r / group, tile);
+      if (sees.from == sees.to) continue;
+      largest[r] = __builtin_nanf("");  // all that it sees is NaN or −∞: so is what follows, whatever comes after
+    }
     const vec sums = weigh(room.scores + r * kTile, largest[r]);
     store(totals + r * W, load(totals + r * W) * splat(keep[r]) + sums);
   }

@@ -18,11 +18,11 @@ constexpr int64_t kFewTokens = kTiles || W == 16 ? 6 : 4;
 struct alignas(64) ActBlock {
   int8_t q[32];
   float d, sd;  // sd: d · Σ q
-  // What sums begin with, −2^shift · Σ q of the block or of each of its halves, where weights are shifted to unsigned by 2^shift. AVX2
-  // adds in 16 bits: there both halves of a word are such a sum, low of elements 0 and 1 of each four, high of 2 and 3.
-  int32_t minus_q4_0, minus_long, minus_q6_k[2];
-  // minus_long: of q8_0, with AVX2, which multiplies it signed, of q5_k
-  static constexpr int shift_q4_0 = 3, shift_long = W == 8 ? 4 : 7, shift_q6_k = 5;
+  // What sums begin with, −2^shift · Σ q of the block or of each of its halves, where weights are shifted to unsigned by
+  // 2^shift. AVX2 adds in 16 bits: there both halves of a word are such a sum, low of elements 0 and 1 of each four, high of 2 and 3.
+  // And it multiplies q8_0 signed, but shifts q5_k.
+  int32_t minus_q4_0, minus_q8_0_or_q5_k, minus_q6_k[2];
+  static constexpr int shift_q4_0 = 3, shift_q8_0_or_q5_k = W == 8 ? 4 : 7, shift_q6_k = 5;
 };
 
 // Rows of activations, quantized.

@@ -108,8 +108,7 @@ inline void to_shorts(const float* x, int64_t n, const ShortRows& to) {
     to.scale[b] = most / 32767.0f + sum(poison);
     int32_t q[32];
     for (int i = 0; i < 32; i += W) {
-      const vec magic = splat(12582912.0f);  // as in exp(): rounds, and leaves the whole number in the low bits
-      const uvec rounded = (uvec)(load(x + i) * splat(inverse) + magic) - (uvec)magic;
+      const uvec rounded = rounded_bits(load(x + i) * splat(inverse));
       memcpy(q + i, &rounded, sizeof rounded);
     }
     for (int i = 0; i < 32; i++) to.q[b * 32 + i] = int16_t(q[i]);

@@ -26,8 +26,7 @@ constexpr int kTokens = kFewTokens;    // with two registers of rows and 6 of th
 // The same for one token, and with AVX-512 for up to three where a block has one scale: they wait for memory, and with AVX-512
 // these are so many streams of it.
 constexpr int kOneVectors = 4;
-// Tokens that a sum's last product is followed by before it is scaled: with AVX-512 what comes in between hides how long it takes.
-// AVX2 has no registers for that.
+// A token's sums are scaled so many tokens after their last product, which hides its latency. AVX2 has no registers for that.
 constexpr int kBehind = W == 16 ? 2 : kTokens;
 // Registers of rows that are taken apart together. All of a panel: tokens come into the first-level cache once for them.
 constexpr int kApart = W == 16 ? kVectors : kPanel / W;
@@ -58,8 +57,8 @@ inline ivec start(const ActBlock& x, int half) {
   else if constexpr (F::shift == ActBlock::shift_q4_0) return broadcast(&x.minus_q4_0);
   else if constexpr (F::shift == ActBlock::shift_q6_k) return broadcast(x.minus_q6_k + half);
   else {
-    static_assert(F::shift == ActBlock::shift_long);
-    return broadcast(&x.minus_long);
+    static_assert(F::shift == ActBlock::shift_q8_0_or_q5_k);
+    return broadcast(&x.minus_q8_0_or_q5_k);
   }
 }
 
@@ -360,10 +359,11 @@ Planes planes_of(Pool& pool, const Quantized& x, const P* products, int64_t coun
   return planes;
 }
 
-// A sum by 2^by: with AVX2 the two that a word holds, each in its 16 bits.
+// A sum times 2^by: with AVX2 the two that a word holds, each in its 16 bits.
 inline int32_t shifted(int32_t sum, int by) {
-  if (W != 8) return int32_t(uint32_t(sum) << by);
-  return int32_t((uint32_t(sum) << by & 0xffff) | (uint32_t(sum) >> 16 << (16 + by)));
+  const uint32_t bits = uint32_t(sum);
+  if (W != 8) return int32_t(bits << by);
+  return int32_t(((bits << by) & 0xffff) | ((bits >> 16) << (16 + by)));
 }
 
 // An infinity or NaN makes the whole block NaN, so that it is seen in the end.
@@ -378,7 +378,7 @@ inline void quantize_block(const float* x, float factor, ActBlock& to) {
   if (scale != scale) {
     memset(to.q, 0, 32);
     to.d = to.sd = scale;
-    to.minus_q4_0 = to.minus_long = to.minus_q6_k[0] = to.minus_q6_k[1] = 0;
+    to.minus_q4_0 = to.minus_q8_0_or_q5_k = to.minus_q6_k[0] = to.minus_q6_k[1] = 0;
     return;
   }
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
@@ -425,7 +425,7 @@ inline void quantize_block(const float* x, float factor, ActBlock& to) {
   to.d = scale * factor;
   to.sd = scale * factor * float(sums[0] + sums[1]);
   to.minus_q4_0 = shifted(both, ActBlock::shift_q4_0);
-  to.minus_long = shifted(both, ActBlock::shift_long);
+  to.minus_q8_0_or_q5_k = shifted(both, ActBlock::shift_q8_0_or_q5_k);
   for (int half = 0; half < 2; half++) to.minus_q6_k[half] = shifted(minus[half], ActBlock::shift_q6_k);
 }
 

@@ -116,11 +116,14 @@ static inline vec widen_part(const T* p, int64_t n) {
   return widen(padded);
 }
 
-// eˣ to 2 ulp: 2ⁿ·eʳ with |r| <= ln 2 / 2 by its Taylor series to r⁷; 0 below −87.3 (no subnormals), and e^88.7 above.
+// Added to a number of at most 2²², it rounds that to a whole one, which the low bits of the sum then are.
+constexpr float kRounding = 12582912.0f;  // 1.5·2²³
+static inline uvec rounded_bits(vec x) { return (uvec)(x + splat(kRounding)) - (uvec)splat(kRounding); }
+
+// eˣ to 2 ulp: 2ⁿ·eʳ with |r| <= ln 2 / 2 by its Taylor series to r⁷; 0 below −87.3 (no subnormals), ∞ above 88.37.
 static inline vec exp(vec x) {
   const vec bounded = min(splat(88.7f), x);  // NaN stays
-  const vec magic = splat(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number, which the low bits are then
-  const vec shifted = bounded * splat(1.44269504f) + magic, n = shifted - magic;
+  const vec shifted = bounded * splat(1.44269504f) + splat(kRounding), n = shifted - splat(kRounding);
   const vec r = (bounded - n * splat(0.693359375f)) + n * splat(2.12194440e-4f);
   vec p = splat(1.0f / 5040);
   p = p * r + splat(1.0f / 720);
@@ -130,7 +133,8 @@ static inline vec exp(vec x) {
   p = p * r + splat(0.5f);
   p = p * r + splat(1.0f);
   p = p * r + splat(1.0f);
-  const vec y = x < splat(-87.3f) ? vec{} : (vec)((uvec)p + ((uvec)shifted << 23));
+  const uvec exponent = ((uvec)shifted + 127) << 23;  // of 2ⁿ: only n's bits stay
+  const vec y = x < splat(-87.3f) ? vec{} : p * (vec)exponent;
   return x != x ? x : y;
 }
 

@@ -3,7 +3,8 @@
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type NativeBackend, openNative } from "../../src/backends/native/backend.ts";
 import type { Backend, KVDType, LayerCache, Segment } from "../../src/tensor/backend.ts";
-import { attend } from "../../src/tensor/ops.ts";
+import { attend, rows } from "../../src/tensor/ops.ts";
+import type { Tensor } from "../../src/tensor/tensor.ts";
 import { onEachIsa } from "../addon.ts";
 import { agree, difference, numbers, reference } from "./drawn.ts";
 
@@ -123,9 +124,64 @@ onEachIsa(
       for (const [blockSize, headDim] of [
         [5, 32],
         [16, 64],
+        [24, 96], // whole panels and a narrow one in a tile
+        [40, 32],
         [64, 128],
-      ] as const)
+      ] as const) {
         await compare(steps, { blockSize, blocks: 64, dtype: "q8_0", headDim }, 2e-4);
+        await compare(steps, { chunk: 40, blockSize, blocks: 64, dtype: "q8_0", headDim }, 2e-4);
+      }
+    });
+
+    it("q8_0: a value of great weight is exact beside one that is great and of small weight", async () => {
+      const [T, d] = [8, 32];
+      const only = (at: number, x: number) =>
+        new Float32Array(T * d).map((_, i) => (i % d === 0 && (at < 0 || i === at * d) ? x : 0));
+      const values = numbers(T * d, 31).map((v, i) => v * (i >= 2 * d && i < 3 * d ? 0.001 : 10));
+      await agree(
+        native,
+        (b) => {
+          const pool = b.kvPool({ layers: 1, blocks: 1, blockSize: 16, heads: 1, headDim: d, dtype: "q8_0" });
+          const cache = { pool, layer: 0, table: () => Int32Array.of(0) };
+          const [q, k, v] = [only(-1, 30), only(2, 3), values].map((x) => b.from(x, [T, 1, d])) as [
+            Tensor,
+            Tensor,
+            Tensor,
+          ];
+          // what the last query sees: e^15.9 times as much of the third value, of 0.001, as of the others, of 10
+          return rows(attend(q, k, v, { segments: laid([0, T, 0]), cache }), Int32Array.of(T - 1));
+        },
+        1e-4, // of the largest: int16 for weights and queries
+      );
+    });
+
+    it("a key that is not a number shows in all queries that see it, wherever it stands", async () => {
+      const d = 32;
+      const spoiled = async (dtype: KVDType, T: number, slot: number) => {
+        const pool = native.kvPool({
+          layers: 1,
+          blocks: Math.ceil(T / 64),
+          blockSize: 64,
+          heads: 1,
+          headDim: d,
+          dtype,
+        });
+        const cache = { pool, layer: 0, table: () => Int32Array.from({ length: pool.spec.blocks }, (_, i) => i) };
+        const [q, k, v] = [28, 29, 30].map((seed) => numbers(T * d, seed)) as [
+          Float32Array,
+          Float32Array,
+          Float32Array,
+        ];
+        k.fill(Number.NaN, slot * d, (slot + 1) * d);
+        const [x, keys, values] = [q, k, v].map((x) => native.from(x, [T, 1, d])) as [Tensor, Tensor, Tensor];
+        const y = await native.read(attend(x, keys, values, { segments: laid([0, T, 0]), cache }));
+        pool.close();
+        return [y.subarray(0, slot * d).every(Number.isFinite), y.subarray(slot * d).some(Number.isFinite)];
+      };
+      for (const dtype of ["f32", "f16", "q8_0"] as const) {
+        for (let slot = 0; slot < 64; slot++) expect(await spoiled(dtype, 130, slot)).toEqual([true, false]);
+        expect(await spoiled(dtype, 1100, 1024)).toEqual([true, false]); // alone in its stretch
+      }
     });
 
     it("a number that float16 cannot hold shows in the results, in place of what its slot held", async () => {
@@ -178,7 +234,7 @@ onEachIsa(
     it.each([
       ["f32", 20, undefined],
       ["f16", 64, undefined],
-      ["q8_0", 32, undefined],
+      ["q8_0", 64, undefined],
       ["f16", 48, 1280],
     ] as const)(
       "%s, width %i, chunk %s: a query's result is the same, to the bit, for any slices, company and threads",
@@ -188,8 +244,9 @@ onEachIsa(
         /** The sequence in slices; with `company` each step begins with tokens of another sequence. */
         const run = async (slices: readonly number[], threads: number, company: number) => {
           const b = openNative({ threads, isa });
-          const pool = b.kvPool({ layers: 1, blocks: 200, blockSize: 32, heads: K, headDim: d, dtype });
-          const table = (sequence: number) => Int32Array.from({ length: 100 }, (_, i) => 2 * i + sequence);
+          const blockSize = dtype === "q8_0" ? 24 : 32; // narrow panels
+          const pool = b.kvPool({ layers: 1, blocks: 220, blockSize, heads: K, headDim: d, dtype });
+          const table = (sequence: number) => Int32Array.from({ length: 110 }, (_, i) => 2 * i + sequence);
           const cache = { pool, layer: 0, table };
           const y = new Float32Array(T * H * d);
           let position = 0;

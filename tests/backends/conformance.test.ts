@@ -125,6 +125,10 @@ onEachIsa(
       expect(got.slice(3, 7)).toEqual(Float32Array.of(0, 88, 104, 1e30));
       for (const small of got.slice(0, 3)) expect(Math.abs(small)).toBeLessThan(1e-8);
       expect(got[7]).toBeNaN();
+      const ends = await native.read(
+        swiglu(native.from(Float32Array.of(-3e38, -89, -Infinity, Infinity), [4]), native.from(one.slice(4), [4])),
+      );
+      expect(ends).toEqual(Float32Array.of(-0, -0, Number.NaN, Infinity));
     });
 
     it.each([1, 3, 17, 33, 255, 257, 5120])("rmsNorm, layerNorm: rows of %i", async (n) => {
