@@ -159,7 +159,9 @@ export class Server {
   async tokenize(request: Request, client: string): Promise<object> {
     return this.#short(request, client, async (body, exchange) => {
       const { signal } = exchange;
-      const asked = parsed(tokenizeSchema, body);
+      const [conversation, text] = tokenizeSchema.options;
+      const isChat = typeof body === "object" && body !== null && "messages" in body;
+      const asked = isChat ? parsed(conversation, body) : parsed(text, body);
       let tokens: Int32Array;
       if ("messages" in asked)
         tokens = await this.#encodeChat(chatOf(asked), exchange, mediaOf(detailsOf(asked.messages)));

@@ -58,6 +58,12 @@ describe("the server", () => {
     expect(await tokens({ prompt: "ab", add_special_tokens: false })).toEqual([97, 98]);
     expect(await tokens(hello)).toEqual([0]);
     expect(await json(await handler(post("/detokenize", { tokens: [97, 98] })))).toEqual({ prompt: "ab" });
+    for (const [body, param] of [
+      [{ text: "ab" }, "prompt"],
+      [{ prompt: 5 }, "prompt"],
+      [{ messages: 5 }, "messages"],
+    ] as const)
+      expect((await json(await handler(post("/tokenize", body)))).error.param).toBe(param);
   });
 
   it("says when its model has ended, and takes nothing new", async () => {
