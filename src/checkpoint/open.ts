@@ -117,7 +117,13 @@ async function openByKind(path: string, { mmproj, adapter }: CheckpointOptions, 
   if (existsSync(join(path, "params.json"))) return openMeta(path, open);
   const inside = await readdir(path);
   const ggufs = inside.filter((name) => name.endsWith(".gguf"));
-  const hint = ggufs.length > 0 ? `; it holds ${ggufs.slice(0, 3).join(", ")}: name the file` : "";
+  const isRun = existsSync(join(path, "model", "config.json")); // of `llama4 train`
+  const hint =
+    ggufs.length > 0
+      ? `; it holds ${ggufs.slice(0, 3).join(", ")}: name the file`
+      : isRun
+        ? `; ${join(path, "model")} is one: name that`
+        : "";
   throw new CheckpointError(
     `${path}: neither config.json (Hugging Face) nor params.json (Meta) is in this folder${hint}`,
   );

@@ -1,5 +1,6 @@
 // Files of documents: JSON lines with their images' tiles beside them, or a plain text.
 
+import { isUtf8 } from "node:buffer";
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { basename } from "node:path";
 import { type FileSource, memorySource, openFile } from "../checkpoint/source.ts";
@@ -23,10 +24,13 @@ export async function openDocuments(path: string, files: FileSource[]): Promise<
 
 /** A plain text: its paragraphs, some together, as documents. */
 function asDocuments(path: string) {
-  if (!statSync(path, { throwIfNoEntry: false })?.isFile())
-    throw new RequestError(`${path}: no such file; expected documents (.jsonl) or a text`);
+  const found = statSync(path, { throwIfNoEntry: false });
+  if (!found?.isFile())
+    throw new RequestError(`${path}: ${found ? "no file" : "no such file"}; expected documents (.jsonl) or a text`);
+  const bytes = readFileSync(path);
+  if (!isUtf8(bytes)) throw new RequestError(`${path}: no UTF-8 text; expected documents (.jsonl) or a text`);
   const documents: string[] = [];
-  for (const paragraph of readFileSync(path, "utf8").split(/\n\s*\n/)) {
+  for (const paragraph of bytes.toString("utf8").split(/\n\s*\n/)) {
     if (paragraph.trim() === "") continue;
     const before = documents.at(-1);
     if (before !== undefined && before.length < 4000) documents[documents.length - 1] = `${before}\n\n${paragraph}`;

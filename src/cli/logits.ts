@@ -88,7 +88,13 @@ async function written(session: Session, options: LogitsOptions): Promise<Answer
   ];
   await writeSafetensorsFile(out, tensors, { signal });
   return {
-    json: { out, tokens: [...tokens], shape: [rows, vocabSize], exact: !fast, backend: model.info.backend },
+    json: {
+      out,
+      tokens: [...tokens],
+      shape: [rows, vocabSize],
+      exact: !fast && kvDtype === "f32",
+      backend: model.info.backend,
+    },
     text: `${out}: logits [${rows}, ${vocabSize}], ${bytes(4 * rows * vocabSize)}`,
   };
 }

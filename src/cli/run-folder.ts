@@ -17,6 +17,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   truncateSync,
   writeFileSync,
   writeSync,
@@ -88,6 +89,12 @@ export class RunFolder {
 
   get exists(): boolean {
     return existsSync(this.#checkpoints) || existsSync(this.#logPath);
+  }
+
+  /** A step was made: there is something to go on with. */
+  get hasBegun(): boolean {
+    const log = statSync(this.#logPath, { throwIfNoEntry: false });
+    return (log !== undefined && log.size > 0) || (existsSync(this.#checkpoints) && this.#steps().length > 0);
   }
 
   async create(): Promise<void> {

@@ -20,7 +20,9 @@ export class Meter {
   readonly #peak: number | undefined;
   readonly #type: "f32" | "bf16"; // that products are computed in
   readonly #losses: number[] = [];
-  #loss: number | undefined;
+  /** The mean of about the last twenty losses: their sum, in which old ones fade, and how many it is of. */
+  #lossSum = 0;
+  #lossCount = 0;
   #seconds: number | undefined; // a step, smoothed
   #held = "";
   #sample = "";
@@ -38,12 +40,13 @@ export class Meter {
   }
 
   step(step: Step): void {
-    this.#loss = this.#loss === undefined ? step.loss : smoothing * this.#loss + (1 - smoothing) * step.loss;
+    this.#lossSum = smoothing * this.#lossSum + step.loss;
+    this.#lossCount = smoothing * this.#lossCount + 1;
     this.#seconds =
       this.#seconds === undefined || step.step === this.#from + 2
         ? step.seconds
         : smoothing * this.#seconds + (1 - smoothing) * step.seconds;
-    this.#losses.push(this.#loss);
+    this.#losses.push(this.#lossSum / this.#lossCount);
     const now = performance.now();
     if (now < this.#next && step.step < this.#steps) return;
     this.#next = now + (this.#isTerminal ? drawMs : quietMs);
@@ -61,8 +64,8 @@ export class Meter {
 
   /** Leaves the last drawing where it is. */
   stop(savedStep: number): void {
-    if (this.#drawn > 0 || !this.#isTerminal)
-      process.stderr.write(`checkpoint at step ${savedStep.toLocaleString("en")}\n`);
+    const saved = savedStep > 0 ? `checkpoint at step ${savedStep.toLocaleString("en")}` : "no checkpoint yet";
+    if (this.#drawn > 0 || !this.#isTerminal) process.stderr.write(`${saved}\n`);
     this.#drawn = 0;
   }
 
@@ -72,7 +75,7 @@ export class Meter {
     const left = (this.#steps - step.step) * this.#seconds!;
     return [
       `step ${step.step.toLocaleString("en")}/${this.#steps.toLocaleString("en")}`,
-      `loss ${this.#loss!.toFixed(3)}`,
+      `loss ${step.loss.toFixed(3)} (mean ${(this.#lossSum / this.#lossCount).toFixed(3)})`,
       ...taughtOf(step),
       `rate ${step.rate.toExponential(1)}`,
       `${Math.round(perSecond).toLocaleString("en")} tokens/s${share ? ` (${(100 * share).toFixed(0)} % of the ${this.#type} peak)` : ""}`,

@@ -51,9 +51,8 @@ export async function started(config: TrainConfig, place: Place, vocabulary?: To
 }
 
 async function newModel(config: TrainConfig, place: Place, vocabulary: Tokenizer | undefined): Promise<Started> {
-  const { at, folder, data, backend, saved, signal } = place;
-  const tokenizer =
-    (config.tokenizer === undefined && vocabulary) || (await tokenizerOf(config, at, folder, data, signal));
+  const { data, backend, saved } = place;
+  const tokenizer = (config.tokenizer === undefined && vocabulary) || (await tokenizerOf(config, place));
   const tileSize = [...data.values()].map((documents) => documents.tileSize).find((size) => size !== undefined);
   const model = modelConfig(
     config.model!, // there where `from` is not
@@ -135,16 +134,10 @@ function ranges(numbers: readonly number[]): string {
 
 const mostLearntFrom = 64e6; // characters of the data that a vocabulary is learnt from
 
-async function tokenizerOf(
-  { tokenizer }: TrainConfig,
-  at: (path: string) => string,
-  folder: RunFolder,
-  data: ReadonlyMap<string, Documents>,
-  signal: AbortSignal,
-): Promise<Tokenizer> {
+async function tokenizerOf({ tokenizer }: TrainConfig, { at, folder, data, saved, signal }: Place): Promise<Tokenizer> {
   if (typeof tokenizer === "string") return readTokenizer(at(tokenizer));
   const own = join(folder.path, "tokenizer.json");
-  if (existsSync(own)) return readTokenizer(own);
+  if (saved && existsSync(own)) return readTokenizer(own); // one without a checkpoint may be of other data
   const bar = progress("learning the vocabulary");
   try {
     const learnt = await trainTokenizer(textsOf(data), { vocabSize: tokenizer!, signal, onProgress: bar.update });

@@ -60,7 +60,7 @@ export function train(program: Command, run: Run): void {
 /** The options of every run. */
 export function withRun(command: Command): Command {
   return command
-    .option("--out <folder>", "where the run is kept (default: the config's)")
+    .option("--out <folder>", "where the run is kept (default: the config's, else run)")
     .option("--resume", "goes on from the newest checkpoint in that folder")
     .addOption(new Option("--backend <name>", "default: native").choices(["native", "reference"]))
     .option("--threads <n>", "threads that compute (default: all cores)", whole(1))
@@ -92,7 +92,7 @@ export async function trained(
   const saved = options.resume ? await folder.latest() : undefined;
   if (options.resume && !saved && !folder.exists)
     throw new RequestError(`${folder.path}: no run to resume; leave out --resume to begin one`);
-  if (!options.resume && folder.exists)
+  if (!options.resume && folder.hasBegun)
     throw new RequestError(`${folder.path} holds a run already; go on with it by --resume, or choose another --out`);
   const files: FileSource[] = [];
   let teacher: OpenTeacher | undefined;
@@ -105,6 +105,7 @@ export async function trained(
       await opened(config.heldOut, open),
       config.holdOut,
     );
+    if (heldOut.size === 0 && config.holdOut > 0) process.stderr.write(`${nothingApart(data, config.holdOut)}\n`);
     const apart = config.holdOut > 0 ? [...heldOut.values()][0] : undefined;
     const samples = config.samples === undefined ? apart : await open(config.samples);
     teacher = config.teacher && (await openTeacher(config.teacher, at, backend));
@@ -372,6 +373,11 @@ function heldApart(
     held.set(held.has(name) ? `${name}, every ${n}th` : name, parts.heldOut);
   }
   return [learnt, held];
+}
+
+function nothingApart(data: ReadonlyMap<string, Documents>, n: number): string {
+  const count = [...data.values()].reduce((sum, { length }) => sum + length, 0);
+  return `nothing is held out: of every ${n} documents one would be, and there are ${count}; held-out losses and samples need more, or a config with "heldOut" or a smaller "holdOut"`;
 }
 
 /** Whether a chat is among the documents. */

@@ -1,6 +1,6 @@
 // The same weights, whatever file they come from.
 
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -273,6 +273,15 @@ describe("what is not a checkpoint", () => {
       /no such file or folder; expected a folder with/,
     ],
     ["an empty folder", (folder) => empty(folder), /neither config.json \(Hugging Face\) nor params.json \(Meta\)/],
+    [
+      "the folder of a training run",
+      (folder) => {
+        empty(folder);
+        mkdirSync(join(folder, "model"));
+        writeFileSync(join(folder, "model", "config.json"), "{}");
+      },
+      /neither config.json .*model is one: name that/,
+    ],
     [
       "a folder without weights",
       (folder) => rmSync(join(folder, "model.safetensors")),

@@ -229,6 +229,14 @@ describe("llama4 logits", () => {
     expect([...new Int32Array(bytes("tokens"))]).toEqual([1, 2, 3, 4]);
   });
 
+  it("says whether they are exact: not by rounded activations, nor by rounded keys and values", async () => {
+    const exact = async (...args: string[]) =>
+      objectOf(await logits("--tokens", "1,2", "--out", place.at("exact.safetensors"), "--json", ...args))["exact"];
+    expect(await exact()).toBe(true);
+    expect(await exact("--force", "--fast")).toBe(false);
+    expect(await exact("--force", "--kv-dtype", "f16")).toBe(false);
+  });
+
   it("gives with --last the last row of all", async () => {
     const [all, last] = [place.at("rows.safetensors"), place.at("last.safetensors")];
     await logits("--tokens", "5,6,7", "--out", all);

@@ -205,6 +205,17 @@ describe("llama4 train", () => {
     expect(await failing("--config", typo, "--out", at("typo"))).toMatch(
       /phases\[0\].mix names "dogs"; expected one of docs/,
     );
+    const broken = write("broken.json", { ...config, data: { docs: "broken.jsonl" } });
+    writeFileSync(at("broken.jsonl"), '{"text":"a b c"}\n{"te');
+    // What failed before its first step is no run.
+    for (const _ of [1, 2])
+      expect(objectOf(await train("--config", broken, "--out", at("broken")))["error"]).toMatchObject({
+        name: "TrainingError",
+        message: expect.stringMatching(/broken.jsonl: line 2, at byte 17: no JSON/),
+      });
+    writeFileSync(at("picture.png"), Buffer.from([0x89, 0x50, 0x4e, 0x47, 0xff, 0xfe]));
+    expect(await failing("--depth", "4", "--data", at("picture.png"), "--out", at("picture"))).toMatch(/no UTF-8 text/);
+    expect(await failing("--depth", "4", "--data", place, "--out", at("picture"))).toMatch(/: no file; expected/);
     const key = write("key.json", { ...config, batchToken: 3 });
     expect(await failing("--config", key, "--out", at("key"))).toMatch(
       /"batchToken" is not known here; expected .*batchTokens/,
