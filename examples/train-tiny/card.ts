@@ -1,5 +1,5 @@
 // Evaluates the trained model, once, and writes what it is: `node --import ../../scripts/ts.mjs card.ts [WORK [MODEL]]`.
-// WORK/text, WORK/eyes, WORK/run and WORK/last say how it was trained, WORK/notes.md what else there is to say of that.
+// WORK/text, WORK/eyes, WORK/run, WORK/last and WORK/more say how it was trained, WORK/notes.md what else there is to say of that.
 // Figures are kept in WORK/evaluation.json, and measured again for other weights. MODEL gets CARD.md and loss.svg.
 
 import { execFileSync } from "node:child_process";
@@ -131,10 +131,11 @@ const logOf = (run: string) =>
     .split("\n")
     .filter(Boolean)
     .map((line) => JSON.parse(line));
-const [log, lastLog] = [logOf("run"), logOf("last")];
+const log = logOf("more");
 const stepsOf = (lines: readonly { type: string }[]) =>
   lines.filter(({ type }) => type === "step") as unknown as Step[];
-const [textSteps, steps, lastSteps] = [logOf("text"), log, lastLog].map(stepsOf) as [Step[], Step[], Step[]];
+type Runs = [text: Step[], both: Step[], last: Step[], more: Step[]];
+const [textSteps, steps, lastSteps, moreSteps] = [logOf("text"), logOf("run"), logOf("last"), log].map(stepsOf) as Runs;
 const sum = (of: readonly Step[], key: keyof Step) => of.reduce((total, step) => total + step[key], 0);
 const seen = JSON.parse(readFileSync(join(work, "eyes/seen.json"), "utf8")) as {
   readonly steps: number;
@@ -266,8 +267,9 @@ const training = [
   ],
   learnt("both together", "config.json", steps),
   learnt("more of what was weakest", "last.json", lastSteps),
+  learnt("more of everything, and kinds of more things", "more.json", moreSteps),
 ];
-const shown = lastLog.findLast(({ type }) => type === "samples").samples as {
+const shown = log.findLast(({ type }) => type === "samples").samples as {
   prompt: string;
   expected: string;
   text: string;
@@ -311,13 +313,14 @@ says first what it sees ("A dog first and a frog second: a frog second."), only 
 the rows with the names. These are questions with one to four pictures about things that it was taught, drawn
 upright. A thing that is small in a wide picture it may take for another. The five likeliest were not asked with grey pictures.
 
-Twemoji, OpenMoji and the photographs were never learnt from; but earlier models were measured with the first two, and all three
-were measured once before \`last.json\`. New scenes are of drawings that it learnt from, and by such scenes its mix was chosen: \`last.json\`
-came of the colours of grounds and the shapes in the very rows below.
+Twemoji, OpenMoji and the photographs were never learnt from; but earlier models were measured with the first two, and with all three
+those that \`config.json\` and \`last.json\` had made. New scenes are of drawings that it learnt from, and by such scenes its mix was chosen: \`last.json\`
+came of the colours of grounds and the shapes in the very rows below, and \`more.json\` teaches kinds because of the row about things
+never seen. These are 21 things, six of them buses and railways: its interval says nothing of other things.
 
 ${table(pictures)}
 
-Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; this model saw ${million(sum([...textSteps, ...steps, ...lastSteps], "tokens"))}.
+Expected values are what the recipe's authors guessed beforehand for 30 to 40 million tokens; this model saw ${million(sum([...textSteps, ...steps, ...lastSteps, ...moreSteps], "tokens"))}.
 
 ## Texts
 
@@ -355,7 +358,7 @@ ${table(training)}
 The text model begins with nothing, and so does the encoder, which learns from plain classifiers first; then both learn together, on
 answers. AdamW in float32, products in bfloat16 where the processor multiplies it faster, as here. The weights that ship are a moving average, rounded to bfloat16.
 ${notes}
-The loss of both together, before \`last.json\`:
+The loss of \`more.json\`, the last run:
 
 ![The loss over the run](loss.svg)
 

@@ -103,10 +103,14 @@ const groupsOf: Readonly<Record<string, Group>> = {
 const unclear =
   /^(person|man|woman|women|men|people)|:|\d|face$|stop|sign|light$|station|arrival|departure|pump|roadway|track|symbol|button|cards?$|ticket|medal|pin|clip|ruler|folder|calendar|chart|page|scroll|document|notebook|newspaper|ledger|tabs|clipboard|opener|unknown|wheel|divider|seat|fountain|dodo|microbe|pool 8|paw|nest|feather|footprints|bone|coral|wing|droplet|tag$|bookmark|brush|locked|unlocked|key$|cinema|projector|film|camera with|rewind|control knobs|level slider|keyboard|optical|floppy|card index|triangular|straight|link|chains|hook|magnet|alembic|petri|dna|bandage|stethoscope|x-ray|crutch|razor|lotion|sponge|identification|placard|moai|urn|headstone|coffin|cigarette|pistol|bomb|dagger|swords|bow and|shield|syringe|pill|drop of/;
 
+/** Of whose kind its place among the emoji says nothing true: a fuel pump is no vehicle. */
+const unkind =
+  /^(paw prints|feather|wing|microbe|coral|empty nest|nest with eggs|station|motorway|oil drum|fuel pump|wheel|police car light|(horizontal|vertical) traffic light|stop sign|ring buoy|seat|folding hand fan|shopping bags|hair pick|drop of blood)$/;
+
 /**
  * The things that the model learns to name, each drawn by at least five of the designers that may be learnt from, and
- * `others` of the same kinds, by at least one, whose names it does not learn: too unclear, or in other words. What is held
- * out shares no word with them.
+ * `others` of the same kinds, by at least one, whose names it does not learn: too unclear, in three words, drawn by too few, or the
+ * face of one that it does. What is held out shares no word with them.
  */
 export async function readConcepts(packages: Packages): Promise<{ concepts: Concept[]; others: Concept[] }> {
   const subgroups = read(join(packages.npm("emojibase-data"), "meta/groups.json")) as {
@@ -140,7 +144,7 @@ export async function readConcepts(packages: Packages): Promise<{ concepts: Conc
     if (isClear && isDrawnBy >= 5 && sprites.has("twemoji")) {
       labels.add(label);
       found.push({ ...thing, heldOut: hash(`concept ${label}`) % 12 === 0 });
-    } else if (isDrawnBy > 0) others.push({ ...thing, heldOut: false });
+    } else if (isDrawnBy > 0 && !unkind.test(label)) others.push({ ...thing, heldOut: false });
   }
   const heldOut = new Set(found.filter(({ heldOut }) => heldOut).flatMap(({ label }) => wordsOf(label)));
   return {
