@@ -92,7 +92,7 @@ describe("whatever the row, no value is further off than its block's steps allow
           const y = decoded(dtype, encoded(dtype, x), 32);
           const [low, high] = [Math.min(...x), Math.max(...x)];
           const span = dtype.endsWith("1") ? high - low : Math.max(-low, high);
-          const rounding = 2 ** -11 * Math.max(-low, high) + 2 ** -24 * 32; // float16's step, and its smallest number
+          const rounding = 2 ** -11 * Math.max(-low, high) + 2 ** -25 * 127; // float16's step, or half its smallest number, of d
           for (let i = 0; i < 32; i++)
             expect(Math.abs(y[i]! - x[i]!)).toBeLessThanOrEqual(worst[dtype] * span + rounding);
         }),
