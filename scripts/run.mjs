@@ -57,7 +57,9 @@ function build() {
     "package-lock.json",
   ]);
   if (step.stale) {
-    console.error("building: native kernels, TypeScript, then the page (two minutes the first time, more where something else runs)");
+    console.error(
+      "building: native kernels, TypeScript, then the page (two minutes the first time, more where something else runs)",
+    );
     must("npm", ["run", "--silent", "build"], quietly);
     step.keep();
     page.keep();
