@@ -78,6 +78,7 @@ describe("the error, plain and weighted as llama.cpp weighs it, is at most that 
 describe("whatever the row, no value is further off than its block's steps allow", () => {
   // Half a step of the format, and what rounding d (and m) to float16 moves the values by.
   const worst = { q8_0: 0.51 / 127, q4_0: 1.01 / 8, q5_0: 1.01 / 16, q4_1: 0.52 / 15, q5_1: 0.53 / 31 } as const;
+  const steps = { q8_0: 127, q4_0: 8, q5_0: 16, q4_1: 15, q5_1: 31 } as const; // most of d in a value
   const float = fc.float({ min: -60000, max: 60000, noNaN: true, noDefaultInfinity: true });
   const row = fc.tuple(
     fc.array(fc.oneof(float, fc.constantFrom(0, -0, 1, -1)), { minLength: 32, maxLength: 32 }),
@@ -92,7 +93,7 @@ describe("whatever the row, no value is further off than its block's steps allow
           const y = decoded(dtype, encoded(dtype, x), 32);
           const [low, high] = [Math.min(...x), Math.max(...x)];
           const span = dtype.endsWith("1") ? high - low : Math.max(-low, high);
-          const rounding = 2 ** -11 * Math.max(-low, high) + 2 ** -25 * 127; // float16's step, or half its smallest number, of d
+          const rounding = 2 ** -11 * Math.max(-low, high) + 2 ** -25 * (steps[dtype] + 1); // float16's step, or half its smallest number, of d and m
           for (let i = 0; i < 32; i++)
             expect(Math.abs(y[i]! - x[i]!)).toBeLessThanOrEqual(worst[dtype] * span + rounding);
         }),
