@@ -167,6 +167,7 @@ void score(const KVBlocks& kv, const Tile& tile, int64_t rows, const Room& room)
 }
 
 // The scores of a tile become weights; room.keep: what the rows' earlier sums are to be multiplied by.
+// `next`: the keys to ask for meanwhile.
 void weigh_tile(const Attend& a, const Queries& qs, const Tile& tile, Next next, const Room& room) {
   const int64_t group = a.H / a.K, rows = qs.count * group;
   float *keep = room.keep, *largest = room.stretch.largest, *totals = room.stretch.totals;
